@@ -1,0 +1,41 @@
+# Two commands for a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+TORCH := $(shell grep '^torch==' .ci/constraints.txt)
+
+.PHONY: demo test check bench wheel clean
+
+$(VENV)/demo: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[langchain,llama-index,cli]'
+	touch $@
+
+# torch comes first, by its exact pin: a bare `torch` would bring gigabytes of CUDA packages.
+$(VENV)/all: $(VENV)/demo
+	$(PIP) pip
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[all]' --group test
+	touch $@
+
+demo: $(VENV)/demo ## rerank real text with the bundled model, sockets blocked
+	$(VENV)/bin/rerank-adapters demo
+
+check: $(VENV)/all ## linters, types, layers
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+test: check ## set up and run every test
+	$(RUN) -m pytest
+
+bench: $(VENV)/all ## speed beside sentence-transformers, on this machine
+	$(RUN) tests/benchmarks/speed.py
+
+wheel: $(VENV)/all ## build the wheel and score with it in empty environments
+	.ci/wheel $(RUN)
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,53 @@
+"""Fast, exact, dependable reranking for RAG: one cross-encoder core, PyTorch or ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .config import RerankerConfig
+from .errors import (
+    BackendError,
+    ClosedError,
+    ConfigError,
+    InputError,
+    MissingDependencyError,
+    ModelError,
+    OverloadedError,
+    RerankError,
+)
+from .values import RankedDocument, Ranking
+
+if TYPE_CHECKING:
+    from .reranker import Reranker
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "ClosedError",
+    "ConfigError",
+    "InputError",
+    "MissingDependencyError",
+    "ModelError",
+    "OverloadedError",
+    "RankedDocument",
+    "Ranking",
+    "RerankError",
+    "Reranker",
+    "RerankerConfig",
+    "__version__",
+]
+
+_LAZY = {"Reranker": "reranker"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs a runtime on first use: importing the package costs numpy at most."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

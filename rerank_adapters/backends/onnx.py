@@ -1,0 +1,245 @@
+"""ONNX Runtime: no torch, no transformers, no optimum."""
+
+from __future__ import annotations
+
+import logging
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..errors import BackendError, ClosedError, ConfigError, ModelError
+from ..values import TokenBatch
+
+logger = logging.getLogger(__name__)
+
+FILES: Mapping[str, tuple[str, ...]] = {
+    "float32": ("model.onnx",),
+    "float16": ("model_fp16.onnx", "model_float16.onnx"),
+    "int8": (
+        "model_int8.onnx",
+        "model_qint8_avx512_vnni.onnx",
+        "model_quantized.onnx",
+        "model_qint8_avx512.onnx",
+        "model_quint8_avx2.onnx",
+        "model_qint8_arm64.onnx",
+    ),
+}
+"""The hub's file names for each dtype, the most wanted first; looked for in `onnx/` and beside it."""
+
+DYNAMIC_INT8_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMulIntegerToFloat")
+"""Operators that take one activation scale per batch, so a score would depend on its batch mates."""
+
+
+def choose_file(files: frozenset[str], *, dtype: str, file_name: str | None) -> str:
+    """The ONNX file for *dtype* among a checkpoint's *files*, as a path inside it.
+
+    Raises ModelError listing the ONNX files there are, and ConfigError for a dtype ONNX lacks.
+    """
+    there = sorted(name for name in files if name.endswith(".onnx"))
+    if file_name is not None:
+        wanted: tuple[str, ...] = (file_name,)
+    elif dtype == "bfloat16":
+        raise ConfigError('dtype "bfloat16" needs backend "torch": got backend="onnx"')
+    else:
+        wanted = FILES["float32" if dtype == "auto" else dtype]
+    for name in wanted:
+        for place in (f"onnx/{name}", name):
+            if place in there:
+                return place
+    found = ", ".join(there) or "none"
+    cure = "rerank-adapters export makes one" if file_name is None else "name one of those"
+    raise ModelError(f"no ONNX file {' or '.join(wanted)} in the checkpoint (found: {found}): {cure}")
+
+
+class OnnxBackend:
+    """One session of onnxruntime; `logits` may be called from several threads at once."""
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        device: str = "auto",
+        num_threads: int | None = None,
+        pad_id: int = 0,
+        pad_side: Literal["left", "right"] = "right",
+    ) -> None:
+        self.device = _device(device)
+        self._file = file
+        self._pad_id = pad_id
+        self._pad_side = pad_side
+        self._threads = num_threads or available_cpus()
+        self._session: ort.InferenceSession | None = _session(file, self.device, self._threads)
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._dtypes = {
+            node.name: np.int32 if "int32" in node.type else np.int64
+            for node in self._session.get_inputs()
+        }
+        self._output = self._session.get_outputs()[0].name
+        self.one_by_one = _has_batch_scale(file)
+        self._check_graph()
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Raw outputs, float32 of shape (pairs, labels); rows keep the batch's order."""
+        if self.one_by_one and len(batch) > 1:
+            return np.concatenate([self._run(batch.take([row])) for row in range(len(batch))])
+        return self._run(batch)
+
+    def info(self) -> dict[str, str]:
+        """The provider in use, the device, the file and the threads."""
+        session = self._live_session()
+        facts = {
+            "backend": "onnx",
+            "device": self.device,
+            "provider": session.get_providers()[0],
+            "file": self._file.name,
+            "num_threads": str(self._threads),
+            "runtime": f"onnxruntime {ort.__version__}",
+        }
+        if self.one_by_one:
+            facts["fallback"] = "one pair per forward: the file scales int8 activations per batch"
+        return facts
+
+    def close(self) -> None:
+        """Lets go of the session; memory is free once running forwards end."""
+        self._session = None
+
+    def _live_session(self) -> ort.InferenceSession:
+        session = self._session
+        if session is None:
+            raise ClosedError("the onnx backend is closed")
+        return session
+
+    def _run(self, batch: TokenBatch) -> NDArray[np.float32]:
+        session = self._live_session()
+        input_ids, mask, type_ids = batch.padded(self._pad_id, self._pad_side)
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "token_type_ids": type_ids,
+            "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
+        }
+        feed = {name: arrays[name].astype(self._dtypes[name], copy=False) for name in self._inputs}
+        if self.device.startswith("cuda"):
+            outputs = self._run_bound(session, feed)
+        else:
+            outputs = session.run([self._output], feed)[0]
+        logits = np.asarray(outputs, dtype=np.float32)
+        return logits[:, None] if logits.ndim == 1 else logits
+
+    def _run_bound(
+        self, session: ort.InferenceSession, feed: dict[str, NDArray[np.int64]]
+    ) -> NDArray[np.float32]:
+        """IO binding: inputs are copied once and the output stays on the device until read.
+
+        Untested where no GPU is at hand.
+        """
+        binding = session.io_binding()
+        for name, array in feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output(self._output, "cpu")
+        session.run_with_iobinding(binding)
+        result: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
+        return result
+
+    def _check_graph(self) -> None:
+        known = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+        strange = [name for name in self._inputs if name not in known]
+        if strange or "input_ids" not in self._inputs:
+            raise ModelError(
+                f"{self._file.name} is no text cross-encoder: its inputs are {self._inputs}, "
+                f"expected some of {sorted(known)}"
+            )
+        if self.one_by_one:
+            logger.warning(
+                "%s scales int8 activations per batch, which would let a score depend on its batch "
+                "mates: pairs run one by one; `rerank-adapters export --dtype int8` makes a file "
+                "that need not",
+                self._file.name,
+            )
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, cut by a cgroup quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cpus, _cgroup_quota() or cpus))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Whole CPUs the cgroup grants, rounded up; None where it sets no quota."""
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no cgroup, or the word "max"
+        return None
+
+
+def _device(device: str) -> str:
+    providers = ort.get_available_providers()
+    if device == "auto":
+        return "cuda" if "CUDAExecutionProvider" in providers else "cpu"
+    if device == "mps":
+        raise BackendError('device "mps" needs backend "torch": got backend="onnx"')
+    if device.startswith("cuda") and "CUDAExecutionProvider" not in providers:
+        raise BackendError(
+            f"device {device!r} was asked for and onnxruntime has no CUDAExecutionProvider "
+            f"(it has {', '.join(providers)}): pip uninstall onnxruntime, then "
+            "pip install onnxruntime-gpu"
+        )
+    return device
+
+
+def _session(file: Path, device: str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads burn the CPU that tokenisers and other workers need between batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Fusing DequantizeLinear into MatMul rounds the activations: scores off by 2e-2, unasked.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.log_severity_level = 3
+    provider: str | tuple[str, dict[str, str]] = "CPUExecutionProvider"
+    if device.startswith("cuda"):
+        provider = ("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0"})
+    weights = _linked_weights(file)  # alive until the session has copied them
+    options.add_external_initializers_from_files_in_memory(
+        list(weights), list(weights.values()), [len(data) for data in weights.values()]
+    )
+    try:
+        session = ort.InferenceSession(str(file), options, providers=[provider])
+    except Exception as error:  # onnxruntime raises a class per failure, with no common base
+        raise ModelError(f"onnxruntime could not load {file}: {error}") from error
+    if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise BackendError(
+            f"device {device!r} was asked for and onnxruntime fell back to "
+            f"{session.get_providers()[0]}: install the CUDA and cuDNN that onnxruntime-gpu asks for"
+        )
+    return session
+
+
+def _linked_weights(file: Path) -> dict[str, NDArray[np.uint8]]:
+    """External weights that onnxruntime would refuse, by the name the graph gives them.
+
+    huggingface_hub's cache links each file to a blob elsewhere, and onnxruntime ≥ 1.24 reads
+    external data only inside the folder of the real model file.
+    """
+    beside = [path for path in file.parent.iterdir() if path.is_file() and path != file]
+    data = [path for path in beside if path.name.startswith(file.name) or path.suffix == ".safetensors"]
+    if not file.is_symlink() and not any(path.is_symlink() for path in data):
+        return {}
+    return {path.name: np.memmap(path, dtype=np.uint8, mode="r") for path in data}
+
+
+def _has_batch_scale(file: Path) -> bool:
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as graph:
+        return any(graph.find(mark) >= 0 for mark in DYNAMIC_INT8_MARKS)

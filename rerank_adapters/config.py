@@ -1,0 +1,128 @@
+"""What a reranker is made of: one frozen value, checked when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import ConfigError
+
+BackendName = Literal["auto", "onnx", "torch"]
+DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+Truncation = Literal["longest_first", "only_second"]
+Activation = Literal["default", "sigmoid", "identity", "softmax"]
+WhenFull = Literal["block", "error"]
+
+DEFAULT_MODEL = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankerConfig:
+    """Everything `Reranker.from_pretrained` takes. Two equal values load the same reranker."""
+
+    model: str = DEFAULT_MODEL
+    """A hub id, a local folder, or "default": the small English model that comes with the package."""
+    backend: BackendName = "auto"
+    """"auto": the default model → onnx; a GPU and torch → torch; on CPU onnx where the checkpoint
+    has a float32 ONNX file, else torch. `Reranker.info()["why"]` says which and why."""
+    device: str | tuple[str, ...] = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps", or several of them, which share one queue."""
+    num_workers: int = 1
+    """Threads that run forwards at once on each device."""
+    num_threads: int | None = None
+    """CPU threads within one forward. None: the CPUs this process may use (affinity, cgroup quota)."""
+    dtype: DType = "auto"
+    """"auto": int8 for the default model on onnx; elsewhere float32 on CPU, half precision on GPU."""
+    revision: str | None = None
+    """A hub branch, tag or commit."""
+    cache_folder: str | None = None
+    """Where hub files and unpacked weights are kept. None: the library's own cache folder."""
+    local_files_only: bool = False
+    """Never ask the network."""
+    token: str | None = field(default=None, repr=False)
+    """A hub token; never shown, saved or pickled by the adapters."""
+    trust_remote_code: bool = False
+    """Run Python code that the checkpoint brings. Off, because it runs as you."""
+    max_length: int | None = None
+    """Tokens per pair, special tokens included. None: the model's own limit, which also caps it."""
+    truncation: Truncation = "longest_first"
+    """Which side of a pair loses tokens: the longer one, or the document alone."""
+    query_max_tokens: int | None = None
+    """Tokens of the query that are kept."""
+    prompt: str | None = None
+    """Instruction put before the query, as the checkpoint's family writes it. None: its own."""
+    max_batch_tokens: int | None = None
+    """Padded tokens in one forward. None: the backend's own choice for its device."""
+    activation: Activation = "default"
+    """logits → score. "default": what the checkpoint says, else sigmoid (two labels: softmax)."""
+    file_name: str | None = None
+    """Which ONNX file of the checkpoint to run, such as "onnx/model_O3.onnx"."""
+    max_queue_pairs: int | None = None
+    """Pairs that may wait at once. None: no bound."""
+    max_queue_tokens: int | None = None
+    """Tokens that may wait at once. None: no bound."""
+    when_full: WhenFull = "block"
+    """What a full queue does to a new request: "block" it, or "error" with OverloadedError."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", _text("model", self.model))
+        if self.cache_folder is not None:
+            object.__setattr__(self, "cache_folder", _text("cache_folder", self.cache_folder))
+        object.__setattr__(self, "device", _devices(self.device))
+        for name, hint in get_type_hints(type(self)).items():
+            _check(name, getattr(self, name), hint)
+        if self.backend == "torch" and self.dtype == "int8":
+            raise ConfigError('dtype "int8" needs backend "onnx": got backend="torch"')
+        if self.backend == "torch" and self.file_name is not None:
+            raise ConfigError(
+                f'file_name names an ONNX file and needs backend "onnx": got {self.file_name!r}'
+            )
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices asked for, one or several."""
+        return (self.device,) if isinstance(self.device, str) else self.device
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{name} must be a non-empty str or a Path: got {value!r}")
+    return value
+
+
+def _devices(value: object) -> str | tuple[str, ...]:
+    several = (value,) if isinstance(value, str) else value
+    if not isinstance(several, Sequence) or not several:
+        raise ConfigError(f"device must be a str or a non-empty sequence of them: got {value!r}")
+    for device in several:
+        kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (
+            number and not (kind == "cuda" and number.isdigit())
+        ):
+            raise ConfigError(
+                f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got {device!r}'
+            )
+    return value if isinstance(value, str) else tuple(several)
+
+
+def _check(name: str, value: object, hint: Any) -> None:
+    """Literals hold one of their words, bools are bools, whole numbers are at least 1."""
+    choices = get_args(hint)
+    if isinstance(hint, type) and hint is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be True or False: got {value!r}")
+    elif choices and all(isinstance(choice, str) for choice in choices):
+        if value not in choices:
+            words = ", ".join(f'"{choice}"' for choice in choices)
+            raise ConfigError(f"{name} must be one of {words}: got {value!r}")
+    elif hint is int or int in choices:
+        if value is None and hint is not int:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} must be an int of at least 1: got {value!r}")
+    elif value is not None and name != "device" and not isinstance(value, str):
+        raise ConfigError(f"{name} must be a str or None: got {value!r}")

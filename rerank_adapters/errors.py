@@ -1,0 +1,63 @@
+"""Every error this library raises on purpose.
+
+RerankError
+├── InputError(ValueError)               query must not be blank: got ''
+├── ConfigError(ValueError)              top_n must be at least 1: got 0
+├── MissingDependencyError(ImportError)  `torch` is not installed: pip install 'rerank-adapters[torch]'
+├── ModelError                           expected a model with 1 or 2 labels: got 3
+├── BackendError(RuntimeError)           CUDA was asked for and is not there; a forward pass failed
+├── OverloadedError(RuntimeError)        the queue holds 4096 pairs of at most 4096: retry in about 1.2 s
+└── ClosedError(RuntimeError)            the reranker is closed
+
+Each doubles a built-in base, so `except ValueError` keeps working. Messages name the field in its
+code spelling, the rule, the value got and the cure.
+"""
+
+from __future__ import annotations
+
+
+class RerankError(Exception):
+    """The base of every error raised on purpose."""
+
+
+class InputError(RerankError, ValueError):
+    """A query, text or per-call argument breaks a rule; the message names it and its index."""
+
+
+class ConfigError(RerankError, ValueError):
+    """A construction argument breaks a rule."""
+
+
+class MissingDependencyError(RerankError, ImportError):
+    """An optional library is needed and absent.
+
+    `module` is what could not be imported, `extra` the extra of rerank-adapters that brings it.
+    """
+
+    def __init__(self, module: str, extra: str) -> None:
+        self.module = module
+        self.extra = extra
+        super().__init__(f"`{module}` is not installed: pip install 'rerank-adapters[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
+        return type(self), (self.module, self.extra)
+
+
+class ModelError(RerankError):
+    """A checkpoint's files are missing, damaged or mean something this library cannot score."""
+
+
+class BackendError(RerankError, RuntimeError):
+    """The runtime or device asked for cannot be had, or a forward pass failed."""
+
+
+class OverloadedError(RerankError, RuntimeError):
+    """The queue is full; `retry_after` estimates, in seconds, when there will be room."""
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class ClosedError(RerankError, RuntimeError):
+    """The reranker was closed, or its engine broke and says why."""

@@ -1,0 +1,39 @@
+"""torch → ONNX through torch.export, with batch and sequence left open."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch.export import Dim
+
+from .network import Network
+
+OPSET = 20  # the first with Gelu as one operator
+
+
+def trace(network: Network) -> onnx.ModelProto:
+    """The network as a float32 ONNX graph, inputs (batch, sequence), output `logits` (batch, labels)."""
+    network.attend("eager")
+    input_ids = torch.arange(3 * 17).reshape(3, 17) % 100 + 5
+    example = (input_ids, torch.ones_like(input_ids), torch.zeros_like(input_ids))
+    arguments = example[: len(network.inputs)]
+    shape = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, none about the result
+        program = torch.onnx.export(
+            network,
+            arguments,
+            dynamo=True,
+            input_names=list(network.inputs),
+            output_names=["logits"],
+            dynamic_shapes=((shape,) * len(arguments),),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    return model

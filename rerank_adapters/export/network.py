@@ -1,0 +1,109 @@
+"""The checkpoint as one torch module: token ids in, raw logits out."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+
+import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import ModelError
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Network(nn.Module):
+    """A classifier, or any chain of sentence-transformers modules that ends in "scores".
+
+    `forward` takes int64 tensors of shape (batch, sequence), named by `inputs`, and returns float32
+    logits of shape (batch, labels), without activation.
+    """
+
+    def __init__(self, encoder: CrossEncoder, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(encoder)
+        self.inputs = inputs
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        features = dict(zip(self.inputs, tensors, strict=True))
+        for stage in self.stages:
+            features = stage(features)
+        return features["scores"]
+
+    def attend(self, implementation: str) -> None:
+        """Switches the attention code; "eager" gives the smallest graph, "sdpa" is the reference."""
+        self.stages[0].model.set_attn_implementation(implementation)
+
+
+class CausalNetwork(Network):
+    """A language model whose score is the lead of the logit of "yes" over that of "no".
+
+    The output matrix keeps those two rows alone. The last real token is found from the mask and
+    positions count real tokens, so padding may stand on either side.
+    """
+
+    def __init__(self, encoder: CrossEncoder) -> None:
+        super().__init__(encoder, INPUTS[:2])
+        stage, head = encoder[0], encoder[1]
+        self.stages = nn.ModuleList([stage])
+        tokens = [token for token in (head.true_token_id, head.false_token_id) if token is not None]
+        _keep_rows(stage.model, tokens)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        input_ids, mask = tensors
+        model = self.stages[0].model
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = model(
+            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).logits
+        last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
+        chosen = logits[torch.arange(logits.shape[0], device=mask.device), last]
+        return chosen[:, :1] - chosen[:, 1:] if chosen.shape[1] == 2 else chosen
+
+
+def load(folder: Path, *, trust_remote_code: bool = False) -> Network:
+    """The checkpoint in *folder* as a module in float32 on the CPU, in eval mode.
+
+    Raises ModelError where sentence-transformers cannot load it, or where it has no single score.
+    """
+    try:
+        encoder = CrossEncoder(
+            str(folder),
+            device="cpu",
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            model_kwargs={"dtype": torch.float32},
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder} could not be loaded for export: {error}") from error
+    causal = any(isinstance(stage, LogitScore) for stage in encoder)
+    network = CausalNetwork(encoder) if causal else Network(encoder, _inputs(encoder))
+    return network.eval()
+
+
+def _inputs(encoder: CrossEncoder) -> tuple[str, ...]:
+    """The inputs that the network reads; token types only where there is more than one of them."""
+    stage = encoder[0]
+    assert isinstance(stage, Transformer)
+    accepts = inspect.signature(stage.model.forward).parameters
+    types = getattr(stage.model.config, "type_vocab_size", 0) or 0
+    return INPUTS if types > 1 and "token_type_ids" in accepts else INPUTS[:2]
+
+
+def _keep_rows(model: PreTrainedModel, tokens: list[int]) -> None:
+    """Cuts the output matrix to the rows of *tokens*; tied input embeddings stay whole."""
+    whole = model.get_output_embeddings()
+    head = nn.Linear(whole.in_features, len(tokens), bias=whole.bias is not None)
+    with torch.no_grad():
+        head.weight.copy_(whole.weight[tokens])
+        if whole.bias is not None:
+            head.bias.copy_(whole.bias[tokens])
+    model.config = copy.copy(model.config)
+    model.config.tie_word_embeddings = False
+    model.set_output_embeddings(head)

@@ -1,0 +1,1 @@
+"""Scorers: (query, text) pairs in, scores out."""

@@ -1,0 +1,145 @@
+"""The values that travel: tokens down, scores and indices up."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item")
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """Tokenised pairs laid end to end, without padding.
+
+    `input_ids` and `type_ids` are int32 of shape (tokens,); `lengths` is int64 of shape (pairs,) and
+    sums to tokens. The order of pairs is the order of scores.
+    """
+
+    input_ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each pair starts, and the end of the last: int64 of shape (pairs + 1,)."""
+        return np.concatenate(([0], np.cumsum(self.lengths)))
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> TokenBatch:
+        """The pairs at *rows*, in that order."""
+        offsets = self.offsets
+        spans = [slice(offsets[row], offsets[row + 1]) for row in rows]
+        return TokenBatch(
+            input_ids=_join([self.input_ids[span] for span in spans]),
+            type_ids=_join([self.type_ids[span] for span in spans]),
+            lengths=self.lengths[np.asarray(rows, dtype=np.int64)],
+        )
+
+    @staticmethod
+    def join(batches: Sequence[TokenBatch]) -> TokenBatch:
+        """The pairs of several batches, one after the other."""
+        return TokenBatch(
+            input_ids=_join([batch.input_ids for batch in batches]),
+            type_ids=_join([batch.type_ids for batch in batches]),
+            lengths=np.concatenate([np.zeros(0, np.int64), *(batch.lengths for batch in batches)]),
+        )
+
+    def padded(
+        self, pad_id: int, side: Literal["left", "right"] = "right"
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """(input_ids, attention_mask, type_ids), each int64 of shape (pairs, longest)."""
+        longest = int(self.lengths.max(initial=0))
+        columns = np.arange(longest)
+        if side == "right":
+            mask = columns < self.lengths[:, None]
+        else:
+            mask = columns >= longest - self.lengths[:, None]
+        input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        input_ids[mask] = self.input_ids
+        type_ids = np.zeros(mask.shape, dtype=np.int64)
+        type_ids[mask] = self.type_ids
+        return input_ids, mask.astype(np.int64), type_ids
+
+
+def _join(arrays: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """One place in a ranking: `index` into the texts given, its `score`, and whether it was cut."""
+
+    index: int
+    score: float
+    truncated: bool = False
+
+
+class Ranking(Sequence[RankedDocument]):
+    """An immutable ranking, best first; equal scores keep the order of the texts given."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, places: Sequence[RankedDocument]) -> None:
+        self._places = tuple(places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, key: int) -> RankedDocument: ...
+    @overload
+    def __getitem__(self, key: slice) -> Ranking: ...
+    def __getitem__(self, key: int | slice) -> RankedDocument | Ranking:
+        return Ranking(self._places[key]) if isinstance(key, slice) else self._places[key]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ranking) and self._places == other._places
+
+    def __hash__(self) -> int:
+        return hash(self._places)
+
+    def __repr__(self) -> str:
+        return f"Ranking({list(self._places)!r})"
+
+    def select(self, items: Sequence[Item]) -> list[Item]:
+        """The *items* this ranking speaks of, in its order: texts, rows, documents, anything."""
+        return [items[place.index] for place in self._places]
+
+    def show(self, texts: Sequence[str] | None = None, *, width: int = 100) -> str:
+        """A plain-text table: rank, score, a bar between the lowest and highest score, index, text."""
+        lines = []
+        for rank, (place, share) in enumerate(zip(self._places, self._shares(), strict=True), 1):
+            bar = ("█" * round(share * 10)).ljust(10, "·")
+            text = "" if texts is None else _one_line(texts[place.index], width - 30)
+            cut = " …cut" if place.truncated else ""
+            lines.append(f"{rank:>3}  {place.score:>8.4f}  {bar}  [{place.index}]{cut}  {text}".rstrip())
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{rank}</td><td>{place.index}</td><td>{place.score:.4f}</td>"
+            f'<td><div style="background:#4c78a8;height:.8em;width:{share * 8:.2f}em"></div></td>'
+            f"<td>{'cut' if place.truncated else ''}</td></tr>"
+            for rank, (place, share) in enumerate(zip(self._places, self._shares(), strict=True), 1)
+        )
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("rank", "index", "score", "", ""))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+    def _shares(self) -> list[float]:
+        scores = [place.score for place in self._places]
+        low, span = min(scores, default=0.0), max(scores, default=0.0) - min(scores, default=0.0)
+        return [(score - low) / span if span else 1.0 for score in scores]
+
+
+def _one_line(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
