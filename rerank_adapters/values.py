@@ -19,12 +19,14 @@ class TokenBatch:
     """Tokenised pairs laid end to end, without padding.
 
     `input_ids` and `type_ids` are int32 of shape (tokens,); `lengths` is int64 of shape (pairs,) and
-    sums to tokens. The order of pairs is the order of scores.
+    sums to tokens. The order of pairs is the order of scores. `texts` holds the pairs themselves
+    for the rare backend that must tokenise them its own way, and is empty for all others.
     """
 
     input_ids: NDArray[np.int32]
     type_ids: NDArray[np.int32]
     lengths: NDArray[np.int64]
+    texts: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -36,12 +38,15 @@ class TokenBatch:
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> TokenBatch:
         """The pairs at *rows*, in that order."""
+        rows = np.asarray(rows, dtype=np.int64)
         offsets = self.offsets
-        spans = [slice(offsets[row], offsets[row + 1]) for row in rows]
+        bounds = zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
+        spans = [slice(start, stop) for start, stop in bounds]
         return TokenBatch(
             input_ids=_join([self.input_ids[span] for span in spans]),
             type_ids=_join([self.type_ids[span] for span in spans]),
-            lengths=self.lengths[np.asarray(rows, dtype=np.int64)],
+            lengths=self.lengths[rows],
+            texts=tuple(self.texts[row] for row in rows) if self.texts else (),
         )
 
     @staticmethod
@@ -51,6 +56,7 @@ class TokenBatch:
             input_ids=_join([batch.input_ids for batch in batches]),
             type_ids=_join([batch.type_ids for batch in batches]),
             lengths=np.concatenate([np.zeros(0, np.int64), *(batch.lengths for batch in batches)]),
+            texts=tuple(pair for batch in batches for pair in batch.texts),
         )
 
     def padded(

@@ -1,0 +1,78 @@
+"""Checkpoint → ONNX, without optimum: traced, rewritten, and kept only if it scores as torch does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from ..errors import ConfigError
+from ..hub import CONFIG_FILES, Source, open_model
+from . import files, gate, graph, network, template
+
+Dtype = Literal["float32", "float16", "int8"]
+FILE_NAMES: dict[str, str] = {
+    "float32": "model.onnx",
+    "float16": "model_fp16.onnx",
+    "int8": "model_int8.onnx",
+}
+
+
+def export_onnx(
+    model: str | Path,
+    folder: str | Path,
+    dtype: Dtype = "float32",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_folder: str | None = None,
+    local_files_only: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Writes *model*, a hub id or a local folder, as ONNX into *folder* and returns that folder.
+
+    The graph is `model.onnx`, `model_fp16.onnx` or `model_int8.onnx`: inputs int64 (batch, sequence)
+    named `input_ids`, `attention_mask` and, where the model has more than one token type,
+    `token_type_ids`; output `logits`, float32 (batch, labels), before any activation. Beside it go the
+    tokenizer and configuration files, and `rerank_adapters.json`, which says what was exported and,
+    for a yes/no language model, holds its rendered template. *folder* may be the checkpoint itself.
+
+    int8 stores weights in 7 bits, one scale per output column and embedding row, and scales
+    activations per token, so a score does not depend on its batch, bit for bit.
+
+    Raises ConfigError for an unknown dtype, and ModelError where the checkpoint cannot be loaded or
+    the graph drifts from torch; then nothing is written.
+    """
+    if dtype not in FILE_NAMES:
+        raise ConfigError(f"dtype must be one of {', '.join(FILE_NAMES)}: got {dtype!r}")
+    source = open_model(
+        str(model),
+        revision=revision,
+        token=token,
+        cache_folder=cache_folder,
+        local_files_only=local_files_only,
+    )
+    checkpoint = source.fetch(_wanted(source, trust_remote_code=trust_remote_code))
+    encoder = network.load(checkpoint, trust_remote_code=trust_remote_code)
+    with files.draft(Path(folder).resolve()) as place:
+        files.copy_configuration(checkpoint, place)
+        files.write_json(place / "rerank_adapters.json", template.describe(encoder))
+        if not (place / "tokenizer.json").exists():
+            encoder.tokenizer.save_pretrained(place)
+        probes = gate.probe(encoder)
+        file = place / FILE_NAMES[dtype]
+        files.write_graph(_convert(graph.trace(network.build(encoder)), dtype), file)
+        gate.check(file, probes, dtype)
+    return Path(folder)
+
+
+def _wanted(source: Source, *, trust_remote_code: bool) -> list[str]:
+    """The files to fetch: configuration and one kind of weights, code only where it is trusted."""
+    safe = any(name.endswith(".safetensors") for name in source.files)
+    code = ["*.py"] if trust_remote_code else []
+    return [*CONFIG_FILES, "*.safetensors" if safe else "*.bin", *code]
+
+
+def _convert(model: onnx.ModelProto, dtype: Dtype) -> onnx.ModelProto:
+    return model

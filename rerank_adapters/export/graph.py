@@ -36,4 +36,18 @@ def trace(network: Network) -> onnx.ModelProto:
         )
     assert program is not None
     model = program.model_proto
+    _name_dimensions(model)
     return model
+
+
+def _name_dimensions(model: onnx.ModelProto) -> None:
+    """Calls the open dimensions "batch" and "sequence" wherever the graph speaks of them."""
+    graph = model.graph
+    names = {}
+    for value in graph.input:
+        batch, sequence = value.type.tensor_type.shape.dim
+        names |= {batch.dim_param: "batch", sequence.dim_param: "sequence"}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in names:
+                dimension.dim_param = names[dimension.dim_param]

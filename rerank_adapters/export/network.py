@@ -67,10 +67,10 @@ class CausalNetwork(Network):
         return chosen[:, :1] - chosen[:, 1:] if chosen.shape[1] == 2 else chosen
 
 
-def load(folder: Path, *, trust_remote_code: bool = False) -> Network:
-    """The checkpoint in *folder* as a module in float32 on the CPU, in eval mode.
+def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
+    """The checkpoint in *folder*, float32 on the CPU, in eval mode, as sentence-transformers reads it.
 
-    Raises ModelError where sentence-transformers cannot load it, or where it has no single score.
+    Raises ModelError where sentence-transformers cannot load it.
     """
     try:
         encoder = CrossEncoder(
@@ -82,6 +82,11 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> Network:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} could not be loaded for export: {error}") from error
+    return encoder.eval()
+
+
+def build(encoder: CrossEncoder) -> Network:
+    """The module to trace; a language model loses the rows of its head that no score reads."""
     causal = any(isinstance(stage, LogitScore) for stage in encoder)
     network = CausalNetwork(encoder) if causal else Network(encoder, _inputs(encoder))
     return network.eval()

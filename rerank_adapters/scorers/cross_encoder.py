@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .. import bundled, hub
 from ..backends import choose_backend
@@ -20,6 +20,8 @@ from ..tokenization import PairTokenizer
 from ..values import Scores, TokenBatch
 
 __all__ = ["CrossEncoder", "Encoded"]
+
+logger = logging.getLogger(__name__)
 
 Forward = Callable[[TokenBatch], Scores]
 
@@ -56,7 +58,10 @@ class CrossEncoder:
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """The tokens of *pairs*, in order, and which of them were cut."""
-        return self.tokenizer.encode(pairs)
+        encoded = self.tokenizer.encode(pairs)
+        if not any(getattr(backend, "needs_texts", False) for backend in self.backends):
+            return encoded
+        return replace(encoded, batch=replace(encoded.batch, texts=tuple(pairs)))
 
     def forwards(self, num_workers: int = 1) -> list[Forward]:
         """What the queue's workers run: *num_workers* for each device."""
@@ -83,7 +88,10 @@ class CrossEncoder:
 
     def _forward(self, backend: Backend) -> Forward:
         def forward(batch: TokenBatch) -> Scores:
-            logits = backend.logits(batch)
+            if getattr(backend, "needs_texts", False):
+                logits = backend.logits_from_pairs(batch.texts)  # type: ignore[attr-defined]  # with it
+            else:
+                logits = backend.logits(batch)
             if logits.shape != (len(batch), self.family.labels):
                 raise BackendError(
                     f"the model returned logits of shape {logits.shape} for {len(batch)} pairs and "
@@ -95,23 +103,25 @@ class CrossEncoder:
 
 
 def _load(cls: type[CrossEncoder], config: RerankerConfig) -> CrossEncoder:
-    default = config.model == DEFAULT_MODEL
-    source = hub.LocalFolder(bundled.folder()) if default else _open(config)
+    source = _open(config)
     name, why = choose_backend(config, source.files)
     load = _load_onnx if name == "onnx" else _load_torch
     tokenizer, family, backends, folder = load(config, source)
-    facts = {
+    facts: dict[str, Any] = {
         "model": config.model,
         "revision": source.revision,
         "fingerprint": _fingerprint(folder),
         "why": why,
     }
-    return cls(
-        tokenizer, family, backends, max_batch_tokens=config.max_batch_tokens, facts=facts
-    )
+    if tokenizer.whole_pairs:
+        facts["tokenizer"] = f"pairs are encoded whole, which is slower: {tokenizer.whole_pairs}"
+        logger.info("%s: %s", config.model, facts["tokenizer"])
+    return cls(tokenizer, family, backends, max_batch_tokens=config.max_batch_tokens, facts=facts)
 
 
 def _open(config: RerankerConfig) -> hub.Source:
+    if config.model == DEFAULT_MODEL:
+        return hub.LocalFolder(bundled.folder())
     return hub.open_model(
         config.model,
         revision=config.revision,
@@ -125,18 +135,16 @@ Parts = tuple[PairTokenizer, Family, list[Backend], Path]
 
 
 def _load_onnx(config: RerankerConfig, source: hub.Source) -> Parts:
-    try:
-        from ..backends import onnx
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime", "all") from error
+    from ..backends import onnx
+
     default_int8 = config.model == DEFAULT_MODEL and config.dtype == "auto"
     dtype = "int8" if default_int8 else config.dtype
     file = onnx.choose_file(source.files, dtype=dtype, file_name=config.file_name)
     folder = source.fetch([*hub.CONFIG_FILES, file, f"{file}*data*"])
     if config.model == DEFAULT_MODEL:
         bundled.verify(folder)
-    family = family_for(folder, activation=config.activation, prompt=config.prompt)
-    tokenizer = _tokenizer(config, folder, family)
+    # An ONNX folder holds its template rendered and its tokenizer converted; a hub's may not.
+    family, tokenizer = _meaning(config, folder)
     backends: list[Backend] = [
         onnx.OnnxBackend(
             folder / file,
@@ -151,23 +159,80 @@ def _load_onnx(config: RerankerConfig, source: hub.Source) -> Parts:
 
 
 def _load_torch(config: RerankerConfig, source: hub.Source) -> Parts:
-    try:
-        from ..backends import torch
-    except ImportError as error:
-        raise MissingDependencyError("torch", "torch") from error
-    raise NotImplementedError(torch)
+    TorchBackend = _torch().TorchBackend
+    if config.model == DEFAULT_MODEL:
+        folder = bundled.unpack(config.cache_folder)
+    else:
+        folder = source.fetch(_torch_files(source.files, code=config.trust_remote_code))
+    family, tokenizer = _meaning(config, folder)
+    backends: list[Backend] = [
+        TorchBackend.from_folder(
+            folder,
+            device=device,
+            dtype=config.dtype,
+            pad_id=tokenizer.pad_id,
+            pad_side=tokenizer.pad_side,
+            max_length=tokenizer.max_length,
+            trust_remote_code=config.trust_remote_code,
+            num_threads=config.num_threads,
+            prompt=config.prompt,
+            encode=_uncut(folder, family),
+        )
+        for device in config.devices
+    ]
+    return tokenizer, family, backends, folder
 
 
-def _tokenizer(config: RerankerConfig, folder: Path, family: Family) -> PairTokenizer:
-    return PairTokenizer.from_folder(
+def _meaning(config: RerankerConfig, folder: Path) -> tuple[Family, PairTokenizer]:
+    family = family_for(
+        folder,
+        activation=config.activation,
+        prompt=config.prompt,
+        render=lambda place, prompt: _torch().render_chat(
+            place, prompt, trust_remote_code=config.trust_remote_code
+        ),
+    )
+    tokenizer = PairTokenizer.from_folder(
         folder,
         max_length=config.max_length,
         truncation=config.truncation,
         query_max_tokens=config.query_max_tokens,
-        prompt=config.prompt,
+        prompt=family.prompt,
         template=family.template,
         position_limit=family.position_limit,
+        convert=lambda place: _torch().convert_tokenizer(
+            place, trust_remote_code=config.trust_remote_code
+        ),
     )
+    return family, tokenizer
+
+
+def _uncut(folder: Path, family: Family) -> Callable[[Sequence[tuple[str, str]]], TokenBatch]:
+    """How we write pairs where nothing is cut: what the torch backend compares with its own."""
+    tokenizer = PairTokenizer.from_folder(
+        folder,
+        prompt=family.prompt,
+        template=family.template,
+        position_limit=family.position_limit,
+        convert=lambda place: _torch().convert_tokenizer(place),
+    )
+    return lambda pairs: tokenizer.encode(pairs).batch
+
+
+def _torch() -> Any:
+    """backends.torch, imported only where a checkpoint or its tokenizer cannot do without."""
+    try:
+        from ..backends import torch
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "torch") from error
+    return torch
+
+
+def _torch_files(files: frozenset[str], *, code: bool) -> list[str]:
+    """Configuration, and weights in one format: safetensors where there are any."""
+    safe = any(name.endswith(".safetensors") for name in files)
+    weights = ["*.safetensors"] if safe else ["pytorch_model*.bin", "*/pytorch_model*.bin"]
+    return [*hub.CONFIG_FILES, *weights, *(["*.py"] if code else [])]
 
 
 def _fingerprint(folder: Path) -> str:

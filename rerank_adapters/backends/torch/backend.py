@@ -1,0 +1,176 @@
+"""TorchBackend: token ids → logits, by the fastest pass that is proven equal."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import sentence_transformers
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import BackendError, ClosedError, ConfigError
+from ...values import TokenBatch
+from .loading import Checkpoint, resolve_device, resolve_dtype
+from .passes import PaddedPass
+from .proof import Encode, NotFiniteError, prove
+
+logger = logging.getLogger(__name__)
+
+
+class TorchBackend:
+    """A checkpoint on one device; `logits` may be called from several threads at once.
+
+    `mode` names the pass that runs: "packed" (ours, without padding), "padded" (our ids through
+    sentence-transformers' `forward`) or "texts" (its own tokenizer as well: `needs_texts`).
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        pad_id: int,
+        pad_side: Literal["left", "right"],
+        prompt: str | None = None,
+        encode: Encode | None = None,
+    ) -> None:
+        self.device = checkpoint.network.device
+        self.dtype = checkpoint.network.dtype
+        self._network = type(checkpoint.network).__name__
+        self._prompt = checkpoint.default_prompt if prompt is None else prompt
+        self._texts: Callable[[Sequence[tuple[str, str]]], Tensor] | None = lambda pairs: (
+            checkpoint.forward(checkpoint.preprocess(pairs, self._prompt))
+        )
+        with torch.inference_mode():
+            proven = prove(
+                checkpoint,
+                padded=PaddedPass(checkpoint, pad_id=pad_id, pad_side=pad_side),
+                prompt=self._prompt,
+                encode=encode,
+            )
+        self.mode, self.reason, self._labels = proven.mode, proven.reason, proven.labels
+        self._details = proven.details
+        self._run: Callable[[TokenBatch], Tensor] | None = proven.run
+        level = logging.INFO if self.mode == "packed" else logging.WARNING
+        logger.log(level, "%s: %s pass, %s", self._network, self.mode, self.reason)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path | str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        pad_id: int,
+        pad_side: Literal["left", "right"] = "right",
+        max_length: int,
+        trust_remote_code: bool = False,
+        num_threads: int | None = None,
+        prompt: str | None = None,
+        encode: Encode | None = None,
+    ) -> TorchBackend:
+        """Loads a checkpoint and proves its fastest pass.
+
+        `max_length` and `prompt` matter where the checkpoint's own tokenizer runs. `encode` is how the
+        caller writes pairs, without options that cut them: where it differs from the checkpoint's own
+        tokenizer, texts are asked for (`needs_texts`). dtype "auto" is float16 on CUDA, bfloat16 where
+        float16 overflows, and float32 elsewhere, whatever the checkpoint is stored in.
+        """
+        if num_threads is not None:
+            raise ConfigError(
+                "num_threads is for the onnx backend: torch has one pool for the whole process, set by "
+                f"torch.set_num_threads: got {num_threads}"
+            )
+        place = resolve_device(device)
+        for kind in _dtypes(dtype, place):
+            checkpoint = Checkpoint.load(
+                Path(folder),
+                device=place,
+                dtype=kind,
+                max_length=max_length,
+                trust_remote_code=trust_remote_code,
+            )
+            try:
+                return cls(
+                    checkpoint, pad_id=pad_id, pad_side=pad_side, prompt=prompt, encode=encode
+                )
+            except NotFiniteError as error:
+                failure = error
+        raise failure
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether only `logits_from_pairs` can run this checkpoint."""
+        return self.mode == "texts"
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Raw outputs, float32 of shape (pairs, labels), in the batch's order.
+
+        Raises ClosedError, BackendError where the pass fails, and torch.OutOfMemoryError as it comes.
+        """
+        run = self._run
+        if run is None:
+            raise ClosedError("the torch backend is closed")
+        if len(batch) == 0:
+            return np.zeros((0, self._labels), np.float32)
+        if batch.lengths.min() < 1:
+            raise BackendError("every pair must have at least 1 token: got 0")
+        return self._fetch(lambda: run(batch))
+
+    def logits_from_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """As `logits`, from texts, by the checkpoint's own tokenizer; one batch."""
+        run = self._texts
+        if run is None:
+            raise ClosedError("the torch backend is closed")
+        if not pairs:
+            return np.zeros((0, self._labels), np.float32)
+        return self._fetch(lambda: run(pairs))
+
+    def info(self) -> dict[str, str]:
+        """The device, the dtype, and which pass runs and why."""
+        facts = {
+            "backend": "torch",
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "network": self._network,
+            "pass": self.mode,
+            **self._details,
+            "runtime": f"torch {torch.__version__}, transformers {transformers.__version__}, "
+            f"sentence-transformers {sentence_transformers.__version__}",
+        }
+        if self.mode != "packed":
+            facts["fallback"] = self.reason
+        return facts
+
+    def close(self) -> None:
+        """Frees the network once running passes end; sentence-transformers holds it in a cycle."""
+        self._run = self._texts = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _fetch(self, run: Callable[[], Tensor]) -> NDArray[np.float32]:
+        """Runs, waits for the device once, at the end, and brings float32 logits to the host."""
+        try:
+            with torch.inference_mode():
+                logits: NDArray[np.float32] = run().float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise BackendError(f"the forward pass failed on {self.device}: {error}") from error
+        return logits
+
+
+def _dtypes(name: str, device: torch.device) -> tuple[torch.dtype, ...]:
+    """The dtypes to try in turn: "auto" goes on where one overflows."""
+    first = resolve_dtype(name, device)
+    if name != "auto" or first is torch.float32:
+        return (first,)
+    wide = torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
+    return (first, wide)

@@ -1,0 +1,182 @@
+"""Loads a checkpoint through sentence-transformers' public API, 5.x and 6.x alike."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from sentence_transformers import CrossEncoder
+from torch import Tensor
+
+from ...errors import BackendError, ConfigError, ModelError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+CPU_FLAGS: Mapping[torch.dtype, tuple[str, ...]] = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+"""What a CPU must have, one of them, to run a half dtype faster than float32 instead of slower."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device *name* asks for; "auto" takes cuda, then mps, then cpu.
+
+    Raises ConfigError for a name torch cannot read, BackendError for a device that is not here.
+    """
+    if name == "auto":
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got {name!r}'
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            f"device {name!r} was asked for and torch {torch.__version__} sees no CUDA device: "
+            'install a driver and a CUDA build of torch (pytorch.org), or pass device="cpu"'
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"device {name!r} was asked for and there are {torch.cuda.device_count()} CUDA devices, "
+            "counted from cuda:0: pass one of them"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise BackendError(
+            f'device "mps" was asked for and torch {torch.__version__} sees no Apple GPU: '
+            'pass device="cpu"'
+        )
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype *name* asks for; "auto" is float16 on CUDA, else float32.
+
+    Raises ConfigError for a name torch lacks here, BackendError where the hardware lacks it.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name == "int8":
+        raise ConfigError('dtype "int8" needs backend "onnx": got backend="torch"')
+    if name not in DTYPES:
+        raise ConfigError(
+            f'dtype must be one of "auto", {", ".join(map(repr, DTYPES))}: got {name!r}'
+        )
+    dtype = DTYPES[name]
+    if device.type == "cpu" and not _cpu_runs(dtype):
+        raise BackendError(
+            f"dtype {name!r} was asked for and this CPU has none of {', '.join(CPU_FLAGS[dtype])}, so "
+            'it would run slower than float32: pass dtype="float32"'
+        )
+    if (
+        device.type == "cuda"
+        and dtype is torch.bfloat16
+        and not torch.cuda.is_bf16_supported(False)
+    ):
+        raise BackendError(
+            f"dtype {name!r} was asked for and {torch.cuda.get_device_name(device)} lacks it: "
+            'pass dtype="float16"'
+        )
+    return dtype
+
+
+def _cpu_runs(dtype: torch.dtype) -> bool:
+    if dtype not in CPU_FLAGS:
+        return True
+    if not hasattr(torch.cpu, "get_capabilities"):  # an old torch cannot tell: trust who asked
+        return True
+    known = torch.cpu.get_capabilities()
+    return any(known.get(flag, False) for flag in CPU_FLAGS[dtype])
+
+
+class Checkpoint:
+    """A cross-encoder held by sentence-transformers: texts → features → logits.
+
+    Before sentence-transformers 5.4 a CrossEncoder is one transformers model; since then it is a chain
+    of modules. Which one it is, is asked of the object, not of a version number.
+    """
+
+    def __init__(self, cross_encoder: CrossEncoder) -> None:
+        self._cross_encoder = cross_encoder.eval()
+        self._modular = hasattr(cross_encoder, "preprocess")
+        self._tokenizing = (
+            threading.Lock()
+        )  # transformers' tokenizers keep settings as shared state
+        network = getattr(cross_encoder, "transformers_model", None)
+        self.network: transformers.PreTrainedModel = network or cross_encoder.model
+        self.tokenizer: Any = cross_encoder.tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_length: int,
+        trust_remote_code: bool,
+    ) -> Checkpoint:
+        """Loads *folder*, in *dtype* whatever dtype it is stored in; raises ModelError if it cannot."""
+        try:
+            cross_encoder = CrossEncoder(
+                str(folder),
+                device=str(device),
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                model_kwargs={"dtype": dtype},
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"sentence-transformers cannot load {folder}: {error}") from error
+        checkpoint = cls(cross_encoder)
+        if checkpoint.tokenizer is not None:
+            checkpoint.tokenizer.model_max_length = max_length
+        return checkpoint
+
+    @property
+    def tail(self) -> list[torch.nn.Module]:
+        """The modules after the transformer: pooling, dense layers, the reading of logits."""
+        return list(self._cross_encoder.children())[1:] if self._modular else []
+
+    @property
+    def output_name(self) -> str:
+        """The feature under which the transformer module leaves its output."""
+        return str(self._cross_encoder[0].module_output_name) if self._modular else "scores"
+
+    @property
+    def default_prompt(self) -> str | None:
+        """The prompt the checkpoint itself prescribes."""
+        name = getattr(self._cross_encoder, "default_prompt_name", None)
+        return None if name is None else self._cross_encoder.prompts[name]
+
+    def preprocess(self, pairs: Sequence[tuple[str, str]], prompt: str | None) -> dict[str, Any]:
+        """Features of *pairs*, padded, on the CPU, by the checkpoint's own tokenizer."""
+        texts = [list(pair) for pair in pairs]
+        with self._tokenizing:
+            if self._modular:
+                return dict(self._cross_encoder.preprocess(texts, prompt=prompt))
+            return dict(
+                self.tokenizer(texts, padding=True, truncation="longest_first", return_tensors="pt")
+            )
+
+    def forward(self, features: Mapping[str, Any]) -> Tensor:
+        """Raw outputs of shape (pairs, labels), on the device, in the network's dtype."""
+        device = self.network.device
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in features.items()
+        }
+        if self._modular:
+            scores: Tensor = self._cross_encoder(moved)["scores"]
+        else:
+            scores = self.network(**moved, return_dict=True).logits
+        return scores.reshape(len(scores), -1)

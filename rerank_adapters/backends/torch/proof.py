@@ -1,0 +1,160 @@
+"""Which pass runs: each is tried at load against sentence-transformers' own, the fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import BackendError
+from ...values import TokenBatch
+from . import attention
+from .attention import Kernel
+from .linears import can_pack, pack_linears
+from .loading import Checkpoint
+from .passes import POOLS, PackedPass, PaddedPass
+
+Encode = Callable[[Sequence[tuple[str, str]]], TokenBatch]
+"""Pairs of texts → token ids."""
+
+Mode = Literal["packed", "padded", "texts"]
+
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+"""How far a pass may be from sentence-transformers' own, times the largest logit where above 1.
+
+float32 is the library's promise; the half dtypes' are a few of their own rounding steps.
+"""
+
+_LONG = " ".join(
+    "The ferry crosses the strait four times a day in summer and twice in winter, weather allowing; "
+    f"boat {number} carries cars, the others foot passengers and bicycles only."
+    for number in range(1, 7)
+)
+PROBE: tuple[tuple[str, str], ...] = (
+    ("how often does the ferry run?", _LONG),
+    ("how often does the ferry run?", "It was repainted in 1987."),
+    ("Wer hat das Tor geschossen?", ""),
+    ("two words", "Zwei Wörter, deux mots, 二つの言葉."),
+)
+"""Pairs of unequal lengths, one longer than a sliding window of 128."""
+
+
+class NotFiniteError(BackendError):
+    """The network's logits overflow in this dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """The pass that runs, why, and what else `info` tells of it."""
+
+    mode: Mode
+    reason: str
+    run: Callable[[TokenBatch], Tensor]
+    labels: int
+    details: Mapping[str, str]
+
+
+def prove(
+    checkpoint: Checkpoint, *, padded: PaddedPass, prompt: str | None, encode: Encode | None
+) -> Proven:
+    """Packed where it is equal, else padded where our ids are, else by texts. Raises NotFiniteError."""
+    features = checkpoint.preprocess(PROBE, prompt)
+    padded.constants = {k: v for k, v in features.items() if not isinstance(v, Tensor)}
+    expected = checkpoint.forward(features).float()
+    if not bool(expected.isfinite().all()):
+        raise NotFiniteError(
+            f"the network's logits are not finite in {checkpoint.network.dtype}: pass another dtype"
+        )
+    labels = expected.shape[1]
+    details = {"linears": _layout(checkpoint, features, expected)}
+    batch = _ragged(features)
+    flaw = _other_ids(batch, encode, checkpoint.tokenizer.model_max_length) or _flaw(
+        lambda: padded(batch), expected, checkpoint.network.dtype
+    )
+    if flaw is not None:
+        return Proven("texts", flaw, padded, labels, details)
+    found, reason = _packed(checkpoint, batch, expected)
+    if found is None:
+        return Proven("padded", reason, padded, labels, details)
+    return Proven("packed", reason, found, labels, {**details, "attention": found.kernel.__name__})
+
+
+def _packed(
+    checkpoint: Checkpoint, batch: TokenBatch, expected: Tensor
+) -> tuple[PackedPass | None, str]:
+    """The packed pass that is equal, or None; and why."""
+    network = checkpoint.network
+    name = type(network).__name__
+    if not getattr(network, "_supports_attention_backend", False):
+        return None, f"{name} does not take its attention from transformers' AttentionInterface"
+    usual = network.config._attn_implementation
+    network.set_attn_implementation(attention.NAME)
+    flaws = []
+    for kernel in _kernels(network.device, network.dtype):
+        candidate = PackedPass(checkpoint, kernel=kernel)
+        flaw = _flaw(lambda: candidate.settle(batch, expected), expected, network.dtype)
+        if flaw is None:
+            return candidate, "equal to sentence-transformers on the probe pairs"
+        flaws.append(f"{kernel.__name__}: {flaw}")
+    network.set_attn_implementation(usual)
+    return None, f"{name} does not pack ({'; '.join(flaws)})"
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, ...]:
+    if device.type == "cpu":
+        return (attention.per_sequence,)
+    if device.type == "cuda" and dtype is not torch.float32:
+        return (attention.varlen, attention.rectangle)
+    return (attention.rectangle,)
+
+
+def _layout(checkpoint: Checkpoint, features: Mapping[str, Any], expected: Tensor) -> str:
+    """Packs the encoder's linear layers if that changes nothing; says which product runs."""
+    if not can_pack(checkpoint.network.device, checkpoint.network.dtype):
+        return "torch"
+    undo = pack_linears(checkpoint.network.base_model)
+    if _flaw(lambda: checkpoint.forward(features), expected, torch.float32) is None:
+        return "oneDNN"
+    undo()
+    return "torch"
+
+
+def _flaw(run: Callable[[], Tensor], expected: Tensor, dtype: torch.dtype) -> str | None:
+    """Why *run* is not to be trusted, or None."""
+    try:
+        gap = float((run().float() - expected).abs().max())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # remote code and private operators may raise anything
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    limit = TOLERANCES[dtype] * max(1.0, float(expected.abs().max()))
+    return None if gap <= limit else f"its logits differ by {gap:.1e} from sentence-transformers'"
+
+
+def _ragged(features: Mapping[str, Any]) -> TokenBatch:
+    """The ids of padded features, unpadded."""
+    ids = features["input_ids"]
+    mask = features["attention_mask"].bool()
+    types = features.get("token_type_ids", torch.zeros_like(ids))
+    return TokenBatch(
+        input_ids=ids[mask].numpy().astype(np.int32),
+        type_ids=types[mask].numpy().astype(np.int32),
+        lengths=mask.sum(dim=1).numpy().astype(np.int64),
+    )
+
+
+def _other_ids(theirs: TokenBatch, encode: Encode | None, max_length: int) -> str | None:
+    """Where the caller's ids are not the checkpoint's own, or None; cut pairs are not compared."""
+    if encode is None:
+        return None
+    ours = encode(PROBE)
+    for row, pair in enumerate(PROBE):
+        mine, own = ours.take([row]), theirs.take([row])
+        cut = max(mine.lengths[0], own.lengths[0]) >= max_length
+        if not cut and not np.array_equal(mine.input_ids, own.input_ids):
+            return f"the checkpoint's own tokenizer writes {pair!r} with other ids"
+    return None

@@ -1,0 +1,58 @@
+"""What only transformers can do for the layers above: render a chat template, convert a tokenizer."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from ...errors import ModelError
+from ...families import chat_template_options, render_template
+from ...tokenization import TextTemplate
+
+
+def render_chat(
+    folder: Path, prompt: str | None, *, trust_remote_code: bool = False
+) -> TextTemplate:
+    """The text a causal checkpoint's chat template writes around a pair, *prompt* included.
+
+    Raises ModelError where the template does not write the query and then the document as they are.
+    """
+    tokenizer, options = _tokenizer(folder, trust_remote_code), chat_template_options(folder)
+
+    def apply(messages: list[dict[str, Any]]) -> str:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return text
+
+    return render_template(apply, prompt)
+
+
+def convert_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Path:
+    """Writes the tokenizer.json a checkpoint lacks; the file lives as long as the process."""
+    tokenizer = _tokenizer(folder, trust_remote_code)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{type(tokenizer).__name__} of {folder} is written in Python and cannot be converted to "
+            "tokenizer.json"
+        )
+    file = Path(_scratch().name, f"{uuid.uuid4().hex}.json")
+    tokenizer.backend_tokenizer.save(str(file))
+    return file
+
+
+def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="rerank-adapters-")

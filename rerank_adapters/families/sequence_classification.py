@@ -1,0 +1,19 @@
+"""Encoders and decoders with a head of 1 or 2 labels over the pair."""
+
+from __future__ import annotations
+
+from .checkpoint import Checkpoint
+from .family import Family, make
+from .templates import Render
+
+
+def read(
+    checkpoint: Checkpoint, *, activation: str, prompt: str | None, render: Render | None
+) -> Family | None:
+    """The family where a class named *ForSequenceClassification or a Dense gives the scores."""
+    classifies = any(
+        name.endswith("ForSequenceClassification") for name in checkpoint.architectures
+    )
+    if not classifies and not checkpoint.modules and "labels" not in checkpoint.exported:
+        return None
+    return make(checkpoint, activation=activation, prompt=prompt, render=render)

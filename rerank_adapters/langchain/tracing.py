@@ -1,0 +1,105 @@
+"""One run of type "retriever" per rerank, so that traces show documents with their scores."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    BaseRunManager,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import (
+    get_async_callback_manager_for_config,
+    get_callback_manager_for_config,
+)
+
+Outcome = list[Document] | Exception
+Facts = Mapping[str, Any]
+
+
+def start(
+    query: str,
+    config: RunnableConfig,
+    *,
+    name: str,
+    facts: Facts,
+    tags: list[str] | None = None,
+) -> CallbackManagerForRetrieverRun:
+    """Open a run under *config*'s callbacks, with *facts* and *tags* for itself alone."""
+    manager = get_callback_manager_for_config(config)
+    manager.add_tags(tags or [], inherit=False)
+    manager.add_metadata(dict(facts), inherit=False)
+    return manager.on_retriever_start(
+        None, query, name=config.get("run_name") or name, run_id=config.get("run_id")
+    )
+
+
+async def astart(
+    query: str,
+    config: RunnableConfig,
+    *,
+    name: str,
+    facts: Facts,
+    tags: list[str] | None = None,
+) -> AsyncCallbackManagerForRetrieverRun:
+    """`start`, awaited."""
+    manager = get_async_callback_manager_for_config(config)
+    manager.add_tags(tags or [], inherit=False)
+    manager.add_metadata(dict(facts), inherit=False)
+    return await manager.on_retriever_start(
+        None, query, name=config.get("run_name") or name, run_id=config.get("run_id")
+    )
+
+
+def end(run: CallbackManagerForRetrieverRun, outcome: Outcome | BaseException, facts: Facts) -> None:
+    """Close *run* with its documents, or as an error."""
+    _tell(run, outcome, facts)
+    if isinstance(outcome, BaseException):
+        run.on_retriever_error(outcome)
+    else:
+        run.on_retriever_end(outcome)
+
+
+async def aend(
+    run: AsyncCallbackManagerForRetrieverRun, outcome: Outcome | BaseException, facts: Facts
+) -> None:
+    """`end`, awaited."""
+    _tell(run, outcome, facts)
+    if isinstance(outcome, BaseException):
+        await run.on_retriever_error(outcome)
+    else:
+        await run.on_retriever_end(outcome)
+
+
+@contextmanager
+def closing(runs: Sequence[CallbackManagerForRetrieverRun]) -> Iterator[None]:
+    """Close all *runs* as errors should the block raise, an interrupt included."""
+    try:
+        yield
+    except BaseException as error:
+        for run in runs:
+            end(run, error, {})
+        raise
+
+
+@asynccontextmanager
+async def aclosing(runs: Sequence[AsyncCallbackManagerForRetrieverRun]) -> AsyncIterator[None]:
+    """`closing`, awaited; a cancelled task closes its runs as well."""
+    try:
+        yield
+    except BaseException as error:
+        for run in runs:
+            await aend(run, error, {})
+        raise
+
+
+def _tell(run: BaseRunManager, outcome: Outcome | BaseException, facts: Facts) -> None:
+    # The dict that the run was started with: handlers hold it until the run is over.
+    run.metadata.update(facts)
+    if not isinstance(outcome, BaseException):
+        run.metadata["n_out"] = len(outcome)

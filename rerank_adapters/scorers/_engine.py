@@ -1,0 +1,530 @@
+"""The threads under a Scheduler: one per forward, a few that tokenise, one that watches deadlines.
+
+The engine does not know its Scheduler, so a Scheduler that is dropped without close() is collected
+and tells the engine, which finishes what waits and ends its threads.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import math
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic, perf_counter
+from typing import NoReturn
+
+import numpy as np
+
+from ..errors import BackendError, ClosedError, OverloadedError, RerankError
+from ..values import Scores, TokenBatch
+from ._queue import Batch, Request, RequestQueue
+from ._stats import Snapshot, Stats
+
+Forward = Callable[[TokenBatch], Scores]
+Encode = Callable[[], TokenBatch]
+
+CLOSED = "the reranker is closed: load it again"
+FORKED_REQUEST = "this request was made before the process forked: make it again in the child"
+FORKED_ENGINE = (
+    "this process was forked after the model was loaded, and the model's runtime does not survive "
+    "a fork: load the model in the child process, or start children with multiprocessing's 'spawn'"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What may wait in the queue, and whether a full queue blocks the caller or raises."""
+
+    pairs: int | None
+    tokens: int | None
+    block: bool
+
+
+@dataclass(slots=True)
+class Worker:
+    """One forward and the padded tokens it may be given: fewer after it ran out of memory."""
+
+    forward: Forward
+    budget: float
+    max_budget: int
+    passes_until_growth: int = 0
+
+    def shrink(self, padded_tokens: int) -> None:
+        self.budget = max(1.0, padded_tokens / 2)
+        self.passes_until_growth = 8
+
+    def recover(self) -> None:
+        """A tenth more after every eighth pass, so that a low ceiling is hit rarely."""
+        if self.budget < self.max_budget:
+            self.passes_until_growth -= 1
+            if self.passes_until_growth <= 0:
+                self.budget = min(float(self.max_budget), self.budget * 1.1)
+                self.passes_until_growth = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that is still to be tokenised, and the context of whoever asked."""
+
+    future: Future[Scores]
+    encode: Encode
+    context: contextvars.Context
+    pairs: int
+
+
+class Engine:
+    """One queue, and the threads that serve it. Starts with the first request, survives a fork."""
+
+    def __init__(
+        self,
+        forwards: Sequence[Forward],
+        queue: RequestQueue,
+        *,
+        limits: Limits,
+        max_batch_tokens: int,
+        tokenise_threads: int,
+        is_out_of_memory: Callable[[BaseException], bool],
+        fork_safe: bool,
+        on_close: Callable[[], None] | None,
+    ) -> None:
+        self._workers = [Worker(f, float(max_batch_tokens), max_batch_tokens) for f in forwards]
+        self._queue = queue
+        self._limits = limits
+        self._tokenise_threads = tokenise_threads
+        self._is_out_of_memory = is_out_of_memory
+        self._fork_safe = fork_safe
+        self._on_close = on_close
+        self._stats = Stats()
+        self._why_closed = ""
+        self._cause: BaseException | None = None
+        self._abandoned = False
+        self._start_over()
+        _ENGINES.add(self)
+
+    # -- requests: any thread -----------------------------------------------------------------
+
+    def register(self, timeout: float | None) -> Future[Scores]:
+        """A Future for one request, which fails by itself *timeout* seconds from now."""
+        future: Future[Scores] = Future()
+        with self._lock:
+            self._check_open()
+            self._start()
+            self._live[future] = math.inf if timeout is None else monotonic() + timeout
+            self._stats.requests += 1
+            if self._live[future] < self._next_deadline:
+                self._watch_from(self._live[future])
+        future.add_done_callback(self._settled)
+        return future
+
+    def admit(self, future: Future[Scores], encoded: TokenBatch) -> None:
+        """Queues a registered request, once there is room. Raises OverloadedError if told to."""
+        request = Request(future, encoded)
+        if not len(encoded):
+            settle(future, request.scores)
+            return
+        with self._lock:
+            if self._limits.block:
+                self._wait_for_room(request)
+            elif not self._fits(len(encoded), request.tokens):
+                self._live.pop(future, None)
+                self._reject(len(encoded))
+            if not future.done():
+                self._queue.add(request)
+                self._work.notify()
+
+    def call(self, encode: Encode, timeout: float | None, pairs: int) -> Future[Scores]:
+        """Registers a request whose tokens *encode* will bring, off the calling thread."""
+        with self._lock:
+            if not self._limits.block and not self._fits(pairs + self._call_pairs, 0):
+                self._reject(pairs)
+            future = self.register(timeout)
+            self._calls.append(Call(future, encode, contextvars.copy_context(), pairs))
+            self._call_pairs += pairs
+            self._open_calls += 1
+            if self._tokenisers < min(self._open_calls, self._tokenise_threads):
+                self._tokenisers += 1
+                self._spawn("rerank-tokenise", self._tokenise_next)
+            self._tokenise.notify()
+        return future
+
+    def count_tokenising(self, seconds: float) -> None:
+        """Adds time spent tokenising to the statistics."""
+        with self._lock:
+            self._stats.tokenise_seconds += seconds
+
+    def snapshot(self) -> Snapshot:
+        """The statistics and the queue's state at this moment."""
+        with self._lock:
+            return {
+                "queue_requests": len(self._queue) + self._open_calls,
+                "queue_pairs": self._queue.pairs + self._call_pairs,
+                "queue_tokens": self._queue.tokens,
+                "unfinished": len(self._live),
+                "max_batch_tokens": int(min((w.budget for w in self._workers), default=0)),
+                **self._stats.snapshot(),
+            }
+
+    def _check_open(self) -> None:
+        if self._why_closed:
+            raise ClosedError(self._why_closed) from self._cause
+
+    def _fits(self, pairs: int, tokens: int) -> bool:
+        if not self._queue.pairs:
+            return True  # a request larger than the limits must be served too
+        limits, queue = self._limits, self._queue
+        return (limits.pairs is None or queue.pairs + pairs <= limits.pairs) and (
+            limits.tokens is None or queue.tokens + tokens <= limits.tokens
+        )
+
+    def _wait_for_room(self, request: Request) -> None:
+        """Blocks until it is this request's turn and it fits, or it was settled meanwhile."""
+        future, pairs, tokens = request.future, len(request.rows), request.tokens
+        if not self._blocked and self._fits(pairs, tokens):
+            return
+        self._blocked.append(future)
+        try:
+            while not future.done() and not (
+                self._blocked[0] is future and self._fits(pairs, tokens)
+            ):
+                self._room.wait()
+        finally:
+            self._blocked.remove(future)
+            self._room.notify_all()
+
+    def _reject(self, pairs: int) -> NoReturn:
+        self._stats.rejected += 1
+        queue, limits = self._queue, self._limits
+        seconds = self._stats.seconds_for(queue.tokens) / max(1, len(self._workers))
+        raise OverloadedError(
+            f"the queue is full: it holds {queue.pairs} pairs of {queue.tokens} tokens, the "
+            f"request brings {pairs} pairs, max_queue_pairs is {limits.pairs} and "
+            f"max_queue_tokens {limits.tokens}: retry in about {seconds:.2f} s",
+            retry_after=seconds,
+        )
+
+    def _settled(self, future: Future[Scores]) -> None:
+        """Runs once for every request, in whichever thread gave it its end."""
+        with self._lock:
+            if self._live.pop(future, None) is None:
+                return
+            self._queue.drop(future)
+            self._stats.count_settled(future)
+            self._room.notify_all()
+            if self._abandoned:
+                self._wake_all()
+        if future.cancelled():
+            future.set_running_or_notify_cancel()  # wakes concurrent.futures.wait
+
+    # -- threads --------------------------------------------------------------------------------
+
+    def _start_over(self) -> None:
+        """No request, no thread, and locks nobody holds."""
+        self._lock = threading.RLock()  # re-entered when garbage collection runs a callback
+        self._work = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
+        self._tokenise = threading.Condition(self._lock)
+        self._deadlines = threading.Condition(self._lock)
+        self._threads: list[threading.Thread] = []
+        self._tokenisers = 0
+        self._calls: deque[Call] = deque()
+        self._open_calls = 0
+        self._call_pairs = 0
+        self._blocked: deque[Future[Scores]] = deque()
+        self._live: dict[Future[Scores], float] = {}  # every unfinished request, and its deadline
+        self._next_deadline = math.inf
+        self._watched = False
+        self._queue.clear()
+
+    def _start(self) -> None:
+        if self._threads:
+            return
+        # Registered late, so it runs before the exit handlers of the runtimes: a thread that is
+        # inside one when the interpreter goes would abort the process.
+        atexit.register(self.close)
+        for number, worker in enumerate(self._workers):
+            self._spawn(f"rerank-worker-{number}", partial(self._serve_next, worker))
+
+    def _spawn(self, name: str, step: Callable[[], bool]) -> None:
+        thread = threading.Thread(target=self._loop, args=(step,), name=name, daemon=True)
+        self._threads.append(thread)
+        try:
+            thread.start()
+        except BaseException:
+            self._threads.remove(thread)
+            raise
+
+    def _loop(self, step: Callable[[], bool]) -> None:
+        """A thread's life: *step* until it says no. Nothing of one step outlives it."""
+        try:
+            while step():
+                pass
+        except BaseException as error:  # noqa: BLE001 - nobody may wait for a thread that is gone
+            self._close(f"the engine broke, {error!r}: load the model again", error)
+        with self._lock:
+            self._threads.remove(threading.current_thread())
+            last = not self._threads
+        if self._why_closed:
+            self._fail_all()
+        if last:
+            self._finish()
+
+    def _ending(self, busy: object) -> bool:
+        """Whether a thread with nothing to do should end: closed, or dropped and not *busy*."""
+        return bool(self._why_closed) or (self._abandoned and not busy)
+
+    def _wake_all(self) -> None:
+        for condition in (self._work, self._room, self._tokenise, self._deadlines):
+            condition.notify_all()
+
+    # -- tokenising -----------------------------------------------------------------------------
+
+    def _tokenise_next(self) -> bool:
+        with self._lock:
+            while not self._calls:
+                if self._ending(busy=False):
+                    return False
+                self._tokenise.wait()
+            call = self._calls.popleft()
+            self._call_pairs -= call.pairs
+        try:
+            if not call.future.done():
+                call.context.run(self._encode, call)
+        except BaseException as error:  # noqa: BLE001 - whatever encode raises is its caller's
+            settle(call.future, error)
+        with self._lock:
+            self._open_calls -= 1
+            if self._abandoned:
+                self._wake_all()
+        return True
+
+    def _encode(self, call: Call) -> None:
+        started = perf_counter()
+        encoded = call.encode()
+        self.count_tokenising(perf_counter() - started)
+        self.admit(call.future, encoded)
+
+    # -- deadlines ------------------------------------------------------------------------------
+
+    def _watch_from(self, deadline: float) -> None:
+        self._next_deadline = deadline
+        if not self._watched:
+            self._watched = True
+            self._spawn("rerank-deadlines", self._expire)
+        self._deadlines.notify()
+
+    def _expire(self) -> bool:
+        with self._lock:
+            now = monotonic()
+            late = [future for future, deadline in self._live.items() if deadline <= now]
+            if not late:
+                if self._ending(busy=self._live):
+                    return False
+                self._next_deadline = min(self._live.values(), default=math.inf)
+                seconds = min(self._next_deadline - now, threading.TIMEOUT_MAX)
+                self._deadlines.wait(None if seconds == threading.TIMEOUT_MAX else seconds)
+        for future in late:
+            settle(future, TimeoutError("no scores within the timeout: the request was dropped"))
+        return True
+
+    # -- forwards -------------------------------------------------------------------------------
+
+    def _serve_next(self, worker: Worker) -> bool:
+        batches = self._next_batch(worker)
+        if not batches:
+            return False
+        while batches:
+            batches.extend(self._run(worker, batches.pop()))
+        return True
+
+    def _next_batch(self, worker: Worker) -> list[Batch]:
+        with self._lock:
+            while not self._queue or self._why_closed:
+                if self._ending(busy=self._open_calls):
+                    return []
+                self._work.wait()
+            batch = self._queue.take(int(worker.budget))
+            now = perf_counter()
+            for request, _ in batch.parts:
+                if request.first_batch():
+                    self._stats.wait_seconds += now - request.arrived
+            self._room.notify_all()
+            if self._queue:
+                self._work.notify()
+        return [batch]
+
+    def _run(self, worker: Worker, batch: Batch) -> list[Batch]:
+        """One forward pass; what of *batch* must be run again, in smaller batches."""
+        batch = batch.open()
+        if not batch.parts:
+            return []
+        tokens = batch.tokens()
+        padded = len(batch) * int(tokens.lengths.max())
+        started = perf_counter()
+        outcome = attempt(worker.forward, tokens)
+        seconds = perf_counter() - started
+        if isinstance(outcome, Exception):
+            return self._again(worker, batch, padded, outcome)
+        if outcome.shape != (len(batch),):
+            self._refuse(batch, outcome.shape)
+            return []
+        worker.recover()
+        with self._lock:
+            self._stats.count_batch(len(batch), len(tokens.input_ids), padded, seconds)
+        return self._deliver(batch, outcome)
+
+    def _again(self, worker: Worker, batch: Batch, padded: int, error: Exception) -> list[Batch]:
+        """Halves a batch that failed, down to the pair at fault, whose request alone fails.
+
+        The caller holds *error* no longer when the halves run: its frames may hold device memory.
+        """
+        no_memory = self._is_out_of_memory(error)
+        if no_memory:
+            worker.shrink(padded)
+        if len(batch) == 1:
+            settle(batch.parts[0][0].future, _pair_error(batch, error, no_memory))
+            return []
+        with self._lock:
+            if no_memory:
+                self._stats.splits += 1
+            else:
+                self._stats.retries += 1
+        return batch.halves()
+
+    def _refuse(self, batch: Batch, shape: tuple[int, ...]) -> None:
+        for request, _ in batch.parts:
+            message = f"the model returned scores of shape {shape} for {len(batch)} pairs"
+            settle(request.future, BackendError(message))
+
+    def _deliver(self, batch: Batch, scores: Scores) -> list[Batch]:
+        """Hands scores to their requests; pairs without a finite one are to run again, alone."""
+        finite = np.isfinite(scores)
+        if len(batch) == 1 and not finite[0]:
+            request, rows = batch.parts[0]
+            message = f"the score of pair {rows[0]} must be finite: got {scores[0]}"
+            settle(request.future, BackendError(message))
+            return []
+        complete = bool(finite.all())
+        finished = []
+        with self._lock:
+            for request, rows, part in batch.split_scores(scores):
+                request.scores[rows] = part
+                request.unscored -= len(rows) if complete else int(np.isfinite(part).sum())
+                if not request.unscored:
+                    finished.append(request)
+            self._stats.retries += int((~finite).sum())
+        for request in finished:
+            settle(request.future, request.scores)
+        return [] if complete else batch.only(np.flatnonzero(~finite))
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def close(self, *, wait: bool = True) -> None:
+        """Fails what is unfinished with ClosedError, ends the threads, then calls `on_close` once.
+
+        wait=False returns at once and leaves all of it to the threads; finalizers need that.
+        """
+        threads = self._close(CLOSED, None)
+        if not threads:
+            self._finish()
+        if wait:
+            self._fail_all()
+            for thread in threads:
+                if thread is not threading.current_thread():
+                    thread.join()
+
+    def abandon(self) -> None:
+        """Nobody can submit any more: finish what waits, then end."""
+        with self._lock:
+            self._abandoned = True
+            self._wake_all()
+            idle = not self._threads
+        if idle:
+            self._finish()
+
+    def _close(self, why: str, cause: BaseException | None) -> list[threading.Thread]:
+        with self._lock:
+            if not self._why_closed:
+                self._why_closed, self._cause = why, cause
+            self._wake_all()
+            return list(self._threads)
+
+    def _fail_all(self) -> None:
+        with self._lock:
+            unfinished = list(self._live)
+        for future in unfinished:
+            settle(future, _closed_error(self._why_closed, self._cause))
+
+    def _finish(self) -> None:
+        with self._lock:
+            on_close, self._on_close = self._on_close, None
+            self._workers.clear()
+        atexit.unregister(self.close)
+        if on_close is not None:
+            on_close()
+
+    def renew(self) -> None:
+        """In a forked child: forget the parent's threads, locks and requests; start over."""
+        inherited = list(self._live)
+        self._start_over()
+        if not self._fork_safe and not self._why_closed:
+            self._why_closed = FORKED_ENGINE
+        for future in inherited:
+            # A thread that did not come along may have held this lock; then nobody can be told.
+            if future._condition.acquire(blocking=False):
+                future._condition.release()
+                settle(future, ClosedError(FORKED_REQUEST))
+
+
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for engine in list(_ENGINES):
+        engine.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
+
+
+def attempt(forward: Forward, tokens: TokenBatch) -> Scores | Exception:
+    """The scores, or the exception as a value: retries must run outside the except block."""
+    try:
+        return np.asarray(forward(tokens), dtype=np.float32)
+    except Exception as error:  # noqa: BLE001 - whatever it is, its request gets it
+        return error
+
+
+def settle(future: Future[Scores], outcome: Scores | BaseException) -> None:
+    """Gives *future* its end, unless it was cancelled or timed out a moment ago."""
+    try:
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except InvalidStateError:
+        pass
+
+
+def _pair_error(batch: Batch, error: Exception, no_memory: bool) -> Exception:
+    if isinstance(error, RerankError):
+        return error
+    request, rows = batch.parts[0]
+    tokens = int(request.encoded.lengths[rows[0]])
+    what = f"ran out of memory, even alone, with {tokens} tokens" if no_memory else "failed"
+    wrapped = BackendError(f"the forward pass of pair {rows[0]} {what}: {error!r}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _closed_error(why: str, cause: BaseException | None) -> ClosedError:
+    error = ClosedError(why)
+    error.__cause__ = cause
+    return error

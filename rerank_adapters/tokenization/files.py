@@ -1,0 +1,125 @@
+"""What a checkpoint's files say about its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokenizers import Tokenizer, normalizers
+
+from ..errors import ModelError
+from .parts import NO_LIMIT, Side
+
+Convert = Callable[[Path], Path]
+Json = TypeVar("Json", dict[str, Any], list[Any])
+
+# Tokenizer classes of transformers that hand no token_type_ids to the model though their frames may
+# number them: `model_input_names` of the class, which a list in tokenizer_config.json replaces.
+_WITHOUT_TYPE_IDS = {
+    *("Albert", "Barthez", "BigBird", "Camembert", "Cohere", "DistilBert", "GPT2", "GPTNeoX"),
+    *("Gemma", "Herbert", "Llama", "MPNet", "Qwen2", "RemBert", "Roberta", "Splinter", "T5"),
+    *("XLMRoberta",),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Files:
+    """The tokenizer, free of baked-in truncation and padding, and what goes with it.
+
+    types   whether the model is given type ids
+    causal  whether the model generates text
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+    truncation_side: Side
+    pad_id: int
+    types: bool
+    causal: bool
+
+    @classmethod
+    def read(cls, folder: Path, convert: Convert | None) -> Files:
+        """The files of *folder*; ModelError where one is missing or damaged."""
+        tokenizer = _load(folder, convert)
+        config = read_json(folder / "config.json", {})
+        settings = read_json(folder / "tokenizer_config.json", {})
+        for key, value in read_json(folder / "special_tokens_map.json", {}).items():
+            settings.setdefault(key, value)
+        sentence: dict[str, Any] = {}
+        if (folder / "modules.json").is_file():  # sentence-transformers reads the next only then
+            sentence = read_json(folder / "sentence_bert_config.json", {})
+        truncation, padding = tokenizer.truncation or {}, tokenizer.padding or {}
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if sentence.get("do_lower_case"):
+            own = [tokenizer.normalizer] if tokenizer.normalizer else []
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+        return cls(
+            tokenizer,
+            max_length=_stored_length(settings, sentence),
+            truncation_side=settings.get("truncation_side", truncation.get("direction", "right")),
+            pad_id=_pad_id(tokenizer, settings, padding, config),
+            types=_gives_types(settings),
+            causal=any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()),
+        )
+
+
+def read_json(file: Path, empty: Json) -> Json:
+    """The object or list in *file*, *empty* where there is no such file. ModelError if damaged."""
+    if not file.is_file():
+        return empty
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+    if not isinstance(value, type(empty)):
+        kind = "an object" if isinstance(empty, dict) else "a list"
+        raise ModelError(f"{file} must hold {kind}: got {type(value).__name__}")
+    return value
+
+
+def _load(folder: Path, convert: Convert | None) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        if convert is None:
+            raise ModelError(
+                f"{file} is missing: pip install 'rerank-adapters[torch]' brings what converts the "
+                "older tokenizer files"
+            )
+        file = convert(folder)
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise ModelError(f"{file} is no tokenizer that `tokenizers` can read: {error}") from error
+
+
+def _stored_length(settings: dict[str, Any], sentence: dict[str, Any]) -> int:
+    """The limit sentence-transformers' own settings give, else the tokenizer's."""
+    text = (sentence.get("processing_kwargs") or {}).get("text") or {}
+    own = sentence.get("max_seq_length") or settings.get("model_max_length")
+    lengths = [length for length in (text.get("max_length"), own) if length]
+    return int(min([*lengths, NO_LIMIT]))  # transformers writes 1e30 for "no limit"
+
+
+def _pad_id(
+    tokenizer: Tokenizer,
+    settings: dict[str, Any],
+    padding: dict[str, Any],
+    config: dict[str, Any],
+) -> int:
+    token = settings.get("pad_token")
+    name = token.get("content") if isinstance(token, dict) else token
+    known = None if name is None else tokenizer.token_to_id(name)
+    stated = (known, padding.get("pad_id"), config.get("pad_token_id"), config.get("eos_token_id"))
+    return next((value for value in stated if isinstance(value, int)), 0)
+
+
+def _gives_types(settings: dict[str, Any]) -> bool:
+    names = settings.get("model_input_names")
+    if names is not None:
+        return "token_type_ids" in names
+    kind = str(settings.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer")
+    return kind not in _WITHOUT_TYPE_IDS

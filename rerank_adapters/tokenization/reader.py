@@ -1,0 +1,154 @@
+"""Texts to token ids: each distinct text once, and of a long text no more than is wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from .parts import NO_LIMIT, Counts, Ids
+
+CHARACTERS_PER_TOKEN = 6
+"""Prose has 3 to 5, so that the first window mostly holds all the tokens wanted."""
+
+SETTLED_WORDS = 8
+"""Pre-tokens that must stand between the last token wanted and the end of the window."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Column:
+    """One text per row, and where its tokens lie in `ids`; equal texts share theirs.
+
+    ids      int32 of shape (tokens of the distinct texts,)
+    starts, lengths  int64 of shape (rows,)
+    cut      bool of shape (rows,): only the first tokens were read, and there are more
+    """
+
+    texts: list[str]
+    ids: Ids
+    starts: Counts
+    lengths: Counts
+    cut: NDArray[np.bool_]
+
+
+class Reader:
+    """Reads texts with a tokenizer that nobody changes; special tokens are never added."""
+
+    __slots__ = ("tokenizer",)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def column(self, texts: list[str], limit: int | None) -> Column:
+        """The tokens of *texts*: all of them, or more than *limit*, the first *limit* exact."""
+        places: dict[str, int] = {}
+        rows = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
+        ids, cut = self._read(list(places), limit)
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        ends = np.cumsum(lengths)
+        return Column(
+            texts,
+            ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())),
+            starts=(ends - lengths)[rows],
+            lengths=lengths[rows],
+            cut=cut[rows],
+        )
+
+    def ids(self, text: str) -> list[int]:
+        """All tokens of *text*."""
+        ids: list[int] = self.fast([text])[0].ids
+        return ids
+
+    def counts(self, texts: list[str]) -> Counts:
+        """The number of tokens of each of *texts*, read to the end."""
+        return self.column(texts, None).lengths
+
+    def shorten(self, texts: list[str], tokens: int | None) -> tuple[list[str], NDArray[np.bool_]]:
+        """*texts* up to their first *tokens* tokens (None: whole), and which of them lost some."""
+        if tokens is None:
+            return texts, np.zeros(len(texts), dtype=np.bool_)
+        heads = {text: self._head(text, tokens) for text in dict.fromkeys(texts)}
+        dropped = np.array([len(heads[text]) < len(text) for text in texts], dtype=np.bool_)
+        return [heads[text] for text in texts], dropped
+
+    def fast(self, texts: list[str]) -> list[Encoding]:
+        """Encodings with ids alone."""
+        try:
+            return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:  # a lone surrogate somewhere
+            return self.tokenizer.encode_batch_fast(clean(texts), add_special_tokens=False)
+
+    def full(self, texts: list[str]) -> list[Encoding]:
+        """Encodings with offsets and word ids."""
+        try:
+            return self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        except TypeError:  # a lone surrogate somewhere
+            return self.tokenizer.encode_batch(clean(texts), add_special_tokens=False)
+
+    def _read(
+        self, texts: list[str], limit: int | None
+    ) -> tuple[list[list[int]], NDArray[np.bool_]]:
+        """Ids of *texts*, and which of them are cut.
+
+        A long text is read through a window of characters that doubles until SETTLED_WORDS
+        pre-tokens follow the last token wanted, or the text is all in. A cut changes none but the
+        pre-tokens that touch it, since each is tokenised by itself. Text without pre-token bounds
+        (Unigram without blanks, Gemma) is read whole.
+        """
+        window = NO_LIMIT if limit is None else limit * CHARACTERS_PER_TOKEN
+        ids: list[list[int]] = [[]] * len(texts)
+        cut = np.zeros(len(texts), dtype=np.bool_)
+        short = [row for row, text in enumerate(texts) if len(text) <= window]
+        for row, encoding in zip(short, self.fast([texts[row] for row in short]), strict=True):
+            ids[row] = encoding.ids
+        waiting = [row for row, text in enumerate(texts) if len(text) > window]
+        while waiting:
+            heads = [texts[row][: cut_place(texts[row], window)] for row in waiting]
+            reading, waiting = waiting, []
+            for row, head, encoding in zip(reading, heads, self.full(heads), strict=True):
+                cut[row] = len(head) < len(texts[row])
+                if cut[row] and not _settled(encoding, limit or 0):
+                    waiting.append(row)
+                else:
+                    ids[row] = encoding.ids
+            window *= 2
+        return ids, cut
+
+    def _head(self, text: str, tokens: int) -> str:
+        (encoding,) = self.full([text])
+        return text if len(encoding) <= tokens else text[: encoding.offsets[tokens][0]]
+
+
+def clean(texts: Sequence[str]) -> list[str]:
+    """*texts* with "?" for each lone surrogate, which no tokenizer takes."""
+    return [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
+
+
+_BEFORE_BLANK = re.compile(r"(?s:.*)\S(?=\s)")
+_AFTER_NO_DIGIT = re.compile(r"(?s:.*)[^\s\d]")
+
+
+def cut_place(text: str, window: int) -> int:
+    """Where to cut *text* in the second half of *window*: at the end of a word, or of no number.
+
+    Rules that look far ahead look through runs of blanks or of digits. A cut is never made inside
+    one: a window of nothing else takes the text whole.
+    """
+    if len(text) <= window:
+        return len(text)
+    found = _BEFORE_BLANK.match(text, window // 2, window)
+    found = found or _AFTER_NO_DIGIT.match(text, window // 2, window)
+    return found.end() if found else len(text)
+
+
+def _settled(encoding: Encoding, limit: int) -> bool:
+    words = encoding.word_ids
+    if len(words) <= max(limit, 1):
+        return False
+    last, kept = words[-1], words[max(limit, 1) - 1]
+    return last is not None and kept is not None and last - kept >= SETTLED_WORDS

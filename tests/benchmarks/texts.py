@@ -1,0 +1,68 @@
+"""Texts and machine facts that the benchmarks share."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+CORPUS = Path(__file__).parents[2] / "notebooks" / "corpus" / "corpus.jsonl"
+QUERY = "how long does the battery of the tide sensor last in winter"
+
+
+def documents(count: int = 50, *, mean_tokens: float = 154, seed: int = 0) -> list[str]:
+    """*count* texts of log-normal length (sigma 0.6, mean about *mean_tokens*, at most 512 tokens).
+
+    Words come from the example corpus, so that they split into tokens as real words do (about 1.3
+    tokens a word).
+    """
+    words = CORPUS.read_text(encoding="utf-8").split()
+    rng = np.random.default_rng(seed)
+    median = mean_tokens / np.exp(0.6**2 / 2)
+    tokens = np.clip(rng.lognormal(np.log(median), 0.6, count), 4, 512)
+    lengths = np.maximum(1, (tokens / 1.3).astype(int))
+    starts = rng.integers(0, len(words) - lengths.max(), count)
+    return [" ".join(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
+
+
+def medians(runs: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, float]:
+    """Median seconds of each run; the runs take turns, so that a noisy moment hits them all."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def machine() -> str:
+    """One line of hardware and versions, to stand beside every number."""
+    names = ("onnxruntime", "torch", "transformers", "sentence-transformers", "tokenizers")
+    versions = ", ".join(f"{name} {_version(name)}" for name in names)
+    return f"{_cpu()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    text = info.read_text()
+    model = next(line.partition(": ")[2] for line in text.splitlines() if "model name" in line)
+    flags = [flag for flag in ("avx512_vnni", "avx512_bf16", "amx_int8") if f" {flag}" in text]
+    return f"{model} ({' '.join(flags)})"

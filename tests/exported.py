@@ -1,0 +1,33 @@
+"""The tiny checkpoints as ONNX, each exported once per version of the exporter and kept on disk."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from rerank_adapters import export
+from rerank_adapters.export import Dtype, export_onnx
+
+from .checkpoints import build, made_once
+
+
+@functools.cache
+def exported(kind: str, dtype: Dtype = "float32") -> Path:
+    """The folder that `export_onnx` makes of the tiny checkpoint *kind*. Treat it as read-only."""
+    return made_once(
+        f"{kind}-{dtype}-{_recipe()}", lambda folder: _export(build(kind), folder, dtype)
+    )
+
+
+def _export(checkpoint: Path, folder: Path, dtype: Dtype) -> None:
+    export_onnx(checkpoint, folder, dtype)
+
+
+@functools.cache
+def _recipe() -> str:
+    sources = sorted(Path(export.__file__).parent.rglob("*.py"))
+    parts = [source.read_bytes() for source in sources]
+    parts += [version(name).encode() for name in ("onnx", "onnxruntime", "onnxscript")]
+    return hashlib.sha256(b"|".join(parts)).hexdigest()[:12]

@@ -1,0 +1,143 @@
+"""Stand-ins at the four seams, and nowhere else: a test can hold, count and break a forward."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_adapters.errors import ClosedError
+from rerank_adapters.protocols import Backend
+from rerank_adapters.reranker import Reranker
+from rerank_adapters.scorers.cross_encoder import CrossEncoder
+from rerank_adapters.tokenization import PairTokenizer
+from rerank_adapters.values import Scores, TokenBatch
+from tests import checkpoints
+
+Pair = tuple[str, str]
+
+
+class LookupScorer:
+    """A Scorer that reads each pair's score from a table; absent pairs score `default`."""
+
+    def __init__(self, table: Mapping[Pair, float], *, default: float = 0.0) -> None:
+        self.table = dict(table)
+        self.default = default
+        self.calls: list[list[Pair]] = []
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> Scores:
+        self.calls.append(list(pairs))
+        return np.array([self.table.get(pair, self.default) for pair in pairs], np.float32)
+
+
+class FirstLogitFamily:
+    """A ModelFamily whose score is the first logit, unchanged."""
+
+    labels = 1
+    activation = "identity"
+    template = None
+    position_limit = None
+
+    def scores(self, logits: NDArray[np.float32]) -> Scores:
+        return logits[:, 0]
+
+
+class CountingBackend:
+    """A Backend that counts what it runs; a pair's logit is a fixed function of its own tokens.
+
+    The logit is (sum of token ids x (position + 1)) mod 1009 / 1009, so that a lost, repeated or
+    moved row shows, and no row depends on another.
+    """
+
+    def __init__(self, *, labels: int = 1) -> None:
+        self.labels = labels
+        self.forwards = 0
+        self.rows = 0
+        self.tokens = 0
+        self.batches: list[TokenBatch] = []
+        self.closed = False
+        self._lock = threading.Lock()
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        if self.closed:
+            raise ClosedError("the backend is closed")
+        with self._lock:
+            self.forwards += 1
+            self.rows += len(batch)
+            self.tokens += int(batch.lengths.sum())
+            self.batches.append(batch)
+        return token_logits(batch, labels=self.labels)
+
+    def info(self) -> dict[str, str]:
+        return {"backend": type(self).__name__, "device": "cpu", "dtype": "float32"}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def token_logits(batch: TokenBatch, *, labels: int = 1) -> NDArray[np.float32]:
+    """What CountingBackend returns for *batch*: float32 of shape (pairs, labels)."""
+    offsets = batch.offsets
+    rows = [batch.input_ids[start:end] for start, end in itertools.pairwise(offsets)]
+    sums = [int((ids.astype(np.int64) * np.arange(1, len(ids) + 1)).sum()) for ids in rows]
+    column = np.array([total % 1009 / 1009 for total in sums], np.float32)
+    return np.repeat(column[:, None], labels, axis=1)
+
+
+class ConstantBackend(CountingBackend):
+    """A Backend that gives every pair the same logits."""
+
+    def __init__(self, value: float = 0.0, *, labels: int = 1) -> None:
+        super().__init__(labels=labels)
+        self.value = value
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        return np.full_like(super().logits(batch), self.value)
+
+
+class HeldBackend(CountingBackend):
+    """A Backend whose first forward waits until `release` is set; `entered` says that it began.
+
+    Hold it, let callers queue behind it, then release: tests state an order without a clock.
+    """
+
+    def __init__(self, *, labels: int = 1) -> None:
+        super().__init__(labels=labels)
+        self.entered = threading.Event()
+        self.release = threading.Event()
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        with self._lock:
+            first = not self.entered.is_set()
+            self.entered.set()
+        if first and not self.release.wait(60):
+            raise AssertionError("nobody released the held forward within 60 s")
+        return super().logits(batch)
+
+
+class FaultyBackend(CountingBackend):
+    """A Backend that raises what `rule(batch)` returns, and runs the batch where that is None."""
+
+    def __init__(
+        self, rule: Callable[[TokenBatch], BaseException | None], *, labels: int = 1
+    ) -> None:
+        super().__init__(labels=labels)
+        self.rule = rule
+        self.faults = 0
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        error = self.rule(batch)
+        if error is not None:
+            with self._lock:
+                self.faults += 1
+            raise error
+        return super().logits(batch)
+
+
+def reranker_over(*backends: Backend, max_length: int = 64) -> Reranker:
+    """A Reranker of real parts over fake backends: the tiny BERT's tokenizer, the real queue."""
+    tokenizer = PairTokenizer.from_folder(checkpoints.build("bert"), max_length=max_length)
+    return Reranker(CrossEncoder(tokenizer, FirstLogitFamily(), backends))

@@ -1,0 +1,76 @@
+"""RerankerConfig: what it refuses, and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerank_adapters import ConfigError, RerankerConfig
+from rerank_adapters.reranker import Reranker
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"backend": "tensorrt"}, 'backend must be one of "auto", "onnx", "torch": got \'tensorrt\''),
+    ({"device": "gpu"}, 'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got \'gpu\''),
+    ({"device": "cpu:1"}, 'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got \'cpu:1\''),
+    ({"device": []}, "device must be a str or a non-empty sequence of them: got []"),
+    ({"dtype": "fp16"}, 'dtype must be one of "auto", "float32", "float16", "bfloat16", "int8"'),
+    ({"max_length": 0}, "max_length must be an int of at least 1: got 0"),
+    ({"max_length": True}, "max_length must be an int of at least 1: got True"),
+    ({"num_workers": 0}, "num_workers must be an int of at least 1: got 0"),
+    ({"num_workers": None}, "num_workers must be an int of at least 1: got None"),
+    ({"num_threads": -1}, "num_threads must be an int of at least 1: got -1"),
+    ({"max_batch_tokens": 1.5}, "max_batch_tokens must be an int of at least 1: got 1.5"),
+    ({"max_queue_pairs": 0}, "max_queue_pairs must be an int of at least 1: got 0"),
+    ({"max_queue_tokens": 0}, "max_queue_tokens must be an int of at least 1: got 0"),
+    ({"query_max_tokens": 0}, "query_max_tokens must be an int of at least 1: got 0"),
+    ({"when_full": "drop"}, 'when_full must be one of "block", "error": got \'drop\''),
+    ({"truncation": "first"}, 'truncation must be one of "longest_first", "only_second"'),
+    ({"activation": "relu"}, 'activation must be one of "default", "sigmoid", "identity", "softmax"'),
+    ({"trust_remote_code": 1}, "trust_remote_code must be True or False: got 1"),
+    ({"local_files_only": "no"}, "local_files_only must be True or False: got 'no'"),
+    ({"model": " "}, "model must be a non-empty str or a Path: got ' '"),
+    ({"model": None}, "model must be a non-empty str or a Path: got None"),
+    ({"revision": 3}, "revision must be a str or None: got 3"),
+    ({"prompt": ["x"]}, "prompt must be a str or None: got ['x']"),
+    ({"backend": "torch", "dtype": "int8"}, 'dtype "int8" needs backend "onnx"'),
+    ({"backend": "torch", "file_name": "a.onnx"}, 'file_name names an ONNX file and needs backend "onnx"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=lambda case: str(case)[:40])
+def test_bad_values_name_the_field_the_rule_and_the_value(
+    arguments: dict[str, Any], message: str
+) -> None:
+    """Each refusal is a ConfigError, and a ValueError, in the house's words."""
+    with pytest.raises(ConfigError) as caught:
+        RerankerConfig(**arguments)
+    assert str(caught.value).startswith(message)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_unknown_arguments_raise() -> None:
+    """A misspelt option is never swallowed."""
+    with pytest.raises(TypeError, match="batch_size"):
+        RerankerConfig(batch_size=3)  # type: ignore[call-arg]  # the point of the test
+    with pytest.raises(TypeError, match="batch_size"):
+        Reranker.from_pretrained(batch_size=3)  # type: ignore[call-arg]  # the point of the test
+
+
+def test_from_pretrained_takes_every_field_with_the_same_default() -> None:
+    """The signature users read and the value the library keeps are one list."""
+    fields = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
+    parameters = inspect.signature(Reranker.from_pretrained).parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == fields
+
+
+def test_paths_and_sequences_are_kept_as_plain_values() -> None:
+    """Equal configurations are equal and hash alike, however they were written."""
+    one = RerankerConfig(model=Path("a/b"), device=["cpu", "cuda:1"])  # type: ignore[arg-type]  # as users write it
+    two = RerankerConfig(model="a/b", device=("cpu", "cuda:1"))
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one.devices == ("cpu", "cuda:1")
