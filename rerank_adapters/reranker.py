@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import math
 import threading
 import weakref
@@ -40,14 +41,26 @@ class Reranker:
     the waiting differs. Every method that scores takes `timeout` in seconds (TimeoutError).
     """
 
-    def __init__(self, scorer: CrossEncoder, scheduler: Scheduler | None = None) -> None:
+    def __init__(
+        self,
+        scorer: CrossEncoder,
+        *,
+        num_workers: int = 1,
+        max_queue_pairs: int | None = None,
+        max_queue_tokens: int | None = None,
+        when_full: WhenFull = "block",
+    ) -> None:
         self._scorer = scorer
-        self._scheduler = scheduler or Scheduler(
-            scorer.forwards(), max_batch_tokens=scorer.max_batch_tokens
+        self._scheduler = Scheduler(
+            scorer.forwards(num_workers),
+            max_batch_tokens=scorer.max_batch_tokens,
+            max_queue_pairs=max_queue_pairs,
+            max_queue_tokens=max_queue_tokens,
+            when_full=when_full,
+            fork_safe=scorer.fork_safe,
+            on_close=scorer.close,
         )
-        # A finalizer, so that a reranker dropped without close() frees its model as well.
-        self._free = weakref.finalize(self, _free, self._scheduler, scorer)
-        self._free.atexit = False  # the scheduler ends its threads at exit by itself
+        self._end_with(self._scheduler.close)
 
     @classmethod
     def from_pretrained(
@@ -88,8 +101,13 @@ class Reranker:
     @classmethod
     def from_config(cls, config: RerankerConfig) -> Reranker:
         """Load what *config* says, afresh."""
-        scorer = CrossEncoder.from_config(config)
-        return cls(scorer, _scheduler(scorer, config))
+        return cls(
+            CrossEncoder.from_config(config),
+            num_workers=config.num_workers,
+            max_queue_pairs=config.max_queue_pairs,
+            max_queue_tokens=config.max_queue_tokens,
+            when_full=config.when_full,
+        )
 
     @classmethod
     def shared(cls, config: RerankerConfig) -> Reranker:
@@ -214,7 +232,9 @@ class Reranker:
 
         A handle from `shared` lets go of its share; the last one does the above.
         """
-        self._free()
+        found = self._end.detach()
+        if found is not None:
+            found[1](wait=True)
 
     def __enter__(self) -> Reranker:
         self._check_open()
@@ -270,8 +290,13 @@ class Reranker:
         future = _then(self._scheduler.submit_call(job.encode, timeout=timeout), finish)
         return await asyncio.wrap_future(future)
 
+    def _end_with(self, end: Callable[..., None]) -> None:
+        """*end* runs at close(), or without waiting when the last reference is dropped."""
+        self._end = weakref.finalize(self, end, wait=False)
+        self._end.atexit = False  # the scheduler ends its threads at exit by itself
+
     def _check_open(self) -> None:
-        if not self._free.alive:
+        if not self._end.alive:
             raise ClosedError("the reranker is closed: load it again")
 
     @staticmethod
@@ -297,28 +322,23 @@ class _Shared:
         with self._lock:
             if self._loaded is None:
                 self._loaded = Reranker.from_config(self._config)
-            handle = Reranker(self._loaded._scorer, self._loaded._scheduler)
-            handle._free.detach()
-            handle._free = weakref.finalize(handle, self._release)
-            handle._free.atexit = False
+            handle = copy.copy(self._loaded)
+            handle._end_with(self._drop)
             self._handles += 1
             return handle
 
-    def _release(self) -> None:
+    def _drop(self, *, wait: bool) -> None:
         with self._lock:
             self._handles -= 1
-            if self._handles == 0 and self._loaded is not None:
-                self._loaded.close()
-                self._loaded = None
+            if self._handles > 0 or self._loaded is None:
+                return
+            loaded, self._loaded = self._loaded, None
+        loaded._end.detach()
+        loaded._scheduler.close(wait=wait)
 
 
 _SHARED: dict[RerankerConfig, _Shared] = {}
 _SHARED_LOCK = threading.Lock()
-
-
-def _free(scheduler: Scheduler, scorer: CrossEncoder) -> None:
-    scheduler.close()
-    scorer.close()
 
 
 class _Job:
@@ -431,13 +451,3 @@ def _then(inner: Future[Scores], finish: Callable[[Scores], Result]) -> Future[R
     outer.add_done_callback(cancel_inner)
     inner.add_done_callback(pass_on)
     return outer
-
-
-def _scheduler(scorer: CrossEncoder, config: RerankerConfig) -> Scheduler:
-    return Scheduler(
-        scorer.forwards(config.num_workers),
-        max_batch_tokens=scorer.max_batch_tokens,
-        max_queue_pairs=config.max_queue_pairs,
-        max_queue_tokens=config.max_queue_tokens,
-        when_full=config.when_full,
-    )

@@ -63,15 +63,16 @@ class GroupMaker:
         if not questions:
             return []
         vectors = embed_texts([q.text for q in questions])
-        rows = retrieve(self.union, found, [q.text for q in questions], vectors)
+        retriever = retriever_of(self.union, found)
+        rows = retrieve(retriever, [q.text for q in questions], vectors)
         return [
-            self._labelled(found, q, vector, row)
+            self._labelled(found, q, vector, row, retriever)
             for q, vector, row in zip(questions, vectors, rows, strict=True)
         ]
 
     def _labelled(
         self, found: RelevanceSet, question: Question, vector: NDArray[np.float32],
-        ranked: tuple[NDArray[np.int64], NDArray[np.int64]],
+        ranked: tuple[NDArray[np.int64], NDArray[np.int64]], retriever: Retriever,
     ) -> Group:  # fmt: skip
         positives = list(question.positives)
         self.rng.shuffle(positives)
@@ -81,7 +82,9 @@ class GroupMaker:
         chosen += pick(question.given, 2, self.rng, skip)
         chosen += self._negatives(found, question, safe, size - len(chosen), skip)
         labels = tuple(int(p in positives) for p in chosen)
-        return self._group(found, question.text, vector, chosen, labels)
+        teacher = retriever.teacher(question.text, vector, chosen)
+        where = tuple(self.union.offsets[found.name] + p for p in chosen)
+        return Group(found.name, question.text, where, teacher, labels)
 
     def _negatives(
         self, found: RelevanceSet, question: Question, safe: list[list[int]], count: int, skip: set[int]
@@ -132,13 +135,13 @@ class GroupMaker:
         retriever = Retriever(union.documents, union.vectors)
         lexical, dense = retriever.lexical(queries, 30), retriever.dense(vectors, 400)
         return [
-            self._unlabelled(*row)
+            self._unlabelled(*row, retriever)
             for row in zip(sources, queries, homes, vectors, lexical, dense, strict=True)
         ]
 
     def _unlabelled(
         self, found: RelevanceSet, query: str, home: list[int], vector: NDArray[np.float32],
-        lexical: NDArray[np.int64], dense: NDArray[np.int64],
+        lexical: NDArray[np.int64], dense: NDArray[np.int64], retriever: Retriever,
     ) -> Group:  # fmt: skip
         size = self.mixture.long_size if found.name in LONG else self.mixture.size
         chosen = home if self.rng.random() < 0.7 else []
@@ -150,25 +153,20 @@ class GroupMaker:
         strangers = [begin + self.rng.randrange(len(found.documents)) for _ in range(40)]
         chosen += pick(dense[:30] if self.rng.random() < 0.5 else strangers, 1, self.rng, skip)
         chosen += pick(strangers, size - len(chosen), self.rng, skip)
-        return self._group(None, query, vector, chosen, (), source=f"{found.name}:unlabelled")
+        teacher = retriever.teacher(query, vector, chosen)
+        return Group(f"{found.name}:unlabelled", query, tuple(chosen), teacher)
 
-    def _group(
-        self, found: RelevanceSet | None, query: str, vector: NDArray[np.float32],
-        chosen: list[int], labels: tuple[int, ...], source: str = "",
-    ) -> Group:  # fmt: skip
-        offset = self.union.offsets[found.name] if found else 0
-        where = tuple(offset + p for p in chosen)
-        teacher = TEACHER_SCALE * (self.union.vectors[list(where)] @ vector)
-        name = source or (found.name if found else "")
-        return Group(name, query, where, tuple(teacher.round(4).tolist()), labels)
+
+def retriever_of(union: Union, found: RelevanceSet) -> Retriever:
+    """Retrieval inside one set."""
+    begin = union.offsets[found.name]
+    return Retriever(found.documents, union.vectors[begin : begin + len(found.documents)])
 
 
 def retrieve(
-    union: Union, found: RelevanceSet, queries: list[str], vectors: NDArray[np.float32], depth: int = 30
+    retriever: Retriever, queries: list[str], vectors: NDArray[np.float32], depth: int = 30
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Per query (BM25 positions, base positions) inside one set, best first."""
-    begin = union.offsets[found.name]
-    retriever = Retriever(found.documents, union.vectors[begin : begin + len(found.documents)])
+    """Per query (BM25 positions, base positions), best first."""
     lexical, dense = retriever.lexical(queries, depth), retriever.dense(vectors, depth)
     return list(zip(lexical, dense, strict=True))
 
@@ -183,7 +181,7 @@ def held_groups(union: Union, per_set: int, depth: int, seed: int) -> list[Group
         questions = [q for q in found.split(held=True) if q.positives]
         questions = rng.sample(questions, min(per_set, len(questions)))
         vectors = embed_texts([q.text for q in questions])
-        rows = retrieve(union, found, [q.text for q in questions], vectors, depth)
+        rows = retrieve(retriever_of(union, found), [q.text for q in questions], vectors, depth)
         for question, vector, (lexical, dense) in zip(questions, vectors, rows, strict=True):
             merged = [int(p) for pair in zip(lexical, dense, strict=True) for p in pair]
             chosen = list(question.listed) or list(dict.fromkeys(merged))[:depth]

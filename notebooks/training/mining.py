@@ -20,6 +20,7 @@ from transformers import BertModel
 
 TEACHER_TOKENS = 126  # with its two specials 128, the length the base was trained at
 TEACHER_SCALE = 20.0
+LEXICAL_SCALE = 1.5  # chosen on held-out questions of the training sets: +0.03 nDCG@10 over 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,20 @@ class Retriever:
         tokens = bm25s.tokenize(queries, stopwords="en", show_progress=False)
         found, _ = self.bm25.retrieve(tokens, k=min(depth, self.size), show_progress=False)
         return found.astype(np.int64)
+
+    def teacher(
+        self, query: str, vector: NDArray[np.float32], positions: Sequence[int]
+    ) -> tuple[float, ...]:
+        """20·cosine + 1.5·(BM25 as a share of the query's best), per position."""
+        options = {"stopwords": "en", "show_progress": False, "return_ids": False}
+        tokens = bm25s.tokenize([query], **options)[0]
+        rows = list(positions)
+        lexical = np.zeros(len(rows), np.float32)
+        if tokens:
+            scores = self.bm25.get_scores(tokens)
+            lexical = scores[rows] / max(float(scores.max()), 1e-6)
+        logits = TEACHER_SCALE * (self.vectors[rows] @ vector) + LEXICAL_SCALE * lexical
+        return tuple(np.round(logits, 4).tolist())
 
     def dense(self, vectors: NDArray[np.float32], depth: int) -> Ranked:
         """The `depth` best by cosine."""

@@ -114,8 +114,9 @@ class _Quantizer:
         zero = constant(np.array(128, np.uint8))
         matrix = constant(np.ascontiguousarray(values), "matrix")
         sums = add("Cast", [add("MatMulInteger", [rows, matrix, zero])], to=onnx.TensorProto.FLOAT)
-        by_row = add("Mul", [sums, row_scales])
-        return add("Mul", [by_row, constant(scales, "scales")], output)
+        # Columns first: the other order onnxruntime fuses into an operator meant for one scale.
+        by_column = add("Mul", [sums, constant(scales, "scales")])
+        return add("Mul", [by_column, row_scales], output)
 
     def _quantized_rows(self, name: str) -> tuple[str, str]:
         """(x₈ uint8 of x's shape, s float32 of shape (…, 1)), made once per tensor."""

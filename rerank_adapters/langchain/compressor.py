@@ -28,18 +28,18 @@ class RerankInput(TypedDict):
     documents: Iterable[Document]
 
 
-class CrossEncoderCompressor(  # type: ignore[misc]  # pydantic's `model_config` is a TypedDict per base
+class CrossEncoderCompressor(
     RankingFields, BaseDocumentCompressor, RunnableSerializable[RerankInput, list[Document]]
 ):
     """Keeps the *top_n* most relevant documents, best first, each with its score in its metadata.
 
-    Returns new documents: id, type and metadata stay, inputs are left as they were. Equal scores keep
-    the order given. As a Runnable it takes {"query", "documents"}:
-    `RunnableParallel(documents=retriever, query=RunnablePassthrough()) | compressor`, and `batch` over
-    many queries scores all their pairs as one pool. `top_n`, `score_threshold`, `score_key`, `text_fn`,
-    `rank_fields`, `on_empty_text` and `dedupe` can be given per call: as arguments, through `bind`, or
-    in config["configurable"]. A document without text that is kept carries no score of the model but
-    0.0, or the lowest score of its list where that is lower.
+    Returns new documents: id, type and metadata stay, inputs are left as they were. Equal scores
+    keep the order given. As a Runnable it takes {"query", "documents"}:
+    `RunnableParallel(documents=retriever, query=RunnablePassthrough()) | compressor`, and `batch`
+    over many queries scores all their pairs as one pool. `top_n`, `score_threshold`, `score_key`,
+    `text_fn`, `rank_fields`, `on_empty_text` and `dedupe` can be given per call: as arguments,
+    through `bind`, or in config["configurable"]. A document without text that is kept carries no
+    score of the model but 0.0, or the lowest score of its list where that is lower.
 
     Raises InputError (query, documents, an argument) and what loading the model raises.
     """
@@ -48,21 +48,6 @@ class CrossEncoderCompressor(  # type: ignore[misc]  # pydantic's `model_config`
 
     top_n: int | None = Field(default=3)
     """Documents that come back. None: all."""
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Configurations are saved by `dumps`, without weights and token."""
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        """Where `loads` finds the class."""
-        return ["rerank_adapters", "langchain"]
-
-    @property
-    def lc_secrets(self) -> dict[str, str]:
-        """The token is named in a dump, never shown."""
-        return {"token": "HF_TOKEN"}
 
     def compress_documents(
         self,
@@ -134,7 +119,9 @@ class CrossEncoderCompressor(  # type: ignore[misc]  # pydantic's `model_config`
         """`batch`, awaited."""
         calls = self._calls(inputs, config, overrides)
         runs = [
-            await tracing.astart(call.query, call.config, name=self.get_name(), facts=self._told(call))
+            await tracing.astart(
+                call.query, call.config, name=self.get_name(), facts=self._told(call)
+            )
             for call in calls
         ]
         async with tracing.aclosing(runs):

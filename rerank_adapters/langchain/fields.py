@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from weakref import WeakValueDictionary
 
 from langchain_core.documents import Document
+from langchain_core.load.serializable import (
+    Serializable,
+    SerializedConstructor,
+    SerializedNotImplemented,
+)
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -20,21 +25,31 @@ from pydantic import (
     SecretStr,
     model_validator,
 )
-from typing_extensions import Self
 
 from ..adapting import CONFIG_FIELDS, LazyReranker, OnEmptyText, check_reranker, config_from
-from ..config import DEFAULT_MODEL, Activation, BackendName, DType, RerankerConfig, Truncation, WhenFull
+from ..config import (
+    DEFAULT_MODEL,
+    Activation,
+    BackendName,
+    DType,
+    RerankerConfig,
+    Truncation,
+    WhenFull,
+)
 from ..errors import ClosedError, ConfigError
 from ..reranker import Reranker
 from .settings import Dedupe, check_key
 
-PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+PathText = Annotated[
+    str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)
+]
 
 FIELDS_CONFIG = ConfigDict(
     extra="forbid",
     validate_assignment=True,
     arbitrary_types_allowed=True,
     protected_namespaces=(),  # `model` is our field
+    hide_input_in_errors=True,  # a token may be among it
 )
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
@@ -45,8 +60,8 @@ _KNOWN_LOCK = threading.Lock()
 class RerankerFields(BaseModel):
     """The fields of `RerankerConfig`, explained there, or a ready `reranker`.
 
-    The model is loaded on first use, once for all adapters of equal configuration, and freed with the
-    last of them. It never travels: a copy, a pickle or a dump holds the configuration, without the token.
+    The model is loaded on first use, once for all adapters of equal configuration, and freed with
+    the last of them. It never travels: a pickle or a dump holds the configuration, less the token.
     """
 
     model_config = FIELDS_CONFIG
@@ -127,17 +142,23 @@ class RerankerFields(BaseModel):
             self.__dict__.update(before)
             raise
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with the fields of *update*, unchecked by pydantic, whose model is theirs."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied._prepare()
+        return copied
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
-        for kept in (self.reranker, self._lazy):  # the model is shared, as between all equal adapters
+        for kept in (self.reranker, self._lazy):  # shared, as between all equal adapters
             memo[id(kept)] = kept
         return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[Any, Any]:
         if self.reranker is not None:
             raise ConfigError(
-                f"a {type(self).__name__} made with reranker= cannot be pickled, for its model is in "
-                "memory: make it from the configuration fields"
+                f"a {type(self).__name__} made with reranker= cannot be pickled, for its model is "
+                "in memory: make it from the configuration fields"
             )
         fields = {**self.__dict__, "token": None}
         return {**super().__getstate__(), "__dict__": fields, "__pydantic_private__": None}
@@ -147,7 +168,7 @@ class RerankerFields(BaseModel):
         self._prepare()
 
 
-class RankingFields(RerankerFields):
+class RankingFields(RerankerFields, Serializable):
     """What is scored, and what comes back. All of it but the model can be overridden per call."""
 
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
@@ -163,8 +184,27 @@ class RankingFields(RerankerFields):
     dedupe: Dedupe | None = None
     """Keep only the first of several documents of equal id, or of equal content. None: keep all."""
 
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Configurations are saved by `dumps`, without weights and token."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where `loads` finds the class."""
+        return ["rerank_adapters", "langchain"]
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """The token is named in a dump, never shown."""
+        return {"token": "HF_TOKEN"}
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model."""
+        return super().to_json() if self.reranker is None else self.to_json_not_implemented()
+
 
 def _lazy_for(config: RerankerConfig) -> LazyReranker:
-    """One for all living adapters of *config*: a short-lived copy must not load and free the model."""
+    """One for all living adapters of *config*: a short-lived copy must not free the model."""
     with _KNOWN_LOCK:
         return _KNOWN.setdefault(config, LazyReranker())

@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 
 from ..errors import InputError
-from ..reranker import Reranker, Request
+from ..reranker import Request, Reranker
 from ..values import Ranking
 from .settings import SETTINGS, Job, Settings
 from .tracing import Outcome

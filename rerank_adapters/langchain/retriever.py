@@ -25,12 +25,13 @@ from .tracing import Outcome
 Compressor = Runnable[Any, list[Document]]
 
 
-class RerankingRetriever(RankingFields, BaseRetriever):  # type: ignore[misc]  # as in compressor.py
+class RerankingRetriever(RankingFields, BaseRetriever):
     """Asks *base_retriever* for candidates and returns the best of them, scored.
 
-    The compressor is made from this class's own fields, or given: a `CrossEncoderCompressor`, or any
-    Runnable from {"query", "documents"} to documents, such as `compressor.with_retry()`. Arguments of
-    `invoke` (`top_n=1`) go to it. `batch` asks for all candidates and then scores all pairs as one pool.
+    The compressor is made from this class's own fields, or given: a `CrossEncoderCompressor`, or
+    any Runnable from {"query", "documents"} to documents, such as `compressor.with_retry()`.
+    Arguments of `invoke` (`top_n=1`) go to it. `batch` asks for all candidates and then scores all
+    pairs as one pool.
     """
 
     model_config = FIELDS_CONFIG
@@ -38,27 +39,12 @@ class RerankingRetriever(RankingFields, BaseRetriever):  # type: ignore[misc]  #
     base_retriever: RetrieverLike
     compressor: Compressor | None = None
     rerank_count: int | None = Field(default=None, ge=1)
-    """At most so many candidates are scored, the first ones. A vector store's retriever is asked for
-    just as many; any other has a setting of its own for how many it finds. None: all it finds."""
-    top_n: int | None | Literal["compressor"] = "compressor"
-    """Documents that come back. None: all. "compressor": what that says, 3 unless it was given one."""
+    """At most so many candidates are scored, the first ones. A vector store's retriever is asked
+    for just as many; others have a setting of their own for what they find. None: all of it."""
+    top_n: int | Literal["compressor"] | None = "compressor"
+    """Documents that come back. None: all. "compressor": what that says, 3 unless it was told."""
 
     _compressor: Compressor = PrivateAttr()
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Saved by `dumps` if its parts are."""
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        """Where `loads` finds the class."""
-        return ["rerank_adapters", "langchain"]
-
-    @property
-    def lc_secrets(self) -> dict[str, str]:
-        """The token is named in a dump, never shown."""
-        return {"token": "HF_TOKEN"}
 
     def close(self) -> None:
         """Let go of the model. A compressor that was given stays the caller's."""
@@ -143,7 +129,9 @@ class RerankingRetriever(RankingFields, BaseRetriever):  # type: ignore[misc]  #
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        results = await self._aretrieve([query], [{"callbacks": run_manager.get_child()}], overrides)
+        results = await self._aretrieve(
+            [query], [{"callbacks": run_manager.get_child()}], overrides
+        )
         return pool.deliver(results, return_exceptions=False)[0]  # type: ignore[no-any-return]  # documents
 
     def _retrieve(
@@ -180,8 +168,9 @@ class RerankingRetriever(RankingFields, BaseRetriever):  # type: ignore[misc]  #
 
     def _base_arguments(self) -> dict[str, int]:
         # The one retriever in langchain-core that takes the number of results in a call.
-        asks = self.rerank_count is not None and isinstance(self.base_retriever, VectorStoreRetriever)
-        return {"k": self.rerank_count} if asks else {}
+        if self.rerank_count is None or not isinstance(self.base_retriever, VectorStoreRetriever):
+            return {}
+        return {"k": self.rerank_count}
 
     def _arguments(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         own = self.compressor is not None and self.top_n != "compressor"
@@ -217,7 +206,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):  # type: ignore[misc]  #
         given = [name for name, field in names.items() if getattr(self, name) != field.default]
         if given:
             raise ConfigError(
-                f"compressor has settings of its own: give {', '.join(given)} to it, or leave it out"
+                f"compressor has settings of its own: give it {', '.join(given)}, or leave it out"
             )
         self._compressor = self.compressor
 

@@ -47,7 +47,7 @@ class Settings:
         return cls(**{name: getattr(fields, name) for name in SETTINGS})
 
     def override(self, *sources: Mapping[str, Any]) -> Settings:
-        """These settings with those of *sources*, the last of which wins. InputError for other names."""
+        """These settings with those of *sources*, of which the last wins. InputError for others."""
         changes = {name: value for source in sources for name, value in source.items()}
         if unknown := sorted(set(changes) - set(SETTINGS)):
             raise InputError(f"a call takes {', '.join(SETTINGS)}: got {', '.join(unknown)}")

@@ -56,7 +56,9 @@ async def astart(
     )
 
 
-def end(run: CallbackManagerForRetrieverRun, outcome: Outcome | BaseException, facts: Facts) -> None:
+def end(
+    run: CallbackManagerForRetrieverRun, outcome: Outcome | BaseException, facts: Facts
+) -> None:
     """Close *run* with its documents, or as an error."""
     _tell(run, outcome, facts)
     if isinstance(outcome, BaseException):

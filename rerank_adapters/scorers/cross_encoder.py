@@ -67,6 +67,11 @@ class CrossEncoder:
         """What the queue's workers run: *num_workers* for each device."""
         return [self._forward(backend) for backend in self.backends for _ in range(num_workers)]
 
+    @property
+    def fork_safe(self) -> bool:
+        """Whether a forked child may go on: onnxruntime ran there, torch's thread pool hangs."""
+        return all(backend.info().get("backend") != "torch" for backend in self.backends)
+
     def info(self) -> dict[str, Any]:
         """What really runs, and why; plain values."""
         facts = {

@@ -34,6 +34,9 @@ OUT_OF_MEMORY = (
     "alloc_failed",
 )
 
+MIN_WINDOW_TOKENS = 131_072
+"""Enough pairs to sort that padding stays near 2 %, few enough to plan in a millisecond."""
+
 
 def looks_out_of_memory(error: BaseException) -> bool:
     """Whether *error* says memory ran out: MemoryError, torch's and ONNX Runtime's words for it."""
@@ -71,12 +74,12 @@ class Scheduler:
         """One worker thread for each of *forwards*, which map tokens to float32 scores (pairs,).
 
         A batch holds at most *max_batch_tokens* padded tokens, a share *max_padding* of them
-        padding, and is cut from the *window_tokens* (None: 8 batches) that arrived first; whoever
-        was passed over *max_passes* times goes next. *max_queue_pairs* and *max_queue_tokens* bound
-        what waits (None: unbounded; a request over them is taken when nothing waits); *when_full*
-        says whether submitting then blocks or raises OverloadedError. After a fork, *fork_safe*
-        forwards run on in the child, others refuse with ClosedError. *on_close* is called once,
-        after the last thread has ended.
+        padding, and is cut from the *window_tokens* that arrived first (None: 8 batches, at least
+        131,072); whoever was passed over *max_passes* times goes next. *max_queue_pairs* and
+        *max_queue_tokens* bound what waits (None: unbounded; a request over them is taken when
+        nothing waits); *when_full* says whether submitting then blocks or raises OverloadedError.
+        After a fork, *fork_safe* forwards run on in the child, others refuse with ClosedError.
+        *on_close* is called once, after the last thread has ended.
         """
         numbers = {
             "max_batch_tokens": max_batch_tokens,
@@ -94,7 +97,7 @@ class Scheduler:
         self._engine = Engine(
             forwards,
             RequestQueue(
-                window_tokens=window_tokens or 8 * max_batch_tokens,
+                window_tokens=window_tokens or max(8 * max_batch_tokens, MIN_WINDOW_TOKENS),
                 max_padding=max_padding,
                 max_passes=max_passes,
             ),

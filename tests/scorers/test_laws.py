@@ -1,6 +1,7 @@
 """The laws of scoring, for every kind of checkpoint on every backend.
 
-The numbers to meet are sentence-transformers' own. Tolerances are on logits whose standard deviation over PAIRS is 1.5 (`checkpoints.TARGET_STD`).
+The numbers to meet are sentence-transformers' own. Tolerances are on logits whose standard
+deviation over PAIRS is 1.5 (`checkpoints.TARGET_STD`).
 """
 
 from __future__ import annotations
@@ -263,7 +264,7 @@ def test_bfloat16_keeps_the_ranking_up_to_its_drift(load: Load, kind: str):
 # --------------------------------------------------- mutants: what the comparison above must catch
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Arrays(TokenBatch):
     """A TokenBatch whose padded arrays went through *change*, before any backend sees them."""
 
@@ -310,7 +311,7 @@ def _padding_attended(batch: TokenBatch) -> TokenBatch:
     def change(ids, mask, types):
         return ids, np.ones_like(mask), types
 
-    return _Arrays(batch.input_ids, batch.type_ids, batch.lengths, change)
+    return _Arrays(batch.input_ids, batch.type_ids, batch.lengths, change=change)
 
 
 def _positions_shifted(batch: TokenBatch) -> TokenBatch:
@@ -330,7 +331,7 @@ def _positions_shifted(batch: TokenBatch) -> TokenBatch:
         moved[1][rows, middle] = 0
         return tuple(moved)
 
-    return _Arrays(batch.input_ids, batch.type_ids, batch.lengths, change)
+    return _Arrays(batch.input_ids, batch.type_ids, batch.lengths, change=change)
 
 
 MUTANTS = {

@@ -1,0 +1,308 @@
+"""Reranker: what it checks, how it ranks, and that one path serves every way to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import math
+import threading
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from rerank_adapters import ClosedError, InputError, RerankerConfig
+from rerank_adapters.batching import plan_batches
+from rerank_adapters.errors import BackendError
+from rerank_adapters.reranker import _SHARED, Reranker
+from tests.checkpoints import PAIRS
+from tests.exported import exported
+from tests.fakes import ConstantBackend, CountingBackend, FaultyBackend, HeldBackend, reranker_over
+
+TEXTS = ["the ferry", "a long walk on the island", "bread", "the ferry", "rain in the harbour"]
+
+
+@pytest.fixture
+def counting() -> Iterator[tuple[Reranker, CountingBackend]]:
+    """A Reranker over a backend that counts and gives each pair a number of its own."""
+    backend = CountingBackend()
+    with reranker_over(backend) as reranker:
+        yield reranker, backend
+
+
+def test_ranking_is_best_first_and_ties_keep_the_order_given(counting) -> None:
+    """Equal to a stable sort of the scores, descending."""
+    reranker, _ = counting
+    scores = reranker.score("a query", TEXTS)
+    ranking = reranker.rerank("a query", TEXTS)
+    expected = sorted(range(len(TEXTS)), key=lambda index: -scores[index])
+    assert [place.index for place in ranking] == expected
+    assert [place.score for place in ranking] == [float(scores[index]) for index in expected]
+    assert all(type(place.score) is float for place in ranking)
+    order = [place.index for place in ranking]
+    assert order.index(0) < order.index(3), "the same text twice: the first stays first"
+
+
+def test_all_equal_scores_keep_the_input_order() -> None:
+    """Ties everywhere: nothing moves."""
+    with reranker_over(ConstantBackend(0.5)) as reranker:
+        assert [place.index for place in reranker.rerank("q", TEXTS)] == [0, 1, 2, 3, 4]
+
+
+def test_identical_pairs_are_scored_once(counting) -> None:
+    """Four distinct texts among five make four rows; within a pool of queries too."""
+    reranker, backend = counting
+    scores = reranker.score("a query", TEXTS)
+    assert backend.rows == 4
+    assert scores[0] == scores[3]
+    reranker.rerank_many([("a query", TEXTS), ("a query", TEXTS), ("another", TEXTS[:1])])
+    assert backend.rows == 4 + 4 + 1
+
+
+def test_top_n_cuts_after_the_threshold(counting) -> None:
+    """The threshold is inclusive, then the cut: checked against the scores themselves."""
+    reranker, _ = counting
+    scores = sorted((float(score) for score in reranker.score("a query", TEXTS)), reverse=True)
+    kept = reranker.rerank("a query", TEXTS, score_threshold=scores[2])
+    assert [place.score for place in kept] == [score for score in scores if score >= scores[2]]
+    both = reranker.rerank("a query", TEXTS, score_threshold=scores[2], top_n=1)
+    assert [place.score for place in both] == scores[:1]
+    assert len(reranker.rerank("a query", TEXTS, top_n=99)) == len(TEXTS)
+    assert len(reranker.rerank("a query", TEXTS, score_threshold=2.0)) == 0
+    assert len(reranker.rerank("a query", TEXTS, score_threshold=0)) == len(TEXTS)
+
+
+def test_no_texts_give_no_places_and_no_forward(counting) -> None:
+    """[] in, [] out, in every form."""
+    reranker, backend = counting
+    assert len(reranker.rerank("q", [])) == 0
+    assert reranker.score("q", []).shape == (0,)
+    assert reranker.score_pairs([]).dtype == np.float32
+    assert reranker.rerank_many([]) == []
+    assert [len(ranking) for ranking in reranker.rerank_many([("q", []), ("q", ["a"])])] == [0, 1]
+    assert asyncio.run(reranker.arerank_many([("q", [])]))[0] == reranker.rerank("q", [])
+    assert backend.forwards == 1
+
+
+REFUSED = [
+    (lambda r: r.rerank("", ["a"]), "query must not be blank: got ''"),
+    (lambda r: r.rerank(" \n", ["a"]), "query must not be blank: got ' \\n'"),
+    (lambda r: r.rerank(None, ["a"]), "query must be a str: got None"),
+    (lambda r: r.rerank("q", "text"), "texts must be a sequence of str: got 'text'"),
+    (lambda r: r.rerank("q", {"a", "b"} - {"b"}), "texts must be a sequence of str: got {'a'}"),
+    (lambda r: r.rerank("q", ["a", None]), "texts[1] must be a str: got None"),
+    (lambda r: r.rerank("q", ["a", b"b"]), "texts[1] must be a str: got b'b'"),
+    (lambda r: r.score("q", [3]), "texts[0] must be a str: got 3"),
+    (lambda r: r.submit("q", [3]), "texts[0] must be a str: got 3"),
+    (lambda r: r.score_pairs([("q", "a"), "qa"]), "pairs[1] must be a (query, text) pair: got 'qa'"),
+    (lambda r: r.score_pairs([("q", "a"), ("", "a")]), "pairs[1][0] must not be blank: got ''"),
+    (lambda r: r.score_pairs([("q", 1)]), "pairs[0][1] must be a str: got 1"),
+    (lambda r: r.rerank("q", ["a"], top_n=0), "top_n must be an int of at least 1, or None for all: got 0"),
+    (lambda r: r.rerank("q", [], top_n=0), "top_n must be an int of at least 1, or None for all: got 0"),
+    (lambda r: r.rerank("q", ["a"], top_n=True), "top_n must be an int of at least 1, or None for all: got True"),
+    (lambda r: r.rerank("q", ["a"], score_threshold=math.nan), "score_threshold must be a number or None: got nan"),
+    (lambda r: r.rerank("q", ["a"], score_threshold="0"), "score_threshold must be a number or None: got '0'"),
+    (lambda r: r.rerank_many([("q", ["a"]), "q"]), "requests[1] must be a (query, texts) pair: got 'q'"),
+    (lambda r: r.rerank_many([("q", ["a"]), ("q", [0])]), "requests[1]: texts[0] must be a str: got 0"),
+    (lambda r: r.rerank_many([("q", ["a"]), ("", ["a"])]), "requests[1]: query must not be blank: got ''"),
+    (lambda r: r.rerank("q", ["a"], timeout=0), "timeout must be above 0 seconds, or None for no limit: got 0"),
+    (lambda r: asyncio.run(r.arerank("q", [None])), "texts[0] must be a str: got None"),
+    (lambda r: asyncio.run(r.ascore("", ["a"])), "query must not be blank: got ''"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_bad_input_names_argument_index_rule_and_value(call, message, counting) -> None:
+    """An InputError, which is a ValueError; nothing reaches the model."""
+    reranker, backend = counting
+    with pytest.raises(InputError) as caught:
+        call(reranker)
+    assert str(caught.value) == message
+    assert isinstance(caught.value, ValueError)
+    assert backend.forwards == 0
+
+
+def test_every_way_to_ask_gives_the_same_numbers(counting) -> None:
+    """score, score_pairs, submit, rerank_many and their awaited twins are one path."""
+    reranker, _ = counting
+    expected = reranker.score("a query", TEXTS)
+    pairs = [("a query", text) for text in TEXTS]
+
+    async def awaited() -> list[np.ndarray]:
+        scores = [await reranker.ascore("a query", TEXTS), await reranker.ascore_pairs(pairs)]
+        (ranking,) = await reranker.arerank_many([("a query", TEXTS)])
+        assert ranking == reranker.rerank("a query", TEXTS)
+        assert await reranker.arerank("a query", TEXTS, top_n=2) == ranking[:2]
+        return scores
+
+    for got in [
+        reranker.score_pairs(pairs),
+        reranker.submit("a query", TEXTS).result(),
+        *asyncio.run(awaited()),
+    ]:
+        assert got.dtype == np.float32
+        assert np.array_equal(got, expected)
+
+
+def test_many_queries_are_one_plan_of_batches(counting) -> None:
+    """rerank_many runs as many forwards as plan_batches cuts for all pairs, not one per query."""
+    reranker, backend = counting
+    requests = [(f"query {number}", TEXTS) for number in range(6)]
+    rankings = reranker.rerank_many(requests)
+    lengths = np.concatenate([batch.lengths for batch in backend.batches])
+    assert backend.forwards == len(plan_batches(lengths, max_batch_tokens=2048))
+    assert backend.forwards < len(requests)
+    assert rankings == [reranker.rerank(*request) for request in requests]
+
+
+def test_a_nan_is_an_error_and_never_a_place_in_the_ranking() -> None:
+    """The request fails, typed; the next one is served."""
+    backend = ConstantBackend(math.nan)
+    with reranker_over(backend) as reranker:
+        with pytest.raises(BackendError, match="nan|finite"):
+            reranker.rerank("q", ["a", "b"])
+        backend.value = 1.0
+        assert [place.score for place in reranker.rerank("q", ["a", "b"])] == [1.0, 1.0]
+
+
+def test_truncated_documents_are_told(counting) -> None:
+    """The place says which texts the model did not see whole."""
+    reranker, _ = counting
+    ranking = reranker.rerank("q", ["short", "word " * 500])
+    assert {place.index: place.truncated for place in ranking} == {0: False, 1: True}
+
+
+def test_a_closed_reranker_says_so(counting) -> None:
+    """Every method raises ClosedError; closing twice is once."""
+    reranker, backend = counting
+    reranker.close()
+    reranker.close()
+    assert backend.closed
+    with pytest.raises(ClosedError, match="the reranker is closed: load it again"):
+        reranker.rerank("q", ["a"])
+    with pytest.raises(ClosedError, match="load it again"):
+        asyncio.run(reranker.ascore("q", ["a"]))
+    with pytest.raises(ClosedError, match="load it again"), reranker:
+        pass
+
+
+def test_dropping_the_last_reference_frees_the_model() -> None:
+    """Garbage collection closes what nobody closed."""
+    backend = CountingBackend()
+    reranker = reranker_over(backend)
+    reranker.rerank("q", ["a"])
+    gone = weakref.ref(reranker)
+    del reranker
+    gc.collect()
+    assert gone() is None
+    for _ in range(1000):
+        if backend.closed:
+            break
+        threading.Event().wait(0.01)  # the worker closes the backend as it ends
+    assert backend.closed
+
+
+def test_equal_configurations_share_one_model_and_the_last_close_frees_it() -> None:
+    """Two handles, one scorer; a third configuration has its own."""
+    folder = str(exported("bert"))
+    config = RerankerConfig(model=folder, backend="onnx", num_threads=1)
+    one, two = Reranker.shared(config), Reranker.shared(RerankerConfig(model=folder, backend="onnx", num_threads=1))  # fmt: skip
+    other = Reranker.shared(RerankerConfig(model=folder, backend="onnx", num_threads=1, max_length=9))
+    assert one._scorer is two._scorer
+    assert one._scorer is not other._scorer
+    one.close()
+    assert two.score("q", ["a"]).shape == (1,)
+    with pytest.raises(ClosedError):
+        one.score("q", ["a"])
+    session = two._scorer.backends[0]
+    two.close()
+    with pytest.raises(ClosedError):
+        session.info()
+    again = Reranker.shared(config)
+    assert again.score("q", ["a"]).shape == (1,)
+    again.close()
+    other.close()
+
+
+def test_sixteen_threads_load_a_shared_model_once(monkeypatch) -> None:
+    """All wait for the one load."""
+    config = RerankerConfig(model=str(exported("bert")), backend="onnx", num_threads=1, max_length=50)
+    loads = itertools.count()
+    load = Reranker.from_config.__func__
+
+    def counted(cls, config):
+        next(loads)
+        return load(cls, config)
+
+    monkeypatch.setattr(Reranker, "from_config", classmethod(counted))
+    barrier, handles = threading.Barrier(16), []
+
+    def ask() -> None:
+        barrier.wait()
+        handles.append(Reranker.shared(config))
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert next(loads) == 1
+    assert len({id(handle._scorer) for handle in handles}) == 1
+    for handle in handles:
+        handle.close()
+    assert _SHARED[config]._loaded is None
+
+
+def test_a_load_that_fails_is_tried_again() -> None:
+    """Sharing remembers no failure: the next call loads afresh."""
+    config = RerankerConfig(model="/no/such/place", backend="onnx")
+    for _ in range(2):
+        with pytest.raises(Exception, match="no folder at"):
+            Reranker.shared(config)
+        with pytest.raises(Exception, match="no folder at"):
+            asyncio.run(Reranker.ashared(config))
+
+
+def test_one_failing_request_leaves_its_neighbours_alone() -> None:
+    """Law 4 through the public door: the poison pair fails alone, by name."""
+    with reranker_over(CountingBackend()) as clean:
+        poison = clean._scorer.encode([("q", "poison")]).batch.input_ids.tolist()
+
+    def rule(batch):
+        rows = [batch.take([row]).input_ids.tolist() for row in range(len(batch))]
+        return ValueError("poison") if poison in rows else None
+
+    with reranker_over(FaultyBackend(rule)) as reranker:
+        futures = [reranker.submit("q", [text]) for text in ["a", "poison", "b"]]
+        assert futures[0].result().shape == futures[2].result().shape == (1,)
+        with pytest.raises(Exception, match="poison"):
+            futures[1].result()
+
+
+def test_a_timeout_drops_the_request() -> None:
+    """While the model is held, a call with a timeout ends in TimeoutError; the rest is served."""
+    backend = HeldBackend()
+    with reranker_over(backend) as reranker:
+        first = reranker.submit("q", ["a"])
+        assert backend.entered.wait(30)
+        with pytest.raises(TimeoutError):
+            reranker.score("q", ["b"], timeout=0.01)
+        backend.release.set()
+        assert first.result().shape == (1,)
+        assert reranker.stats()["timed_out"] == 1
+    assert backend.rows == 1, "what timed out in the queue never ran"
+
+
+def test_info_and_repr_tell_what_runs() -> None:
+    """Plain values, with the reason for the backend."""
+    with Reranker.from_pretrained(str(exported("bert"))) as reranker:
+        facts = reranker.info()
+        assert facts["backend"] == "onnx"
+        assert facts["why"] == "the checkpoint has a float32 ONNX file"
+        assert facts["provider"] == "CPUExecutionProvider"
+        assert len(facts["fingerprint"]) == 16
+        assert "backend='onnx'" in repr(reranker)
+        query, text = PAIRS[0]
+        assert reranker.score(query, [text]).shape == (1,)
