@@ -2,153 +2,174 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from .errors import InputError, MissingDependencyError
+from .errors import InputError, MissingDependencyError, RerankError
 
 try:
     from llama_index.core.bridge.pydantic import (
-        ConfigDict,
         Field,
-        PrivateAttr,
+        ValidationError,
         field_serializer,
         field_validator,
     )
     from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-    from llama_index.core.callbacks.base import EventContext
-    from llama_index.core.instrumentation import get_dispatcher
+    from llama_index.core.instrumentation import (
+        get_dispatcher,  # type: ignore[attr-defined]  # re-exported without saying so
+    )
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 except ImportError as error:
     raise MissingDependencyError("llama_index.core", "llama-index") from error
 
-from .adapting import LazyReranker, OnEmptyText, check_reranker, config_from, split_empty
-from .config import DEFAULT_MODEL, Activation, BackendName, DType, Truncation
-from .reranker import Reranker
-from .values import RankedDocument, Ranking
+from .adapting import FIELDS_CONFIG, OnEmptyText, RerankerFields, split_empty
+from .reranker import Request, Reranker
+from .values import Ranking
 
 RETRIEVAL_SCORE = "retrieval_score"
-METADATA_SHARE = 0.25
-"""Metadata longer than this share of the window goes after the body, so that truncation, which cuts
-the end, costs metadata and never the passage."""
+"""Where `keep_retrieval_score` writes, as LlamaIndex's own rerankers do."""
 
-Node = TypeVar("Node", bound=BaseNode)
-Queries = Sequence[tuple[str | QueryBundle, Sequence[NodeWithScore]]]
+METADATA_SHARE = 0.25
+"""Metadata of more tokens than this share of `max_length` go after the body: truncation cuts the
+end, so it costs metadata and never the passage."""
+
+AnyNode = TypeVar("AnyNode", bound=BaseNode)
+Query = str | QueryBundle
+Requests = Sequence[tuple[Query, Sequence[NodeWithScore]]]
 
 dispatcher = get_dispatcher(__name__)
 
 
-class CrossEncoderPostprocessor(BaseNodePostprocessor):
+class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
     """Keeps the *top_n* most relevant nodes, best first, with `NodeWithScore.score` set.
 
-    Input nodes, their metadata and the list are left as they were: what comes back are new
-    NodeWithScore objects around the same nodes. The configuration fields are those of
-    `RerankerConfig`; or give a ready `reranker=`. Equal configurations share one loaded model, which
-    is loaded on first use. Scores are finite Python floats; equal scores keep the order given.
+    Input nodes, their metadata and their list stay as they were: what comes back are new
+    NodeWithScore objects around the same nodes. Equal scores keep the order given; scores are
+    finite Python floats. Nodes without text come last with score None, unless there is a threshold.
+    Configure it by the fields of `RerankerConfig`, explained there, or give a ready `reranker`.
+    Equal configurations share one model, loaded on first use.
+
+    Raises ConfigError or pydantic's ValidationError (a field) and InputError (query, nodes), all
+    three ValueErrors, and on first use what loading the model raises.
     """
 
-    model_config = ConfigDict(
-        arbitrary_types_allowed=True, extra="forbid", validate_assignment=True,
-        protected_namespaces=(),
-    )  # fmt: skip
+    model_config = FIELDS_CONFIG
 
-    model: str = Field(default=DEFAULT_MODEL, description="hub id, local folder or 'default'")
-    top_n: int | None = Field(default=2, ge=1, description="nodes kept; None keeps all")
-    score_threshold: float | None = Field(
-        default=None, allow_inf_nan=False, description="lowest score kept, before the cut to top_n"
-    )
-    backend: BackendName = "auto"
-    device: str | tuple[str, ...] | None = Field(default=None, description="None is 'auto'")
-    dtype: DType = "auto"
-    num_workers: int = 1
-    num_threads: int | None = None
-    revision: str | None = None
-    cache_folder: str | None = None
-    local_files_only: bool = False
-    token: str | None = Field(default=None, exclude=True, repr=False)
-    trust_remote_code: bool = False
-    max_length: int | None = None
-    truncation: Truncation = "longest_first"
-    query_max_tokens: int | None = None
-    prompt: str | None = None
-    max_batch_tokens: int | None = None
-    activation: Activation = "default"
-    file_name: str | None = None
-    metadata_mode: MetadataMode = Field(
-        default=MetadataMode.EMBED, description="which metadata are scored with the text"
-    )
-    text_fn: Callable[[BaseNode], str] | None = Field(
-        default=None, description="builds the scored text; metadata_mode then has no part in it"
-    )
-    keep_retrieval_score: bool = Field(
-        default=False, description="keep the score that came in as metadata['retrieval_score']"
-    )
-    on_empty_text: OnEmptyText = Field(
-        default="keep_last", description="nodes without text: last and unscored, dropped, or an error"
-    )
-    reranker: Reranker | None = Field(default=None, repr=False, description="a ready one")
-    _lazy: LazyReranker = PrivateAttr(default_factory=LazyReranker)
+    top_n: int | None = Field(default=2, ge=1)
+    """Nodes that come back. None: all."""
+    score_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    """The lowest score kept (inclusive), before the cut to `top_n`. None: no bound."""
+    metadata_mode: MetadataMode = MetadataMode.EMBED
+    """Which metadata are scored with the text: before it, or after it where they are long."""
+    text_fn: Callable[[BaseNode], str] | None = None
+    """Builds the text that is scored; `metadata_mode` then has no part in it."""
+    keep_retrieval_score: bool = False
+    """Keep the score that came in as metadata["retrieval_score"], unseen by embeddings and LLMs."""
+    on_empty_text: OnEmptyText = "keep_last"
+    """Nodes without text: after all others and unscored, left out, or an InputError."""
+    reranker: Reranker | None = Field(default=None, repr=False)
 
-    def __init__(self, *, callback_manager: CallbackManager | None = None, **fields: Any) -> None:
-        # pydantic checks the fields; only the name that may be None is taken apart.
-        super().__init__(callback_manager=callback_manager or CallbackManager([]), **fields)
-        check_reranker(self.reranker, self.model_fields_set)
+    if not TYPE_CHECKING:  # type checkers and editors see a keyword for each field
+
+        def __init__(self, **fields: Any) -> None:
+            with _own_errors():
+                super().__init__(**fields)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        with _own_errors():
+            super().__setattr__(name, value)
 
     @classmethod
     def class_name(cls) -> str:
         """The name under which configurations are saved."""
         return "CrossEncoderPostprocessor"
 
-    @field_validator("text_fn", mode="before")
-    @classmethod
-    def _callable(cls, value: object) -> object:
-        if value is not None and not callable(value):
-            raise ValueError(
-                f"text_fn must be callable: got {value!r}; a saved configuration names it only, so "
-                "give it again: from_dict(data, text_fn=...)"
-            )
-        return value
+    @dispatcher.span
+    def postprocess_nodes_batch(self, requests: Requests) -> list[list[NodeWithScore]]:
+        """`postprocess_nodes` for each (query, nodes) of *requests*, scored as one pool of pairs."""
+        return self._run(_calls(self, requests))
 
-    @field_serializer("text_fn", "reranker", when_used="unless-none")
-    def _name_only(self, value: object) -> str:
-        """Code and loaded models are not data: a saved configuration says their name, and
-        loading it asks for the object again."""
-        return f"<{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}>"
-
-    def postprocess_nodes_batch(self, requests: Queries) -> list[list[NodeWithScore]]:
-        """`postprocess_nodes` for several (query, nodes) at once: one pool of pairs, few forwards."""
-        calls = [_Call(self, query, nodes) for query, nodes in requests]
-        with _events(self, calls):
-            reranker = self._lazy.get(self._source())
-            _finish(calls, reranker.rerank_many([call.request(reranker) for call in calls]))
-        return [call.output for call in calls]
-
-    async def apostprocess_nodes_batch(self, requests: Queries) -> list[list[NodeWithScore]]:
+    @dispatcher.span
+    async def apostprocess_nodes_batch(self, requests: Requests) -> list[list[NodeWithScore]]:
         """`postprocess_nodes_batch`, awaited."""
-        calls = [_Call(self, query, nodes) for query, nodes in requests]
-        with _events(self, calls):
-            reranker = await self._lazy.aget(self._source())
-            requested = [call.request(reranker) for call in calls]
-            _finish(calls, await reranker.arerank_many(requested))
-        return [call.output for call in calls]
+        return await self._arun(_calls(self, requests))
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return self.postprocess_nodes_batch([(query_bundle, nodes)])[0] if nodes else []
+        return self._run([_Call(self, query_bundle, nodes)])[0]
 
     @dispatcher.span
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return (await self.apostprocess_nodes_batch([(query_bundle, nodes)]))[0] if nodes else []
+        return (await self._arun([_Call(self, query_bundle, nodes)]))[0]
 
-    def _source(self) -> Any:
-        """The ready reranker, or the configuration to load one from."""
-        return self.reranker or config_from(self, device=self.device or "auto")
+    def _run(self, calls: Sequence[_Call]) -> list[list[NodeWithScore]]:
+        with _told(calls) as asked:
+            if asked:
+                reranker = self._ranker()
+                unsure = _perhaps_long(asked, reranker)
+                counts = reranker.count_tokens(unsure) if unsure else []
+                requests = _requests(asked, _long(unsure, counts, reranker))
+                _answer(asked, reranker.rerank_many(requests, **self._selection()))
+        return [call.output for call in calls]
+
+    async def _arun(self, calls: Sequence[_Call]) -> list[list[NodeWithScore]]:
+        with _told(calls) as asked:
+            if asked:
+                reranker = await self._aranker()
+                unsure = _perhaps_long(asked, reranker)
+                counts = await asyncio.to_thread(reranker.count_tokens, unsure) if unsure else []
+                requests = _requests(asked, _long(unsure, counts, reranker))
+                _answer(asked, await reranker.arerank_many(requests, **self._selection()))
+        return [call.output for call in calls]
+
+    def _selection(self) -> dict[str, Any]:
+        return {"top_n": self.top_n, "score_threshold": self.score_threshold}
+
+    def _model_name(self) -> str:
+        ready = {} if self.reranker is None else self.reranker.info()
+        return str(ready.get("model", self.model))
+
+    @field_validator("callback_manager", mode="before")
+    @classmethod
+    def _given(cls, value: CallbackManager | None) -> CallbackManager:
+        return CallbackManager() if value is None else value
+
+    @field_validator("text_fn", "reranker", mode="before")
+    @classmethod
+    def _not_a_name(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(
+                f"a saved configuration only names it, {value}: give it again, as in "
+                "from_dict(saved, text_fn=...)"
+            )
+        return value
+
+    @field_serializer("text_fn", "reranker", when_used="unless-none")
+    def _name_only(self, value: object) -> str:
+        """Code and loaded models are not data; left out, their loss would go unseen."""
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"<{named.__module__}.{named.__qualname__}>"
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        memo[id(self.callback_manager)] = self.callback_manager  # as engines share it
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        del state["__dict__"]["callback_manager"]  # its handlers belong to this process
+        return state
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        fields = {**state["__dict__"], "callback_manager": CallbackManager()}
+        super().__setstate__({**state, "__dict__": fields})
 
 
 class _Call:
@@ -157,68 +178,121 @@ class _Call:
     def __init__(
         self,
         owner: CrossEncoderPostprocessor,
-        query: str | QueryBundle | None,
+        query: Query | None,
         nodes: Sequence[NodeWithScore],
+        where: str = "",
     ) -> None:
         self.owner = owner
-        self.query = _query_text(query)
-        self.nodes = list(nodes)
+        self.query = _checked_query(query, f"{where}query")
+        self.nodes = _checked_nodes(nodes, f"{where}nodes")
         self.output: list[NodeWithScore] = []
-        bodies = [self._body(node.node) for node in self.nodes]
-        self.scored, self.unscored = split_empty(bodies, owner.on_empty_text, name="nodes")
+        self._bodies = [
+            self._body(given.node, f"{where}nodes[{place}]")
+            for place, given in enumerate(self.nodes)
+        ]
+        self._scored, self._blank = split_empty(
+            self._bodies, owner.on_empty_text, name=f"{where}nodes"
+        )
+        mode = MetadataMode.NONE if owner.text_fn else owner.metadata_mode
+        self.metadata = [
+            _without_retrieval_score(self.nodes[place].node).get_metadata_str(mode).strip()
+            for place in self._scored
+        ]
 
-    def request(self, reranker: Reranker) -> tuple[str, list[str]]:
-        """The query and the texts to score, in the order of `scored`."""
-        return self.query, [self._text(self.nodes[place].node, reranker) for place in self.scored]
+    def request(self, long: set[str]) -> Request:
+        """The query and the texts to score; metadata among *long* go after the body."""
+        places = zip(self._scored, self.metadata, strict=True)
+        return self.query, [self._text(place, metadata, long) for place, metadata in places]
 
-    def finish(self, ranking: Ranking) -> None:
-        """Writes the output: ranked nodes, then those without text, cut to top_n."""
-        ranked = [self._with_score(place) for place in ranking]
-        unscored = [self.nodes[place].model_copy(update={"score": None}) for place in self.unscored]
-        # A node that was not scored cannot meet a threshold.
-        kept = unscored if self.owner.score_threshold is None else []
-        self.output = [*ranked, *kept][: self.owner.top_n]
+    def answer(self, ranking: Ranking) -> None:
+        """Set the output: the nodes of *ranking*, then those without text, cut to top_n."""
+        ranked = [(self._scored[place.index], place.score) for place in ranking]
+        # What was not scored cannot meet a threshold.
+        blank = self._blank if self.owner.score_threshold is None else []
+        places = [*ranked, *((place, None) for place in blank)]
+        self.output = [self._copy(place, score) for place, score in places[: self.owner.top_n]]
 
-    def _with_score(self, place: RankedDocument) -> NodeWithScore:
-        given = self.nodes[self.scored[place.index]]
-        update: dict[str, Any] = {"score": place.score}
-        if self.owner.keep_retrieval_score:
-            update["node"] = _with_retrieval_score(given.node, given.score)
-        return given.model_copy(update=update)
+    def _body(self, node: BaseNode, name: str) -> str:
+        if self.owner.text_fn is None:
+            return node.get_content(metadata_mode=MetadataMode.NONE)
+        text = self.owner.text_fn(node)
+        if not isinstance(text, str):
+            raise InputError(f"text_fn({name}.node) must give a str: got {text!r:.80}")
+        return text
 
-    def _body(self, node: BaseNode) -> str:
-        if self.owner.text_fn is not None:
-            return self.owner.text_fn(node)
-        return node.get_content(metadata_mode=MetadataMode.NONE)
-
-    def _text(self, node: BaseNode, reranker: Reranker) -> str:
-        if self.owner.text_fn is not None:
-            return self.owner.text_fn(node)
-        node = _without_retrieval_score(node)
-        metadata = node.get_metadata_str(mode=self.owner.metadata_mode).strip()
-        room = int(reranker.info()["max_length"] * METADATA_SHARE)
-        # A token is at least one character nearly always, so short metadata need no counting.
-        if len(metadata) > room and reranker.count_tokens([metadata])[0] > room:
-            return f"{self._body(node)}\n\n{metadata}"
+    def _text(self, place: int, metadata: str, long: set[str]) -> str:
+        if not metadata:
+            return self._bodies[place]
+        if metadata in long:
+            return f"{self._bodies[place]}\n\n{metadata}"
+        node = _without_retrieval_score(self.nodes[place].node)
         return node.get_content(metadata_mode=self.owner.metadata_mode)
 
+    def _copy(self, place: int, score: float | None) -> NodeWithScore:
+        given = self.nodes[place]
+        if not self.owner.keep_retrieval_score:
+            return given.model_copy(update={"score": score})
+        node = _with_retrieval_score(given.node, given.score)
+        return given.model_copy(update={"score": score, "node": node})
 
-def _query_text(query: str | QueryBundle | None) -> str:
-    if query is None:
-        raise InputError("query must be a str or a QueryBundle: got None; pass query_str=")
-    return (query.query_str if isinstance(query, QueryBundle) else query).strip()
+
+def _calls(owner: CrossEncoderPostprocessor, requests: Requests) -> list[_Call]:
+    return [
+        _Call(owner, query, nodes, where=f"requests[{place}]: ")
+        for place, (query, nodes) in enumerate(requests)
+    ]
 
 
-def _finish(calls: Sequence[_Call], rankings: Sequence[Ranking]) -> None:
+def _checked_query(query: Query | None, name: str) -> str:
+    text = query.query_str if isinstance(query, QueryBundle) else query
+    if not isinstance(text, str):
+        raise InputError(
+            f"{name} must be a str or a QueryBundle: got {query!r:.80}; pass query_str="
+        )
+    if not text.strip():
+        raise InputError(f"{name} must not be blank: got {text!r:.80}")
+    return text.strip()  # RetrieverTool hands over "query\n\n"
+
+
+def _checked_nodes(nodes: Sequence[NodeWithScore], name: str) -> list[NodeWithScore]:
+    checked = list(nodes)
+    for place, node in enumerate(checked):
+        if not isinstance(node, NodeWithScore):
+            raise InputError(f"{name}[{place}] must be a NodeWithScore: got {type(node).__name__}")
+    return checked
+
+
+def _perhaps_long(calls: Sequence[_Call], reranker: Reranker) -> list[str]:
+    """Distinct metadata that may be over their share; a token is at least a byte."""
+    room = _room(reranker)
+    texts = dict.fromkeys(text for call in calls for text in call.metadata)
+    return [text for text in texts if len(text.encode("utf-8", "replace")) > room]
+
+
+def _long(texts: Sequence[str], counts: Sequence[int], reranker: Reranker) -> set[str]:
+    room = _room(reranker)
+    return {text for text, count in zip(texts, counts, strict=True) if count > room}
+
+
+def _room(reranker: Reranker) -> int:
+    return int(reranker.info()["max_length"] * METADATA_SHARE)
+
+
+def _requests(calls: Sequence[_Call], long: set[str]) -> list[Request]:
+    return [call.request(long) for call in calls]
+
+
+def _answer(calls: Sequence[_Call], rankings: Sequence[Ranking]) -> None:
     for call, ranking in zip(calls, rankings, strict=True):
-        call.finish(ranking)
+        call.answer(ranking)
 
 
-def _with_retrieval_score(node: Node, score: float | None) -> Node:
+def _with_retrieval_score(node: AnyNode, score: float | None) -> AnyNode:
     """A copy that carries *score* in its metadata, out of sight of embeddings and LLMs."""
+    kept = None if score is None else float(score)  # an earlier step may have left a NumPy number
     return node.model_copy(
         update={
-            "metadata": {**node.metadata, RETRIEVAL_SCORE: score},
+            "metadata": {**node.metadata, RETRIEVAL_SCORE: kept},
             "excluded_embed_metadata_keys": _with_key(node.excluded_embed_metadata_keys),
             "excluded_llm_metadata_keys": _with_key(node.excluded_llm_metadata_keys),
         }
@@ -229,7 +303,7 @@ def _with_key(keys: list[str]) -> list[str]:
     return keys if RETRIEVAL_SCORE in keys else [*keys, RETRIEVAL_SCORE]
 
 
-def _without_retrieval_score(node: Node) -> Node:
+def _without_retrieval_score(node: AnyNode) -> AnyNode:
     """A kept retrieval score is bookkeeping: it must not change the text that is scored."""
     if RETRIEVAL_SCORE not in node.metadata:
         return node
@@ -238,31 +312,45 @@ def _without_retrieval_score(node: Node) -> Node:
 
 
 @contextmanager
-def _events(owner: CrossEncoderPostprocessor, calls: Sequence[_Call]) -> Iterator[None]:
-    """One start and one end per call, instrumentation and legacy callback; an error closes both."""
-    told = [call for call in calls if call.nodes]
-    with ExitStack() as legacy:
-        opened = [legacy.enter_context(_started(owner, call)) for call in told]
-        try:
-            yield
-        finally:
-            for call in told:
-                dispatcher.event(ReRankEndEvent(nodes=call.output))
-        for call, event in zip(told, opened, strict=True):
-            event.on_end(payload={EventPayload.NODES: call.output})
+def _told(calls: Sequence[_Call]) -> Iterator[list[_Call]]:
+    """The calls that have nodes, each between its events; an error closes them all."""
+    asked = [call for call in calls if call.nodes]
+    with ExitStack() as open_events:
+        for call in asked:
+            open_events.enter_context(_events(call))
+        yield asked
 
 
-def _started(
-    owner: CrossEncoderPostprocessor, call: _Call
-) -> AbstractContextManager[EventContext]:
+@contextmanager
+def _events(call: _Call) -> Iterator[None]:
+    """A start and an end for *call*: instrumentation events and the older callback pair."""
+    owner, name = call.owner, call.owner._model_name()
     top_n = owner.top_n or len(call.nodes)  # the event asks for an int
-    dispatcher.event(
-        ReRankStartEvent(query=call.query, nodes=call.nodes, top_n=top_n, model_name=owner.model)
-    )
-    payload = {
+    payload: dict[str, Any] = {
         EventPayload.NODES: call.nodes,
-        EventPayload.MODEL_NAME: owner.model,
+        EventPayload.MODEL_NAME: name,
         EventPayload.QUERY_STR: call.query,
         EventPayload.TOP_K: top_n,
     }
-    return owner.callback_manager.event(CBEventType.RERANKING, payload=payload)
+    dispatcher.event(
+        ReRankStartEvent(query=call.query, nodes=call.nodes, top_n=top_n, model_name=name)
+    )
+    try:
+        with owner.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            yield
+            event.on_end(payload={EventPayload.NODES: call.output})
+    finally:
+        dispatcher.event(ReRankEndEvent(nodes=call.output))
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise this library's errors as they are, not inside pydantic's."""
+    try:
+        yield
+    except ValidationError as error:
+        for detail in error.errors():
+            cause = detail.get("ctx", {}).get("error")
+            if isinstance(cause, RerankError):
+                raise cause from None
+        raise

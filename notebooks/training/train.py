@@ -58,6 +58,7 @@ class Recipe:
     margin_weight: float = 0.03
     pointwise_weight: float = 0.2
     max_length: int = MAX_LENGTH
+    long_share: float = 0.2
     evaluations: int = 5
     dev_questions: int = 10
     dev_depth: int = 10
@@ -79,6 +80,21 @@ class Texts:
         """The group's (query ids, document ids), cut to `limit` tokens."""
         query = self.queries[group.query]
         return [truncate(query, self.documents[p], limit) for p in group.candidates]
+
+
+def with_long_pairs(groups: list[Group], texts: Texts, share: float) -> list[Group]:
+    """The groups in order, less the short ones that would press long pairs (> 256 tokens) under `share`.
+
+    A group without a long pair is left out whenever the groups kept so far hold too few.
+    """
+    kept, long, total = [], 0, 0
+    for group in groups:
+        lengths = [len(q) + len(d) + 3 for q, d in texts.pairs(group, MAX_LENGTH)]
+        own = sum(length > 256 for length in lengths)
+        if own or long >= share * (total + len(lengths)):
+            kept.append(group)
+            long, total = long + own, total + len(lengths)
+    return kept
 
 
 def group_loss(z: Tensor, group: Group, recipe: Recipe) -> Tensor:
@@ -224,8 +240,10 @@ def train(run: Run, groups: list[Group], dev: list[Group], texts: Texts) -> None
         first = run.step * size % len(groups)
         entry = run.advance((groups + groups[:size])[first : first + size], texts)
         run.seconds += time.monotonic() - begun
+        begun = time.monotonic()
         if int(run.done * run.recipe.evaluations) > int(before * run.recipe.evaluations):
             entry["dev"] = evaluate(run, dev, texts)
+        run.seconds += time.monotonic() - begun
         run.log.append({"step": run.step, "seconds": round(run.seconds, 1), **entry})
         report(run, entry)
         if time.monotonic() - saved > CHECKPOINT_SECONDS or run.done >= 1:
@@ -296,7 +314,8 @@ def main() -> None:
     held = held_groups(union, HELD_PER_SET, recipe.dev_depth, recipe.seed)
     dev = development(held, recipe)
     texts = Texts(union, groups + held)
-    print("base", by_set(dev, [list(g.teacher) for g in dev]), flush=True)
+    groups = with_long_pairs(groups, texts, recipe.long_share)
+    print(len(groups), "groups; base", by_set(dev, [list(g.teacher) for g in dev]), flush=True)
     run = Run(recipe, options.run, options.device)
     train(run, groups, dev, texts)
     finish(run, mixture, held, texts)
@@ -316,7 +335,7 @@ def development(held: list[Group], recipe: Recipe) -> list[Group]:
 def finish(run: Run, mixture: Mixture, held: list[Group], texts: Texts) -> None:
     """Calibrate on one half of held-out questions, measure on the other, write model and log."""
     rng = random.Random(run.recipe.seed + 1)
-    sample = rng.sample(held, min(len(held), 500))
+    sample = rng.sample(held, min(len(held), 320))
     scores = score_groups(run.model, sample, texts, run.recipe.max_length)
     fit = calibrate(sample[::2], scores[::2])
     error = {

@@ -174,7 +174,7 @@ class CrossEncoderCompressor(
 
 def _facts(ranker: Reranker) -> dict[str, Any]:
     info = ranker.info()
-    return {name: info.get(name) for name in FACTS}
+    return {name: info[name] for name in FACTS if name in info}
 
 
 def _input(documents: Sequence[Document], query: str) -> RerankInput:

@@ -119,7 +119,7 @@ def _load(cls: type[CrossEncoder], config: RerankerConfig) -> CrossEncoder:
         "why": why,
     }
     if tokenizer.whole_pairs:
-        facts["tokenizer"] = f"pairs are encoded whole, which is slower: {tokenizer.whole_pairs}"
+        facts["tokenizer"] = f"pairs are encoded whole, which is slower: {tokenizer.whole_pairs_reason}"
         logger.info("%s: %s", config.model, facts["tokenizer"])
     return cls(tokenizer, family, backends, max_batch_tokens=config.max_batch_tokens, facts=facts)
 

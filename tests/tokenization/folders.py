@@ -25,7 +25,14 @@ Arrays = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 def _sentencepiece_bpe() -> dict[str, Any]:
     """A byte-fallback BPE over text whose blanks are "▁", as Gemma's and Llama's are."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    special = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<mask>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+    ]
     lines = [line.replace(" ", "▁") for line in checkpoints.TRAINING_TEXT.splitlines()]
     trainer = trainers.BpeTrainer(vocab_size=1500, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
@@ -133,7 +140,7 @@ def tokenizer_of(name: str, **options: Any) -> PairTokenizer:
 
 @functools.cache
 def reference(name: str) -> Any:
-    """transformers' tokenizer of it."""
+    """The tokenizer transformers makes of it."""
     tokenizer = AutoTokenizer.from_pretrained(folder_of(name))
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer

@@ -1,0 +1,241 @@
+"""The ONNX backend: which file, which device, which threads; and scores that company cannot change."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from rerank_adapters import BackendError, ClosedError, ConfigError, ModelError, Reranker
+from rerank_adapters.backends import onnx as backend_module
+from rerank_adapters.backends.onnx import OnnxBackend, available_cpus, choose_file
+from rerank_adapters.tokenization import PairTokenizer
+from tests.checkpoints import PAIRS
+from tests.exported import exported
+from tests.fakes import HeldBackend, reranker_over
+from tests.test_hub import lay_out_cache
+
+FILES = frozenset(
+    {
+        "config.json", "onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_quantized.onnx",
+        "onnx/model_qint8_avx512_vnni.onnx", "onnx/model_O3.onnx",
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "dtype", "file_name", "expected"),
+    [
+        (FILES, "auto", None, "onnx/model.onnx"),
+        (FILES, "float32", None, "onnx/model.onnx"),
+        (FILES, "float16", None, "onnx/model_fp16.onnx"),
+        (FILES, "int8", None, "onnx/model_qint8_avx512_vnni.onnx"),
+        (FILES | {"model_int8.onnx"}, "int8", None, "model_int8.onnx"),
+        (FILES, "auto", "model_O3.onnx", "onnx/model_O3.onnx"),
+        (FILES, "auto", "onnx/model_O3.onnx", "onnx/model_O3.onnx"),
+        (frozenset({"model.onnx"}), "auto", None, "model.onnx"),
+    ],
+)
+def test_the_hubs_file_names_are_known(files, dtype, file_name, expected) -> None:
+    """Each dtype finds its file, ours before others', in `onnx/` or beside it."""
+    assert choose_file(files, dtype=dtype, file_name=file_name) == expected
+
+
+def test_a_missing_file_lists_what_there_is() -> None:
+    """The error names the files wanted, those found and the cure."""
+    with pytest.raises(ModelError, match=r"no ONNX file model_fp16.onnx .*found: model.onnx\): rerank-adapters export"):  # fmt: skip
+        choose_file(frozenset({"model.onnx"}), dtype="float16", file_name=None)
+    with pytest.raises(ModelError, match=r"no ONNX file a.onnx .*found: none\)"):
+        choose_file(frozenset(), dtype="auto", file_name="a.onnx")
+    with pytest.raises(ConfigError, match='dtype "bfloat16" needs backend "torch"'):
+        choose_file(FILES, dtype="bfloat16", file_name=None)
+
+
+def _backend(file: Path, **options) -> OnnxBackend:
+    tokenizer = PairTokenizer.from_folder(file.parent)
+    return OnnxBackend(file, pad_id=tokenizer.pad_id, pad_side=tokenizer.pad_side, **options)
+
+
+def _batch(folder: Path):
+    return PairTokenizer.from_folder(folder).encode(PAIRS).batch
+
+
+def test_a_device_that_is_not_there_is_an_error_with_the_cure() -> None:
+    """Law 5: never a silent CPU."""
+    file = exported("bert") / "model.onnx"
+    with pytest.raises(BackendError, match="'cuda:1' was asked for .* pip install onnxruntime-gpu"):
+        OnnxBackend(file, device="cuda:1")
+    with pytest.raises(BackendError, match='device "mps" needs backend "torch"'):
+        OnnxBackend(file, device="mps")
+
+
+def test_threads_are_honoured_and_do_not_spin() -> None:
+    """num_threads reaches the session; None takes the CPUs this process may use."""
+    file = exported("bert") / "model.onnx"
+    for asked, expected in ((1, 1), (3, 3), (None, available_cpus())):
+        backend = _backend(file, num_threads=asked)
+        options = backend._session.get_session_options()
+        assert options.intra_op_num_threads == expected
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert backend.info()["num_threads"] == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_cgroup_quotas_count(files, expected, tmp_path: Path) -> None:
+    """Both cgroup versions, rounded up to whole CPUs; no quota is no bound."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert backend_module._cgroup_quota(tmp_path) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
+def test_affinity_counts() -> None:
+    """A process bound to one CPU counts one."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert available_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_type_ids_are_fed_only_where_the_graph_wants_them() -> None:
+    """BERT takes three inputs and DistilBERT two; both run from the same batch type."""
+    assert "token_type_ids" in _backend(exported("bert") / "model.onnx")._inputs
+    backend = _backend(exported("distilbert") / "model.onnx")
+    assert "token_type_ids" not in backend._inputs
+    assert backend.logits(_batch(exported("distilbert"))).shape == (len(PAIRS), 1)
+
+
+def test_weights_beside_a_linked_graph_are_read(tmp_path: Path) -> None:
+    """huggingface_hub's cache links every file; onnxruntime alone refuses the external data."""
+    source, plain = exported("bert"), tmp_path / "plain"
+    shutil.copytree(source, plain)
+    for file in plain.glob("model*"):
+        file.unlink()
+    graph = onnx.load(source / "model.onnx")
+    onnx.save_model(
+        graph, plain / "model.onnx", save_as_external_data=True, location="model.onnx_data",
+        size_threshold=1024,
+    )  # fmt: skip
+    names = {path.name: path.read_bytes() for path in plain.iterdir() if path.is_file()}
+    linked = lay_out_cache(tmp_path / "hub", "org/x", names)
+    expected = _backend(source / "model.onnx").logits(_batch(source))
+    assert np.array_equal(_backend(linked / "model.onnx").logits(_batch(source)), expected)
+    # A graph of one's own beside linked weights: what onnxruntime refuses in every version since.
+    (linked / "model.onnx").unlink()
+    shutil.copy(plain / "model.onnx", linked / "model.onnx")
+    with pytest.raises(Exception, match="(?i)external"):
+        ort.InferenceSession(str(linked / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert np.array_equal(_backend(linked / "model.onnx").logits(_batch(source)), expected)
+
+
+def test_file_name_changes_what_runs(tmp_path: Path) -> None:
+    """Two graphs in one folder score differently, and file_name picks."""
+    shutil.copytree(exported("bert"), tmp_path, dirs_exist_ok=True)
+    graph = onnx.load(tmp_path / "model.onnx")
+    output = graph.graph.output[0].name
+    for node in graph.graph.node:
+        node.output[:] = ["raw" if name == output else name for name in node.output]
+    graph.graph.node.append(onnx.helper.make_node("Neg", ["raw"], [output]))
+    onnx.save(graph, tmp_path / "other.onnx")
+    with Reranker.from_pretrained(str(tmp_path), backend="onnx") as one:
+        expected = one.score_pairs(PAIRS[:5])
+    with Reranker.from_pretrained(str(tmp_path), file_name="other.onnx") as two:
+        assert two.info()["backend"] == "onnx"
+        assert np.array_equal(two.score_pairs(PAIRS[:5]), -expected)
+
+
+@pytest.fixture(scope="module")
+def foreign_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT as onnxruntime's own dynamic int8: one activation scale per batch."""
+    folder = tmp_path_factory.mktemp("foreign")
+    shutil.copytree(exported("bert"), folder, dirs_exist_ok=True)
+    graph = onnx.load(folder / "model.onnx")
+    del graph.graph.value_info[:]  # the quantiser infers shapes afresh and trips over stored ones
+    quantize_dynamic(graph, folder / "model_quantized.onnx", weight_type=QuantType.QInt8)
+    return folder
+
+
+def test_foreign_int8_runs_one_by_one_so_company_changes_nothing(
+    foreign_int8: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Law 2 and law 10: bit for bit alone and in company, said once in the log and in info()."""
+    with caplog.at_level(logging.WARNING, logger="rerank_adapters"):
+        backend = _backend(foreign_int8 / "model_quantized.onnx")
+        batch = _batch(foreign_int8)
+        together = backend.logits(batch)
+        backend.logits(batch)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "one pair per forward" in backend.info()["fallback"]
+    alone = [backend.logits(batch.take([row]))[0] for row in range(len(batch))]
+    assert np.array_equal(together, np.stack(alone))
+    backend.one_by_one = False
+    assert not np.array_equal(backend.logits(batch), together), "else the rule would be needless"
+
+
+def test_our_int8_needs_no_such_rule() -> None:
+    """Per-row scales: one forward for the whole batch."""
+    assert not _backend(exported("bert", "int8") / "model_int8.onnx").one_by_one
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+    """Truncated, empty, or no graph at all: ModelError with the path."""
+    shutil.copytree(exported("bert"), tmp_path, dirs_exist_ok=True)
+    data = (tmp_path / "model.onnx").read_bytes()
+    for content in (data[: len(data) // 2], b"", b"no graph"):
+        (tmp_path / "model.onnx").write_bytes(content)
+        with pytest.raises(ModelError, match=r"could not load .*model\.onnx"):
+            OnnxBackend(tmp_path / "model.onnx")
+
+
+def test_a_graph_that_is_no_text_model_is_refused(tmp_path: Path) -> None:
+    """Its inputs are named in the error."""
+    node = onnx.helper.make_node("Identity", ["pixel_values"], ["logits"])
+    kind = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], "g", [kind("pixel_values", 1, [1])], [kind("logits", 1, [1])]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="no text cross-encoder: its inputs are .*pixel_values"):
+        OnnxBackend(tmp_path / "model.onnx")
+
+
+def test_a_closed_backend_says_so() -> None:
+    """Later calls raise ClosedError."""
+    backend = _backend(exported("bert") / "model.onnx")
+    backend.close()
+    with pytest.raises(ClosedError):
+        backend.logits(_batch(exported("bert")))
+
+
+def test_workers_run_forwards_at_once() -> None:
+    """With num_workers=2 a second request is served while the first one's forward is held."""
+    backend = HeldBackend()
+    with reranker_over(backend) as one:
+        two = Reranker(one._scorer, num_workers=2)
+        held = two.submit("q", ["a"])
+        assert backend.entered.wait(60)
+        assert two.submit("q", ["b"]).result(60).shape == (1,)
+        assert not held.done()
+        backend.release.set()
+        assert held.result(60).shape == (1,)

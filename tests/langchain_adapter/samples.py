@@ -1,0 +1,84 @@
+"""Documents with every kind of metadata, queries over them, and the oracle's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from numpy.typing import NDArray
+
+from rerank_adapters.batching import plan_batches
+from rerank_adapters.reranker import Reranker
+from tests import checkpoints
+
+KEY = "relevance_score"
+TEXTS = list(dict.fromkeys(text for _, text in checkpoints.PAIRS if text.strip()))[:12]
+QUERIES = ["why is the sky blue", "capital of Mongolia", "how long is the warranty?", "bread"]
+QUERY = QUERIES[0]
+
+# ONNX Runtime and sentence-transformers sum float32 in different orders (DESIGN, law 1).
+TOLERANCE = 1e-4
+
+
+def documents(texts: Sequence[str] = TEXTS) -> list[Document]:
+    """One document per text, with an id and nested metadata."""
+    return [
+        Document(
+            id=f"d{place}",
+            page_content=text,
+            metadata={"source": f"file {place}", "pages": [place, {"deep": place}]},
+        )
+        for place, text in enumerate(texts)
+    ]
+
+
+def oracle(query: str, texts: Sequence[str] = TEXTS) -> NDArray[np.float32]:
+    """sentence-transformers' scores of the tiny BERT, in the order of *texts*."""
+    return checkpoints.oracle(checkpoints.build("bert"), [(query, text) for text in texts])
+
+
+def best(scores: NDArray[np.float32], top_n: int | None = None) -> list[str]:
+    """The ids of `documents`, best first, ties in the order given."""
+    return [f"d{place}" for place in np.argsort(-scores, kind="stable")[:top_n]]
+
+
+def ids(found: Sequence[Document]) -> list[str | None]:
+    return [document.id for document in found]
+
+
+def scores(found: Sequence[Document]) -> list[float]:
+    return [document.metadata[KEY] for document in found]
+
+
+def planned(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> int:
+    """How many forwards one pool of *pairs* takes: identical pairs are scored once."""
+    scorer = reranker._scorer
+    lengths = scorer.encode(list(dict.fromkeys(pairs))).batch.lengths
+    return len(plan_batches(lengths, max_batch_tokens=scorer.max_batch_tokens))
+
+
+class ListRetriever(BaseRetriever):
+    """Returns the same documents for every query; `fails_on` names one that it cannot answer."""
+
+    found: list[Document]
+    fails_on: str | None = None
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        if query == self.fails_on:
+            raise LookupError(query)
+        return list(self.found)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        if query == self.fails_on:
+            raise LookupError(query)
+        return list(self.found)

@@ -1,0 +1,373 @@
+"""The scheduler over stub forwards: who shares a batch, whose turn it is, what comes back."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from concurrent.futures import Future, wait
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerank_adapters.errors import BackendError, ClosedError, ConfigError, InputError
+from rerank_adapters.scorers._queue import Request, RequestQueue
+from rerank_adapters.scorers.scheduling import Scheduler, looks_out_of_memory
+from tests.scorers.traffic import PATIENCE, Held, checksum, rerank_threads, request, requests
+
+untimed = settings(deadline=None, max_examples=50)
+LENGTHS = st.lists(st.lists(st.integers(1, 80), min_size=1, max_size=20), min_size=1, max_size=20)
+
+
+def _queue(*sizes: list[int], **options: int) -> tuple[RequestQueue, list[Request]]:
+    settings = {"window_tokens": 10_000, "max_padding": 0.10, "max_passes": 8} | options
+    queue = RequestQueue(**settings)
+    waiting = [Request(Future(), request(lengths, seed=at)) for at, lengths in enumerate(sizes)]
+    for entry in waiting:
+        queue.add(entry)
+    return queue, waiting
+
+
+# -- scores ---------------------------------------------------------------------------------------
+
+
+@untimed
+@given(sizes=LENGTHS, budget=st.integers(1, 500), workers=st.integers(1, 3))
+def test_scores_come_back_to_their_request_in_its_order(sizes, budget, workers):
+    """Whatever shares a batch, however requests are cut: every pair has its own score, once."""
+    waiting = [request(lengths, seed=at) for at, lengths in enumerate(sizes)]
+    with Scheduler([checksum] * workers, max_batch_tokens=budget) as scheduler:
+        futures = [scheduler.submit(encoded) for encoded in waiting]
+        for future, encoded in zip(futures, waiting, strict=True):
+            scores = future.result(PATIENCE)
+            assert scores.dtype == np.float32
+            np.testing.assert_array_equal(scores, checksum(encoded))
+        assert scheduler.stats()["pairs"] == sum(map(len, sizes))
+
+
+def test_sixteen_threads_share_one_scheduler():
+    """Sync callers from many threads each get their own scores back."""
+    failures = []
+    with Scheduler([checksum, checksum], max_batch_tokens=256) as scheduler:
+
+        def caller(seed: int) -> None:
+            for encoded in requests(40, seed=seed):
+                if not np.array_equal(scheduler.score(lambda it=encoded: it), checksum(encoded)):
+                    failures.append(seed)
+
+        threads = [threading.Thread(target=caller, args=(1000 * n,)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+
+
+def test_no_pairs_are_no_scores():
+    """An empty request gets an empty float32 array."""
+    with Scheduler([checksum]) as scheduler:
+        scores = scheduler.submit(request([])).result(PATIENCE)
+    assert scores.shape == (0,)
+    assert scores.dtype == np.float32
+
+
+# -- who shares a batch ---------------------------------------------------------------------------
+
+
+def test_what_arrives_during_a_batch_shares_the_next():
+    """Work-conserving: the first request goes alone at once, the fifty behind it go together."""
+    held = Held()
+    with Scheduler([held], max_batch_tokens=1000) as scheduler:
+        first = scheduler.submit(request([10]))
+        assert held.entered.wait(PATIENCE)
+        others = [scheduler.submit(request([10], seed=n)) for n in range(50)]
+        held.release.set()
+        wait([first, *others], PATIENCE)
+    assert held.sizes == [1, 50]
+
+
+def test_a_request_larger_than_the_budget_is_cut_and_put_back_together():
+    """100 pairs of 10 tokens under a budget of 200 are five batches and one answer."""
+    held = Held()
+    held.release.set()
+    encoded = request([10] * 100)
+    with Scheduler([held], max_batch_tokens=200) as scheduler:
+        np.testing.assert_array_equal(scheduler.submit(encoded).result(PATIENCE), checksum(encoded))
+    assert held.sizes == [20] * 5
+
+
+def test_each_forward_has_its_worker():
+    """Two forwards run at once: each waits for the other inside its call."""
+    both = threading.Barrier(2)
+
+    def forward(batch):
+        both.wait(PATIENCE)
+        return checksum(batch)
+
+    encoded = request([10, 10])
+    with Scheduler([forward, forward], max_batch_tokens=10) as scheduler:
+        np.testing.assert_array_equal(scheduler.submit(encoded).result(PATIENCE), checksum(encoded))
+
+
+# -- whose turn it is -----------------------------------------------------------------------------
+
+
+@untimed
+@given(sizes=LENGTHS, budget=st.integers(1, 400), window=st.integers(1, 2000))
+def test_the_queue_deals_every_row_once_within_the_budget(sizes, budget, window):
+    """Batches hold the budget (but for one long pair), and the counts end at zero."""
+    queue, waiting = _queue(*sizes, window_tokens=window)
+    dealt = {entry: [] for entry in waiting}
+    while queue:
+        batch = queue.take(budget)
+        lengths = batch.tokens().lengths
+        assert len(batch) == 1 or len(batch) * lengths.max() <= budget
+        for entry, rows in batch.parts:
+            assert lengths.max() >= entry.encoded.lengths[rows].max()
+            dealt[entry] += rows.tolist()
+    assert all(sorted(rows) == list(range(len(e.encoded))) for e, rows in dealt.items())
+    assert (queue.pairs, queue.tokens) == (0, 0)
+
+
+def test_the_oldest_request_is_in_the_first_batch():
+    """A long-waiting request of one odd length is not starved by a crowd of another length."""
+    queue, waiting = _queue([7], *[[50] * 10] * 20)
+    assert waiting[0] in [entry for entry, _ in queue.take(500).parts]
+
+
+def test_a_small_request_behind_a_large_one_waits_for_one_batch():
+    """A newcomer of one pair runs in the second batch, not after the five hundred before it."""
+    queue, waiting = _queue([100] * 500, [90], window_tokens=131_072)
+    queue.take(1000)
+    assert waiting[1] in [entry for entry, _ in queue.take(1000).parts]
+
+
+def test_a_large_request_has_every_other_batch():
+    """Small newcomers, one per batch, take at most every other turn from the request before them."""
+    queue, waiting = _queue([100] * 500)
+    big, batches = waiting[0], 0
+    while big.tokens:
+        queue.add(Request(Future(), request([90], seed=batches)))
+        queue.take(1000)
+        batches += 1
+    assert batches <= 2 * 50
+
+
+def test_a_huge_request_does_not_hide_those_behind_it():
+    """A request that would fill the whole window leaves room for a newcomer to be seen."""
+    queue, waiting = _queue([10] * 5000, [10], window_tokens=1000)
+    queue.take(100)
+    assert waiting[1] in [entry for entry, _ in queue.take(100).parts]
+
+
+def test_whoever_was_passed_over_often_enough_goes_next():
+    """Three batches served someone younger than the middle request; the fourth is its own."""
+    queue, waiting = _queue([200] * 50, [50, 50], max_passes=3)
+    middle = waiting[1]
+    served_at = None
+    for batch in range(20):
+        queue.add(Request(Future(), request([20], seed=batch)))  # ever smaller, ever younger
+        if middle in [entry for entry, _ in queue.take(200).parts]:
+            served_at = batch
+            break
+        assert middle.passes <= 3
+    assert served_at is not None
+    assert served_at <= 6  # three passes, each beside one batch of the oldest request
+
+
+# -- the call seam --------------------------------------------------------------------------------
+
+
+def test_submit_call_encodes_elsewhere_in_the_callers_context():
+    """`encode` sees the context variables of whoever submitted, in one of the scheduler's threads."""
+    name = contextvars.ContextVar("name", default="nobody")
+    seen = []
+
+    def encode():
+        seen.append((name.get(), threading.current_thread().name))
+        return request([3, 4])
+
+    with Scheduler([checksum]) as scheduler:
+        name.set("ada")
+        scores = scheduler.submit_call(encode).result(PATIENCE)
+        assert scheduler.stats()["tokenise_seconds"] > 0
+    np.testing.assert_array_equal(scores, checksum(request([3, 4])))
+    assert seen == [("ada", "rerank-tokenise")]
+
+
+def test_what_encode_raises_reaches_its_caller_alone():
+    """A request that cannot be tokenised fails; the next one is served."""
+
+    def encode():
+        raise InputError("texts[1] must be a str: got None")
+
+    with Scheduler([checksum], tokenise_threads=1) as scheduler:
+        bad, good = scheduler.submit_call(encode), scheduler.submit_call(lambda: request([5]))
+        with pytest.raises(InputError, match=r"texts\[1\]"):
+            bad.result(PATIENCE)
+        np.testing.assert_array_equal(good.result(PATIENCE), checksum(request([5])))
+
+
+def test_a_cancelled_call_is_not_tokenised():
+    """What is cancelled behind a busy tokeniser thread never runs."""
+    entered, release, ran = threading.Event(), threading.Event(), []
+
+    def slow():
+        entered.set()
+        release.wait(PATIENCE)
+        return request([5])
+
+    def encode():
+        ran.append(True)
+        return request([5])
+
+    with Scheduler([checksum], tokenise_threads=1) as scheduler:
+        first = scheduler.submit_call(slow)
+        assert entered.wait(PATIENCE)
+        second, third = scheduler.submit_call(encode), scheduler.submit_call(encode)
+        assert second.cancel()
+        release.set()
+        wait([first, second, third], PATIENCE)
+        assert third.done()
+    assert ran == [True]
+
+
+# -- threads, arguments, numbers ------------------------------------------------------------------
+
+
+def test_threads_start_with_the_first_request_and_end_with_close():
+    """A scheduler that serves nobody has no thread; a closed one has none left."""
+    scheduler = Scheduler([checksum, checksum])
+    assert rerank_threads() == []
+    scheduler.submit(request([5])).result(PATIENCE)
+    assert sorted(rerank_threads()) == ["rerank-worker-0", "rerank-worker-1"]
+    scheduler.submit_call(lambda: request([5]), timeout=PATIENCE).result(PATIENCE)
+    assert len(rerank_threads()) == 4
+    scheduler.close()
+    assert rerank_threads() == []
+
+
+def test_stats_count_what_happened():
+    """Two batches of known lengths: pairs, tokens, padding and sizes add up."""
+    held = Held()
+    with Scheduler([held], max_batch_tokens=100, max_padding=0.5) as scheduler:
+        first = scheduler.submit(request([10]), tokenise_seconds=0.25)
+        assert held.entered.wait(PATIENCE)
+        second = scheduler.submit(request([20, 15, 15]))
+        before = scheduler.stats()
+        assert (before["queue_requests"], before["queue_pairs"], before["queue_tokens"]) == (
+            1,
+            3,
+            50,
+        )
+        assert before["unfinished"] == 2
+        held.release.set()
+        wait([first, second], PATIENCE)
+        after = scheduler.stats()
+    assert {name: after[name] for name in ("requests", "done", "pairs", "batches")} == {
+        "requests": 2,
+        "done": 2,
+        "pairs": 4,
+        "batches": 2,
+    }
+    assert (after["queue_pairs"], after["queue_tokens"], after["unfinished"]) == (0, 0, 0)
+    assert after["batch_tokens"] == 60
+    assert after["padding_waste"] == pytest.approx(1 - 60 / 70)
+    assert after["batch_sizes"] == {1: 1, 4: 1}
+    assert after["tokenise_seconds"] == 0.25
+    assert after["wait_seconds"] > 0
+    assert after["forward_seconds"] > 0
+
+
+def test_stats_are_a_plain_snapshot():
+    """What was returned does not change when work goes on."""
+    with Scheduler([checksum]) as scheduler:
+        scheduler.submit(request([5])).result(PATIENCE)
+        before = scheduler.stats()
+        copy = {name: dict(it) if isinstance(it, dict) else it for name, it in before.items()}
+        scheduler.submit(request([5])).result(PATIENCE)
+    assert before == copy
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["max_batch_tokens", "window_tokens", "max_queue_pairs", "max_queue_tokens", "max_passes"],
+)
+def test_a_limit_below_one_is_refused(option):
+    """The error names the argument, the rule and the value."""
+    with pytest.raises(ConfigError, match=f"{option} must be at least 1: got 0"):
+        Scheduler([checksum], **{option: 0})
+
+
+def test_when_full_has_two_words():
+    """Anything else is refused."""
+    with pytest.raises(ConfigError, match='when_full must be "block" or "error"'):
+        Scheduler([checksum], when_full="drop")
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
+def test_a_timeout_is_a_positive_number(timeout):
+    """Zero, negative and NaN seconds are refused at the call."""
+    with (
+        Scheduler([checksum]) as scheduler,
+        pytest.raises(InputError, match="timeout must be above 0"),
+    ):
+        scheduler.submit(request([5]), timeout=timeout)
+
+
+def test_an_infinite_timeout_never_comes():
+    """float("inf") and numbers beyond what threads can wait for mean no limit."""
+    with Scheduler([checksum]) as scheduler:
+        for timeout in (float("inf"), 1e300):
+            scheduler.submit(request([5]), timeout=timeout).result(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 1"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})("anything"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("memory"), False),
+    ],
+)  # fmt: skip
+def test_out_of_memory_is_told_from_other_errors(error, expected):
+    """MemoryError, torch's class by name, and the runtimes' wording; nothing else."""
+    assert looks_out_of_memory(error) is expected
+
+
+def test_closed_is_closed():
+    """submit, submit_call and score raise ClosedError at once, whether or not it ever ran."""
+    for scheduler in (Scheduler([checksum]), Scheduler([checksum])):
+        if scheduler.stats()["requests"] == 0:
+            scheduler.submit(request([5])).result(PATIENCE)
+        scheduler.close()
+        for call in (
+            lambda it=scheduler: it.submit(request([5])),
+            lambda it=scheduler: it.submit_call(lambda: request([5])),
+            lambda it=scheduler: it.score(lambda: request([5])),
+        ):
+            with pytest.raises(ClosedError, match="the reranker is closed"):
+                call()
+
+
+def test_a_forward_error_names_the_pair_and_keeps_the_cause():
+    """The caller reads which pair of its request failed, and finds the original exception."""
+    poison = request([7])
+
+    def forward(batch):
+        for pair in range(len(batch)):
+            if np.array_equal(batch.take([pair]).input_ids, poison.input_ids):
+                raise KeyError("poison")
+        return checksum(batch)
+
+    encoded = type(poison).join([request([9, 9, 9], seed=1), poison, request([9], seed=2)])
+    with Scheduler([forward]) as scheduler:
+        with pytest.raises(BackendError, match=r"pair 3 failed: KeyError\('poison'\)") as caught:
+            scheduler.submit(encoded).result(PATIENCE)
+    assert isinstance(caught.value.__cause__, KeyError)
