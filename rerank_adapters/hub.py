@@ -6,9 +6,12 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .errors import ModelError
+
+if TYPE_CHECKING:
+    from huggingface_hub import CachedRevisionInfo
 
 CONFIG_FILES = (
     "*.json",
@@ -147,3 +150,27 @@ def _listing(folder: Path) -> frozenset[str]:
     return frozenset(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
+
+
+def cached_models() -> list[str]:
+    """Hub ids in huggingface_hub's cache whose config.json names a classifier or a causal model."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return sorted(
+        repository.repo_id
+        for repository in repositories
+        if repository.repo_type == "model" and any(map(_scores_pairs, repository.revisions))
+    )
+
+
+def _scores_pairs(revision: CachedRevisionInfo) -> bool:
+    config = revision.snapshot_path / "config.json"
+    if not config.is_file():
+        return False
+    names = ("ForSequenceClassification", "ForCausalLM")
+    return any(name in config.read_text(encoding="utf-8") for name in names)

@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from .errors import InputError, MissingDependencyError, RerankError
+from .errors import ConfigError, InputError, MissingDependencyError, RerankError
 
 try:
     from llama_index.core.bridge.pydantic import (
         Field,
         ValidationError,
+        ValidationInfo,
         field_serializer,
         field_validator,
     )
     from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-    from llama_index.core.instrumentation import (
-        get_dispatcher,  # type: ignore[attr-defined]  # re-exported without saying so
+    from llama_index.core.instrumentation import (  # type: ignore[attr-defined]  # not said so
+        get_dispatcher,
     )
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -90,7 +91,7 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
 
     @dispatcher.span
     def postprocess_nodes_batch(self, requests: Requests) -> list[list[NodeWithScore]]:
-        """`postprocess_nodes` for each (query, nodes) of *requests*, scored as one pool of pairs."""
+        """`postprocess_nodes` for each (query, nodes) of *requests*: one pool of pairs."""
         return self._run(_calls(self, requests))
 
     @dispatcher.span
@@ -143,11 +144,11 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
 
     @field_validator("text_fn", "reranker", mode="before")
     @classmethod
-    def _not_a_name(cls, value: object) -> object:
+    def _not_a_name(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
-            raise ValueError(
-                f"a saved configuration only names it, {value}: give it again, as in "
-                "from_dict(saved, text_fn=...)"
+            raise ConfigError(
+                f"{info.field_name} is only named in a saved configuration, {value}: "
+                f"give it again, as in from_dict(saved, {info.field_name}=...)"
             )
         return value
 

@@ -25,13 +25,12 @@ LONG = {"nq_long", "squad_long", "scifact", "medquad"}  # costlier documents, so
 class Mixture:
     """What a run is made of; every field is a knob of the variants."""
 
-    groups: int = 8000
+    groups: int = 6500
     labelled: float = 0.5
-    size: int = 8
-    long_size: int = 6
+    size: int = 6
+    long_size: int = 5
     hard: str = "both"  # where hard negatives come from: "both", "bm25", "base" or "random"
     only: tuple[str, ...] = ()  # sets to restrict to; empty: all
-    max_words: int = 512
 
     def draw(self, weights: dict[str, int], count: int, rng: random.Random) -> dict[str, int]:
         """How many groups of each set."""

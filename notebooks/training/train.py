@@ -12,9 +12,11 @@ import os
 import pickle
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import parallel
 import torch
 import torch.nn.functional as F
 from calibration import calibrate, expected_calibration_error
@@ -75,6 +77,11 @@ class Texts:
         queries = sorted({group.query for group in groups})
         encoded = tokenizer.encode_batch_fast(queries, add_special_tokens=False)
         self.queries = {q: e.ids[:MAX_LENGTH] for q, e in zip(queries, encoded, strict=True)}
+
+    def tokens(self, group: Group) -> int:
+        """About what the group costs."""
+        query = len(self.queries[group.query]) + 3
+        return sum(query + len(self.documents[p]) for p in group.candidates)
 
     def pairs(self, group: Group, limit: int) -> list[tuple[list[int], list[int]]]:
         """The group's (query ids, document ids), cut to `limit` tokens."""
@@ -176,6 +183,7 @@ class Run:
 
     def advance(self, groups: list[Group], texts: Texts) -> dict[str, float]:
         """One optimiser step over the groups; returns mean losses of labelled and unlabelled ones."""
+        groups = parallel.share(groups, [texts.tokens(g) for g in groups])
         pairs = [pair for group in groups for pair in texts.pairs(group, self.recipe.max_length)]
         z = logits(self.model, pairs).split([len(g.candidates) for g in groups])
         losses = [group_loss(part, g, self.recipe) for part, g in zip(z, groups, strict=True)]
@@ -183,10 +191,20 @@ class Run:
             options["lr"] = self.rate()
         self.optimizer.zero_grad()
         (sum(losses) / len(losses)).backward()
+        parallel.average(p.grad for p in self.model.parameters() if p.grad is not None)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        return summary(losses, groups, pairs)
+        return merged(parallel.gather(summary(losses, groups, pairs)))
+
+
+def merged(parts: list[dict[str, float]]) -> dict[str, float]:
+    """The workers' summaries as one: means of losses, sums of counts."""
+    whole = {}
+    for key in sorted({k for part in parts for k in part}):
+        values = [part[key] for part in parts if key in part]
+        whole[key] = sum(values) if key in ("pairs", "tokens") else round(sum(values) / len(values), 4)
+    return whole
 
 
 def summary(losses: list[Tensor], groups: list[Group], pairs: list) -> dict[str, float]:
@@ -202,8 +220,9 @@ def summary(losses: list[Tensor], groups: list[Group], pairs: list) -> dict[str,
 def score_groups(
     model: BertForSequenceClassification, groups: list[Group], texts: Texts, limit: int
 ) -> list[list[float]]:
-    """Logits of every group's candidates, computed in order of length."""
-    pairs = [pair for group in groups for pair in texts.pairs(group, limit)]
+    """Logits of every group's candidates, computed in order of length, shared between the workers."""
+    mine = groups[parallel.rank() :: parallel.world()]
+    pairs = [pair for group in mine for pair in texts.pairs(group, limit)]
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     flat = [0.0] * len(pairs)
     for begin in range(0, len(order), 32):
@@ -211,7 +230,8 @@ def score_groups(
         for row, z in zip(rows, logits(model, [pairs[i] for i in rows]).tolist(), strict=True):
             flat[row] = z
     numbers = iter(flat)
-    return [[next(numbers) for _ in group.candidates] for group in groups]
+    parts = parallel.gather([[next(numbers) for _ in group.candidates] for group in mine])
+    return [parts[i % len(parts)][i // len(parts)] for i in range(len(groups))]
 
 
 def ndcg(scores: list[float], labels: tuple[int, ...], depth: int = 10) -> float:
@@ -239,12 +259,14 @@ def train(run: Run, groups: list[Group], dev: list[Group], texts: Texts) -> None
         begun, before = time.monotonic(), run.done
         first = run.step * size % len(groups)
         entry = run.advance((groups + groups[:size])[first : first + size], texts)
-        run.seconds += time.monotonic() - begun
+        run.seconds = parallel.gather(run.seconds + time.monotonic() - begun)[0]
         begun = time.monotonic()
         if int(run.done * run.recipe.evaluations) > int(before * run.recipe.evaluations):
             entry["dev"] = evaluate(run, dev, texts)
-        run.seconds += time.monotonic() - begun
+        run.seconds = parallel.gather(run.seconds + time.monotonic() - begun)[0]
         run.log.append({"step": run.step, "seconds": round(run.seconds, 1), **entry})
+        if parallel.rank():
+            continue
         report(run, entry)
         if time.monotonic() - saved > CHECKPOINT_SECONDS or run.done >= 1:
             run.save()
@@ -254,7 +276,8 @@ def train(run: Run, groups: list[Group], dev: list[Group], texts: Texts) -> None
 def evaluate(run: Run, dev: list[Group], texts: Texts) -> dict[str, float]:
     """nDCG@10 on the development questions; the model so far, roughly calibrated, is written beside."""
     scores = score_groups(run.model, dev, texts, run.recipe.max_length)
-    save_model(run.model, run.folder / "model", calibrate(dev, scores))
+    if not parallel.rank():
+        save_model(run.model, run.folder / "model", calibrate(dev, scores))
     return by_set(dev, scores)
 
 
@@ -272,11 +295,12 @@ def report(run: Run, entry: dict) -> None:
         print(time.strftime("%H:%M:%S"), shown, entry.get("dev", ""), flush=True)
 
 
-def prepare(union: Union, mixture: Mixture, recipe: Recipe, folder: Path) -> list[Group]:
-    """The groups of the run, made once and kept in its folder."""
-    path = folder / "groups.pickle"
-    if not path.exists():
-        path.write_bytes(pickle.dumps(GroupMaker(union, mixture, recipe.seed).make()))
+def prepare(folder: Path, name: str, make: Callable[[], list[Group]]) -> list[Group]:
+    """The groups of the run, made once by one worker and kept in its folder."""
+    path = folder / f"{name}.pickle"
+    if not parallel.rank() and not path.exists():
+        path.write_bytes(pickle.dumps(make()))
+    parallel.gather(None)  # the others wait for the file
     return pickle.loads(path.read_bytes())  # noqa: S301 (our own file of this very run)
 
 
@@ -305,13 +329,16 @@ def chosen(kind: type, options: argparse.Namespace) -> Recipe | Mixture:
 def main() -> None:
     """Prepare, train, calibrate, save."""
     options = parse()
+    parallel.start()
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
     recipe, mixture = chosen(Recipe, options), chosen(Mixture, options)
     random.seed(recipe.seed)
     union = Union.load(options.data, options.vectors or options.run, recipe.seed)
-    groups = prepare(union, mixture, recipe, options.run)
-    held = held_groups(union, HELD_PER_SET, recipe.dev_depth, recipe.seed)
+    groups = prepare(options.run, "groups", GroupMaker(union, mixture, recipe.seed).make)
+    held = prepare(
+        options.run, "held", lambda: held_groups(union, HELD_PER_SET, recipe.dev_depth, recipe.seed)
+    )
     dev = development(held, recipe)
     texts = Texts(union, groups + held)
     groups = with_long_pairs(groups, texts, recipe.long_share)
@@ -342,6 +369,8 @@ def finish(run: Run, mixture: Mixture, held: list[Group], texts: Texts) -> None:
         "before": expected_calibration_error(sample[1::2], scores[1::2], (1.0, 0.0)),
         "after": expected_calibration_error(sample[1::2], scores[1::2], fit),
     }
+    if parallel.rank():
+        return
     save_model(run.model, run.folder / "model", fit)
     facts = {
         "recipe": asdict(run.recipe), "mixture": asdict(mixture), "calibration": fit,

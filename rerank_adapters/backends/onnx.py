@@ -6,7 +6,7 @@ import logging
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
 }
 """The hub's file names for each dtype, the most wanted first; looked for in `onnx/` and beside it."""
 
-DYNAMIC_INT8_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMulIntegerToFloat")
+BATCH_SCALE_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMulIntegerToFloat")
 """Operators that take one activation scale per batch, so a score would depend on its batch mates."""
 
 
@@ -82,7 +82,8 @@ class OnnxBackend:
             for node in self._session.get_inputs()
         }
         self._output = self._session.get_outputs()[0].name
-        self.one_by_one = _has_batch_scale(file)
+        self.one_by_one = _mentions(file, BATCH_SCALE_MARKS)
+        self.dtype = _dtype(file)
         self._check_graph()
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
@@ -97,6 +98,7 @@ class OnnxBackend:
         facts = {
             "backend": "onnx",
             "device": self.device,
+            "dtype": self.dtype,
             "provider": session.get_providers()[0],
             "file": self._file.name,
             "num_threads": str(self._threads),
@@ -240,6 +242,13 @@ def _linked_weights(file: Path) -> dict[str, NDArray[np.uint8]]:
     return {path.name: np.memmap(path, dtype=np.uint8, mode="r") for path in data}
 
 
-def _has_batch_scale(file: Path) -> bool:
+def _dtype(file: Path) -> str:
+    """What the graph computes in, told by its operators and, for halves, by the hub's file names."""
+    if _mentions(file, (b"MatMulInteger", b"QLinearMatMul", b"QGemm")):
+        return "int8"
+    return "float16" if file.name in FILES["float16"] else "float32"
+
+
+def _mentions(file: Path, words: Sequence[bytes]) -> bool:
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as graph:
-        return any(graph.find(mark) >= 0 for mark in DYNAMIC_INT8_MARKS)
+        return any(graph.find(word) >= 0 for word in words)

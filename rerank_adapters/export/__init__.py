@@ -7,9 +7,14 @@ from typing import Literal
 
 import onnx
 
+from .. import __version__
 from ..errors import ConfigError
 from ..hub import CONFIG_FILES, Source, open_model
 from . import files, gate, graph, network, template
+from .first_token import keep_first_token
+from .half import halve
+from .quantize import quantize
+from .residual import keep_norms_apart
 
 Dtype = Literal["float32", "float16", "int8"]
 FILE_NAMES: dict[str, str] = {
@@ -62,7 +67,7 @@ def export_onnx(
             encoder.tokenizer.save_pretrained(place)
         probes = gate.probe(encoder)
         file = place / FILE_NAMES[dtype]
-        files.write_graph(_convert(graph.trace(network.build(encoder)), dtype), file)
+        files.write_graph(_rewrite(graph.trace(network.build(encoder)), dtype), file)
         gate.check(file, probes, dtype)
     return Path(folder)
 
@@ -74,5 +79,14 @@ def _wanted(source: Source, *, trust_remote_code: bool) -> list[str]:
     return [*CONFIG_FILES, "*.safetensors" if safe else "*.bin", *code]
 
 
-def _convert(model: onnx.ModelProto, dtype: Dtype) -> onnx.ModelProto:
+def _rewrite(model: onnx.ModelProto, dtype: Dtype) -> onnx.ModelProto:
+    """The traced graph made faster without changing a score, and then smaller where *dtype* says so."""
+    keep_first_token(model)
+    keep_norms_apart(model)
+    if dtype == "int8":
+        quantize(model)
+    elif dtype == "float16":
+        model = halve(model)
+    facts = {"rerank_adapters.dtype": dtype, "rerank_adapters.version": __version__}
+    onnx.helper.set_model_props(model, facts)
     return model

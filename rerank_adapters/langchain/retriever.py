@@ -17,6 +17,7 @@ from langchain_core.vectorstores import VectorStoreRetriever
 from pydantic import Field, PrivateAttr
 
 from ..errors import ConfigError
+from ..reranker import check_selection
 from . import pool, tracing
 from .compressor import CrossEncoderCompressor
 from .fields import FIELDS_CONFIG, RankingFields
@@ -196,6 +197,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):
 
     def _prepare(self) -> None:
         super()._prepare()
+        check_selection(None if self.top_n == "compressor" else self.top_n, self.score_threshold)
         names = RankingFields.model_fields
         if self.compressor is None:
             fields = {name: getattr(self, name) for name in names}

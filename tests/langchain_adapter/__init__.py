@@ -1,0 +1,1 @@
+"""The LangChain adapters, with real langchain-core, langchain-classic, langchain and langgraph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from langchain_core.callbacks import (
@@ -11,6 +12,7 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable
 from numpy.typing import NDArray
 
 from rerank_adapters.batching import plan_batches
@@ -61,6 +63,15 @@ def planned(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> int:
     scorer = reranker._scorer
     lengths = scorer.encode(list(dict.fromkeys(pairs))).batch.lengths
     return len(plan_batches(lengths, max_batch_tokens=scorer.max_batch_tokens))
+
+
+async def invoked(
+    runnable: Runnable[Any, Any], given: Any, config: Any = None, *, asynchronous: bool
+) -> Any:
+    """What `ainvoke` or `invoke` gives."""
+    if asynchronous:
+        return await runnable.ainvoke(given, config)
+    return runnable.invoke(given, config)
 
 
 class ListRetriever(BaseRetriever):

@@ -163,7 +163,7 @@ def test_ties_keep_the_order_given(compressor: CrossEncoderCompressor) -> None:
     given = documents([TEXTS[1], TEXTS[0], TEXTS[1], TEXTS[1]])
     found = compressor.compress_documents(given, QUERY, top_n=None)
     assert [i for i in ids(found) if i != "d1"] == ["d0", "d2", "d3"]
-    assert len({score for score in scores(found)}) == 2
+    assert len(set(scores(found))) == 2
 
 
 def test_text_fn_builds_what_is_scored(ready: Reranker) -> None:

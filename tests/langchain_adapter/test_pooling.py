@@ -105,7 +105,7 @@ def test_settings_of_each_input_are_its_own() -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_a_bad_input_fails_only_itself(asynchronous: bool) -> None:
-    """return_exceptions: a blank query, a bare list and a bad document beside two that are answered."""
+    """A blank query, a bare list and a bad document, beside two inputs that are answered."""
     backend = CountingBackend()
     good = inputs(QUERIES[:2])
     given: list[Any] = [
@@ -277,7 +277,7 @@ asyncio.run(main())
 
 
 def test_the_first_call_ever_does_not_block_the_loop(model: str) -> None:
-    """Loading and scoring in a fresh process under blockbuster; the default executor gets nothing."""
+    """Loading and scoring in a fresh process, under blockbuster, with no default executor."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FIRST_CALL, model],
         capture_output=True,

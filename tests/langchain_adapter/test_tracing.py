@@ -1,4 +1,4 @@
-"""One run of type "retriever" per rerank, in its place, with what a reader of traces wants to know."""
+"""One run of type "retriever" per rerank, in its place, with what its reader wants to know."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.langchain_adapter.samples import (
     TEXTS,
     ListRetriever,
     documents,
+    invoked,
 )
 
 NAME = "CrossEncoderCompressor"
@@ -101,24 +102,13 @@ async def test_the_model_s_facts_are_known_after_lazy_loading(
 ) -> None:
     """device="auto" was asked for; the run's metadata say what it became."""
     with CrossEncoderCompressor(model=model, backend="onnx") as compressor:
-        config = {"callbacks": [recorder]}
         given = {"query": QUERY, "documents": documents()}
-        if asynchronous:
-            check(
-                recorder_run(recorder, await compressor.ainvoke(given, config)), given_out(recorder)
-            )
-        else:
-            check(recorder_run(recorder, compressor.invoke(given, config)), given_out(recorder))
-    assert recorder.roots[0].extra["metadata"]["model"] == model
-
-
-def recorder_run(recorder: Recorder, _: list[Document]) -> Run:
+        found = await invoked(
+            compressor, given, {"callbacks": [recorder]}, asynchronous=asynchronous
+        )
     (run,) = recorder.roots
-    return run
-
-
-def given_out(recorder: Recorder) -> list[Document]:
-    return recorder.roots[0].outputs["documents"]  # type: ignore[index]  # check() says that there are some
+    check(run, found)
+    assert run.extra["metadata"]["model"] == model
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -130,9 +120,7 @@ async def test_nested_under_contextual_compression(
         base_compressor=compressor, base_retriever=ListRetriever(found=documents())
     )
     config = {"callbacks": [recorder]}
-    found = (
-        await retriever.ainvoke(QUERY, config) if asynchronous else retriever.invoke(QUERY, config)
-    )
+    found = await invoked(retriever, QUERY, config, asynchronous=asynchronous)
     (run,) = recorder.roots
     assert tree(run) == ("ContextualCompressionRetriever", "retriever", [BASE, RERANK])
     check(run.child_runs[1], found)
@@ -164,7 +152,7 @@ async def test_nested_in_lcel(
         | compressor
     )
     config = {"callbacks": [recorder]}
-    found = await chain.ainvoke(QUERY, config) if asynchronous else chain.invoke(QUERY, config)
+    found = await invoked(chain, QUERY, config, asynchronous=asynchronous)
     (run,) = recorder.roots
     assert [child.name for child in run.child_runs] == ["RunnableParallel<documents,query>", NAME]
     check(run.child_runs[1], found)
@@ -182,9 +170,7 @@ async def test_nested_in_our_retriever(
         metadata={"index": "v2"},
     )
     config = {"callbacks": [recorder], "tags": ["outer"], "run_name": "search"}
-    found = (
-        await retriever.ainvoke(QUERY, config) if asynchronous else retriever.invoke(QUERY, config)
-    )
+    found = await invoked(retriever, QUERY, config, asynchronous=asynchronous)
     (run,) = recorder.roots
     assert tree(run) == ("search", "retriever", [BASE, RERANK])
     check(run.child_runs[1], found)
@@ -215,7 +201,7 @@ async def test_nested_in_langgraph(
     graph.add_edge("rerank", END)
     config = {"callbacks": [recorder]}
     app = graph.compile()
-    state = await app.ainvoke({}, config) if asynchronous else app.invoke({}, config)
+    state = await invoked(app, {}, config, asynchronous=asynchronous)
     (run,) = recorder.roots
     (node,) = run.child_runs
     assert node.name == "rerank"
@@ -250,10 +236,7 @@ async def test_errors_end_the_run_as_errors(recorder: Recorder, asynchronous: bo
         (documents(), InputError),
     ):
         with pytest.raises(error):
-            if asynchronous:
-                await compressor.ainvoke(given, config)
-            else:
-                compressor.invoke(given, config)
+            await invoked(compressor, given, config, asynchronous=asynchronous)
         run = recorder.roots[-1]
         assert run.run_type == "retriever"
         assert error.__name__ in str(run.error)
@@ -270,10 +253,6 @@ async def test_an_interrupt_ends_the_runs(compressor: CrossEncoderCompressor) ->
 
         def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
             seen.append(type(error).__name__)
-
-    class Interrupted:
-        def rerank_many(self, requests: Any) -> Any:
-            raise KeyboardInterrupt
 
     retriever = RerankingRetriever(
         base_retriever=RunnableLambda(lambda _: _interrupt()), compressor=compressor

@@ -57,9 +57,9 @@ class Tap:
         assert self.release.wait(PATIENCE), "nobody released the held forward"
         activations = Activations()
         self._frames.append(weakref.ref(activations))
-        error = self.rule(batch)
-        if error is not None:
-            raise error
+        errors = [self.rule(batch)]
+        if errors[0] is not None:
+            raise errors.pop()  # no name for it here: its frames must not keep themselves alive
         return self.edit(batch, self.inner.logits(batch))
 
     def info(self) -> dict[str, str]:
@@ -90,7 +90,10 @@ def tapped(backend: str, **queue) -> tuple[Reranker, Tap]:
 def config(backend: str) -> RerankerConfig:
     """How the tiny BERT is loaded on a real *backend*."""
     folder = exported("bert") if backend == "onnx" else build("bert")
-    return RerankerConfig(model=str(folder), backend=backend, device="cpu", num_threads=1)
+    num_threads = 1 if backend == "onnx" else None
+    return RerankerConfig(
+        model=str(folder), backend=backend, device="cpu", num_threads=num_threads
+    )
 
 
 def _scorer(backend: str) -> CrossEncoder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+flash: Callable[..., Any] | None
 try:
     from torch.nn.attention.varlen import varlen_attn
+
+    flash = varlen_attn
 except ImportError:  # torch < 2.10
-    varlen_attn = None
+    flash = None
 
 NAME = "rerank_adapters_packed"
 """What `AttentionInterface` knows our function by."""
@@ -31,7 +35,7 @@ UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one layer asks of its attention: scale, window (tokens to a side, or None), causality."""
+    """What a layer asks of its attention: scale, window (tokens to a side, or None), causality."""
 
     scale: float
     window: int | None
@@ -55,6 +59,7 @@ class Packing:
 
     @property
     def longest(self) -> int:
+        """The length of the longest sequence."""
         return int(self.lengths.max())
 
 
@@ -76,7 +81,7 @@ def packed_attention(
     dropout: float = 0.0,
     **rest: object,  # transformers hands every layer's own arguments to every attention function
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature; raises NotImplementedError for what packing cannot keep."""
+    """What transformers calls. Raises NotImplementedError for what packing cannot keep."""
     strange = [name for name in UNKNOWN if rest.get(name) is not None]
     if packing is None or attention_mask is not None or dropout or strange:
         raise NotImplementedError(f"packed attention was called with a mask or with {strange}")
@@ -121,9 +126,8 @@ def rectangle(query: Tensor, key: Tensor, value: Tensor, packing: Packing, shape
     def padded(states: Tensor) -> Tensor:
         rows = states[0].transpose(0, 1)
         cells = rows.new_zeros(pairs * longest, *rows.shape[1:])
-        return (
-            cells.index_copy_(0, packing.cells, rows).unflatten(0, (pairs, longest)).transpose(1, 2)
-        )
+        cells.index_copy_(0, packing.cells, rows)
+        return cells.view(pairs, longest, *rows.shape[1:]).transpose(1, 2)
 
     output = scaled_dot_product_attention(
         padded(query),
@@ -137,8 +141,8 @@ def rectangle(query: Tensor, key: Tensor, value: Tensor, packing: Packing, shape
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, shape: Shape) -> Tensor:
-    """torch's FlashAttention over ragged rows: CUDA in half precision, torch ≥ 2.10."""
-    if varlen_attn is None:
+    """FlashAttention of torch over ragged rows: CUDA in half precision, torch ≥ 2.10."""
+    if flash is None:
         raise NotImplementedError("torch.nn.attention.varlen is not in this torch")
     options: dict[str, object] = {}  # what torch 2.10 may lack is passed only where it is needed
     if shape.scale != query.shape[-1] ** -0.5:
@@ -150,7 +154,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, shape: S
         options["enable_gqa"] = True
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]
     bounds = (packing.offsets, packing.offsets, packing.longest, packing.longest)
-    output: Tensor = varlen_attn(*rows, *bounds, **options)
+    output: Tensor = flash(*rows, *bounds, **options)
     return output.unsqueeze(0)
 
 

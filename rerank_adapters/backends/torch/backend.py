@@ -19,7 +19,7 @@ from ...errors import BackendError, ClosedError, ConfigError
 from ...values import TokenBatch
 from .loading import Checkpoint, resolve_device, resolve_dtype
 from .passes import PaddedPass
-from .proof import Encode, NotFiniteError, prove
+from .proof import Encode, NotFiniteError, prove, ragged
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 class TorchBackend:
     """A checkpoint on one device; `logits` may be called from several threads at once.
 
-    `mode` names the pass that runs: "packed" (ours, without padding), "padded" (our ids through
-    sentence-transformers' `forward`) or "texts" (its own tokenizer as well: `needs_texts`).
+    The packed pass (ours, no padding) runs where load-time proof finds it equal to sentence-
+    transformers, else our ids run, padded, through its `forward`. Where the caller's ids are not the
+    checkpoint's own, `needs_texts` is true and `encode` writes them by the checkpoint's tokenizer.
     """
 
     def __init__(
@@ -44,21 +45,16 @@ class TorchBackend:
         self.dtype = checkpoint.network.dtype
         self._network = type(checkpoint.network).__name__
         self._prompt = checkpoint.default_prompt if prompt is None else prompt
-        self._texts: Callable[[Sequence[tuple[str, str]]], Tensor] | None = lambda pairs: (
-            checkpoint.forward(checkpoint.preprocess(pairs, self._prompt))
-        )
+        self._checkpoint: Checkpoint | None = checkpoint
+        padded = PaddedPass(checkpoint, pad_id=pad_id, pad_side=pad_side)
         with torch.inference_mode():
-            proven = prove(
-                checkpoint,
-                padded=PaddedPass(checkpoint, pad_id=pad_id, pad_side=pad_side),
-                prompt=self._prompt,
-                encode=encode,
-            )
-        self.mode, self.reason, self._labels = proven.mode, proven.reason, proven.labels
-        self._details = proven.details
+            proven = prove(checkpoint, padded=padded, prompt=self._prompt, encode=encode)
         self._run: Callable[[TokenBatch], Tensor] | None = proven.run
-        level = logging.INFO if self.mode == "packed" else logging.WARNING
-        logger.log(level, "%s: %s pass, %s", self._network, self.mode, self.reason)
+        self._labels, self._details = proven.labels, proven.details
+        self.needs_texts = bool(proven.own_ids)
+        self.fallback = "; ".join(filter(None, (proven.unpacked, proven.own_ids)))
+        if self.fallback:
+            logger.warning("%s takes a slower way: %s", self._network, self.fallback)
 
     @classmethod
     def from_folder(
@@ -77,15 +73,18 @@ class TorchBackend:
     ) -> TorchBackend:
         """Loads a checkpoint and proves its fastest pass.
 
-        `max_length` and `prompt` matter where the checkpoint's own tokenizer runs. `encode` is how the
-        caller writes pairs, without options that cut them: where it differs from the checkpoint's own
-        tokenizer, texts are asked for (`needs_texts`). dtype "auto" is float16 on CUDA, bfloat16 where
-        float16 overflows, and float32 elsewhere, whatever the checkpoint is stored in.
+        max_length, prompt: matter where the checkpoint's own tokenizer runs.
+        encode: how the caller writes pairs, without options that cut them; where it differs from
+            the checkpoint's own tokenizer, texts are asked for (`needs_texts`).
+        dtype: "auto" is float16 on CUDA, bfloat16 where float16 overflows, and float32 elsewhere,
+            whatever the checkpoint is stored in.
+
+        Raises ConfigError (an argument), BackendError (device, dtype), ModelError (the checkpoint).
         """
         if num_threads is not None:
             raise ConfigError(
-                "num_threads is for the onnx backend: torch has one pool for the whole process, set by "
-                f"torch.set_num_threads: got {num_threads}"
+                "num_threads must be None with the torch backend, whose pool belongs to the whole "
+                f"process: got {num_threads}; call torch.set_num_threads yourself"
             )
         place = resolve_device(device)
         for kind in _dtypes(dtype, place):
@@ -104,15 +103,10 @@ class TorchBackend:
                 failure = error
         raise failure
 
-    @property
-    def needs_texts(self) -> bool:
-        """Whether only `logits_from_pairs` can run this checkpoint."""
-        return self.mode == "texts"
-
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Raw outputs, float32 of shape (pairs, labels), in the batch's order.
 
-        Raises ClosedError, BackendError where the pass fails, and torch.OutOfMemoryError as it comes.
+        Raises ClosedError, BackendError where the pass fails, torch.OutOfMemoryError as it comes.
         """
         run = self._run
         if run is None:
@@ -121,16 +115,21 @@ class TorchBackend:
             return np.zeros((0, self._labels), np.float32)
         if batch.lengths.min() < 1:
             raise BackendError("every pair must have at least 1 token: got 0")
-        return self._fetch(lambda: run(batch))
+        try:
+            with torch.inference_mode():  # the one wait for the device is .cpu()
+                logits: NDArray[np.float32] = run(batch).float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise BackendError(f"the forward pass failed on {self.device}: {error}") from error
+        return logits
 
-    def logits_from_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        """As `logits`, from texts, by the checkpoint's own tokenizer; one batch."""
-        run = self._texts
-        if run is None:
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> TokenBatch:
+        """Ids of *pairs* by the checkpoint's own tokenizer, cut longest first to `max_length`."""
+        checkpoint = self._checkpoint
+        if checkpoint is None:
             raise ClosedError("the torch backend is closed")
-        if not pairs:
-            return np.zeros((0, self._labels), np.float32)
-        return self._fetch(lambda: run(pairs))
+        return ragged(checkpoint.preprocess(pairs, self._prompt))
 
     def info(self) -> dict[str, str]:
         """The device, the dtype, and which pass runs and why."""
@@ -139,32 +138,20 @@ class TorchBackend:
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "network": self._network,
-            "pass": self.mode,
             **self._details,
             "runtime": f"torch {torch.__version__}, transformers {transformers.__version__}, "
             f"sentence-transformers {sentence_transformers.__version__}",
         }
-        if self.mode != "packed":
-            facts["fallback"] = self.reason
+        if self.fallback:
+            facts["fallback"] = self.fallback
         return facts
 
     def close(self) -> None:
         """Frees the network once running passes end; sentence-transformers holds it in a cycle."""
-        self._run = self._texts = None
+        self._run = self._checkpoint = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _fetch(self, run: Callable[[], Tensor]) -> NDArray[np.float32]:
-        """Runs, waits for the device once, at the end, and brings float32 logits to the host."""
-        try:
-            with torch.inference_mode():
-                logits: NDArray[np.float32] = run().float().cpu().numpy()
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError) as error:
-            raise BackendError(f"the forward pass failed on {self.device}: {error}") from error
-        return logits
 
 
 def _dtypes(name: str, device: torch.device) -> tuple[torch.dtype, ...]:

@@ -48,8 +48,8 @@ def resolve_device(name: str) -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BackendError(
-            f"device {name!r} was asked for and there are {torch.cuda.device_count()} CUDA devices, "
-            "counted from cuda:0: pass one of them"
+            f"device {name!r} was asked for and torch sees {torch.cuda.device_count()} CUDA "
+            "device(s), counted from cuda:0: pass one of them"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BackendError(
@@ -75,8 +75,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     dtype = DTYPES[name]
     if device.type == "cpu" and not _cpu_runs(dtype):
         raise BackendError(
-            f"dtype {name!r} was asked for and this CPU has none of {', '.join(CPU_FLAGS[dtype])}, so "
-            'it would run slower than float32: pass dtype="float32"'
+            f"dtype {name!r} was asked for and this CPU has none of {', '.join(CPU_FLAGS[dtype])}, "
+            'so it would run slower than float32: pass dtype="float32"'
         )
     if (
         device.type == "cuda"
@@ -102,8 +102,8 @@ def _cpu_runs(dtype: torch.dtype) -> bool:
 class Checkpoint:
     """A cross-encoder held by sentence-transformers: texts → features → logits.
 
-    Before sentence-transformers 5.4 a CrossEncoder is one transformers model; since then it is a chain
-    of modules. Which one it is, is asked of the object, not of a version number.
+    In early 5.x a CrossEncoder is one transformers model, later a chain of modules. Which one it
+    is, is asked of the object, not of a version number.
     """
 
     def __init__(self, cross_encoder: CrossEncoder) -> None:
@@ -112,8 +112,8 @@ class Checkpoint:
         self._tokenizing = (
             threading.Lock()
         )  # transformers' tokenizers keep settings as shared state
-        network = getattr(cross_encoder, "transformers_model", None)
-        self.network: transformers.PreTrainedModel = network or cross_encoder.model
+        network: Any = getattr(cross_encoder, "transformers_model", None) or cross_encoder.model
+        self.network: transformers.PreTrainedModel = network
         self.tokenizer: Any = cross_encoder.tokenizer
 
     @classmethod
@@ -126,7 +126,7 @@ class Checkpoint:
         max_length: int,
         trust_remote_code: bool,
     ) -> Checkpoint:
-        """Loads *folder*, in *dtype* whatever dtype it is stored in; raises ModelError if it cannot."""
+        """Loads *folder* in *dtype*, whatever dtype it is stored in. Raises ModelError."""
         try:
             cross_encoder = CrossEncoder(
                 str(folder),

@@ -9,12 +9,13 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions as EncoderOutput,
@@ -35,10 +36,12 @@ class Packed:
 
     @property
     def first(self) -> Tensor:
+        """Where each sequence starts, shape (pairs,)."""
         return self.packing.offsets[:-1]
 
     @property
     def last(self) -> Tensor:
+        """Where each sequence ends, its last token, shape (pairs,)."""
         return self.packing.offsets[1:] - 1
 
 
@@ -66,6 +69,22 @@ def mean_row(hidden: Tensor, packed: Packed) -> Tensor:
 POOLS: tuple[Pool, ...] = (first_row, last_row, mean_row)
 
 
+def _as_given(hidden: Tensor, packed: Packed) -> Tensor:  # noqa: ARG001 a Pool
+    return hidden
+
+
+def _first_rows_only(
+    module: nn.Module,  # noqa: ARG001 a forward hook
+    inputs: tuple[Any, ...],  # noqa: ARG001
+    options: dict[str, Any],
+    output: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    packing = options.get("packing")
+    if packing is None:  # not the packed pass
+        return output
+    return (output[0].index_select(1, packing.offsets[:-1]), *output[1:])
+
+
 class PaddedPass:
     """TokenBatch → logits of shape (pairs, labels), by padding and sentence-transformers' forward.
 
@@ -81,7 +100,13 @@ class PaddedPass:
         self._type_ids = takes_type_ids(checkpoint)
         self.constants: Mapping[str, Any] = {}
 
+    @property
+    def details(self) -> dict[str, str]:
+        """What `info` tells of this pass."""
+        return {"pass": "padded"}
+
     def __call__(self, batch: TokenBatch) -> Tensor:
+        """Logits on the device; one forward of sentence-transformers."""
         device = self._checkpoint.network.device
         names = ("input_ids", "attention_mask", "token_type_ids")
         arrays = batch.padded(self._pad_id, self._pad_side)
@@ -99,24 +124,53 @@ class PackedPass:
 
     def __init__(self, checkpoint: Checkpoint, *, kernel: Kernel) -> None:
         self.kernel = kernel
-        self._encoder = checkpoint.network.base_model
+        self._encoder: PreTrainedModel = _encoder(checkpoint)
         self._head = Head(checkpoint)
         self._accepts = inspect.signature(self._encoder.forward).parameters.keys()
         self._type_ids = takes_type_ids(checkpoint)
         self._padding_idx = _offset_positions(self._encoder)
+        self._hook: RemovableHandle | None = None
         self.pool: Pool = first_row
 
     def __call__(self, batch: TokenBatch) -> Tensor:
+        """Logits on the device; nothing waits for it."""
         packed = self.pack(batch)
         return self.head(self.encode(packed), packed, self.pool)
 
     def settle(self, batch: TokenBatch, expected: Tensor) -> Tensor:
-        """Finds the row that stands for a pair: whose logits are nearest *expected*; returns them."""
+        """Finds which row stands for a pair: logits nearest *expected*, which are returned."""
         packed = self.pack(batch)
         hidden = self.encode(packed)
         tried = {pool: self.head(hidden, packed, pool) for pool in POOLS}
         self.pool = min(POOLS, key=lambda pool: float((tried[pool].float() - expected).abs().max()))
         return tried[self.pool]
+
+    def trim(self) -> bool:
+        """Lets the last layer's feed-forward see [CLS] rows only, where the layer is BERT's kind.
+
+        Such a layer is attention, then a row-by-row function of its output; nothing else is read.
+        """
+        layers = getattr(getattr(self._encoder, "encoder", None), "layer", None)
+        if self.pool is not first_row or not isinstance(layers, nn.ModuleList):
+            return False
+        last: Any = layers[-1]
+        if not hasattr(last, "feed_forward_chunk") or not hasattr(last, "attention"):
+            return False
+        self._hook = last.attention.register_forward_hook(_first_rows_only, with_kwargs=True)
+        self.pool = _as_given
+        return True
+
+    def untrim(self) -> None:
+        """Undoes `trim`."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook, self.pool = None, first_row
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What `info` tells of this pass."""
+        last_layer = "every row" if self._hook is None else "[CLS] rows"
+        return {"pass": "packed", "attention": self.kernel.__name__, "last_layer": last_layer}
 
     def pack(self, batch: TokenBatch) -> Packed:
         """Two copies to the device, from pinned memory where it is CUDA; nothing waits for them."""
@@ -165,7 +219,7 @@ class Head(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        network, encoder = checkpoint.network, checkpoint.network.base_model
+        network, encoder = checkpoint.network, _encoder(checkpoint)
         self._tail = nn.ModuleList(checkpoint.tail)
         self._output_name = checkpoint.output_name
         self._network: PreTrainedModel | None = None
@@ -207,6 +261,11 @@ class _StandIn(nn.Module):
         )
 
 
+def _encoder(checkpoint: Checkpoint) -> PreTrainedModel:
+    encoder: Any = checkpoint.network.base_model
+    return cast(PreTrainedModel, encoder)
+
+
 def takes_type_ids(checkpoint: Checkpoint) -> bool:
     """Whether the checkpoint's tokenizer makes token_type_ids and its network reads them."""
     made = "token_type_ids" in getattr(checkpoint.tokenizer, "model_input_names", ())
@@ -228,7 +287,8 @@ def _counted(batch: TokenBatch, padding_idx: int) -> NDArray[np.int64]:
     real = (batch.input_ids != padding_idx).astype(np.int64)
     counts = np.cumsum(real)
     before = np.concatenate(([0], counts))[batch.offsets[:-1]]
-    return (counts - np.repeat(before, batch.lengths)) * real + padding_idx
+    positions: NDArray[np.int64] = (counts - np.repeat(before, batch.lengths)) * real + padding_idx
+    return positions
 
 
 def _ship(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import BackendError
+from ...errors import BackendError, ModelError
 from ...values import TokenBatch
 from . import attention
 from .attention import Kernel
 from .linears import can_pack, pack_linears
 from .loading import Checkpoint
-from .passes import POOLS, PackedPass, PaddedPass
+from .passes import PackedPass, PaddedPass
 
 Encode = Callable[[Sequence[tuple[str, str]]], TokenBatch]
 """Pairs of texts → token ids."""
-
-Mode = Literal["packed", "padded", "texts"]
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """How far a pass may be from sentence-transformers' own, times the largest logit where above 1.
@@ -30,7 +29,7 @@ float32 is the library's promise; the half dtypes' are a few of their own roundi
 """
 
 _LONG = " ".join(
-    "The ferry crosses the strait four times a day in summer and twice in winter, weather allowing; "
+    "The ferry crosses the strait four times a day in summer, twice in winter, weather allowing; "
     f"boat {number} carries cars, the others foot passengers and bicycles only."
     for number in range(1, 7)
 )
@@ -49,19 +48,27 @@ class NotFiniteError(BackendError):
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """The pass that runs, why, and what else `info` tells of it."""
+    """The pass that runs, and why.
 
-    mode: Mode
-    reason: str
+    `unpacked` says why it is not the packed one, `own_ids` why the checkpoint's own tokenizer must
+    write the ids; both are "" where all is well. `details` is what else `info` tells.
+    """
+
     run: Callable[[TokenBatch], Tensor]
     labels: int
+    unpacked: str
+    own_ids: str
     details: Mapping[str, str]
 
 
 def prove(
     checkpoint: Checkpoint, *, padded: PaddedPass, prompt: str | None, encode: Encode | None
 ) -> Proven:
-    """Packed where it is equal, else padded where our ids are, else by texts. Raises NotFiniteError."""
+    """Tries each pass on PROBE against sentence-transformers' own preprocessing and forward.
+
+    Raises NotFiniteError where logits overflow, ModelError where ids and masks are not all the
+    network wants to know.
+    """
     features = checkpoint.preprocess(PROBE, prompt)
     padded.constants = {k: v for k, v in features.items() if not isinstance(v, Tensor)}
     expected = checkpoint.forward(features).float()
@@ -69,24 +76,22 @@ def prove(
         raise NotFiniteError(
             f"the network's logits are not finite in {checkpoint.network.dtype}: pass another dtype"
         )
-    labels = expected.shape[1]
     details = {"linears": _layout(checkpoint, features, expected)}
-    batch = _ragged(features)
-    flaw = _other_ids(batch, encode, checkpoint.tokenizer.model_max_length) or _flaw(
-        lambda: padded(batch), expected, checkpoint.network.dtype
-    )
+    batch = ragged(features)
+    flaw = _flaw(partial(padded, batch), expected, checkpoint.network.dtype)
     if flaw is not None:
-        return Proven("texts", flaw, padded, labels, details)
-    found, reason = _packed(checkpoint, batch, expected)
-    if found is None:
-        return Proven("padded", reason, padded, labels, details)
-    return Proven("packed", reason, found, labels, {**details, "attention": found.kernel.__name__})
+        name = type(checkpoint.network).__name__
+        raise ModelError(f"{name} cannot be scored from token ids, masks and types alone: {flaw}")
+    found, unpacked = _packed(checkpoint, batch, expected)
+    own_ids = _other_ids(batch, encode, checkpoint.tokenizer.model_max_length)
+    run = found or padded
+    return Proven(run, expected.shape[1], unpacked, own_ids, {**details, **run.details})
 
 
 def _packed(
     checkpoint: Checkpoint, batch: TokenBatch, expected: Tensor
 ) -> tuple[PackedPass | None, str]:
-    """The packed pass that is equal, or None; and why."""
+    """The packed pass that is equal, or None and why."""
     network = checkpoint.network
     name = type(network).__name__
     if not getattr(network, "_supports_attention_backend", False):
@@ -96,10 +101,13 @@ def _packed(
     flaws = []
     for kernel in _kernels(network.device, network.dtype):
         candidate = PackedPass(checkpoint, kernel=kernel)
-        flaw = _flaw(lambda: candidate.settle(batch, expected), expected, network.dtype)
+        settle = partial(candidate.settle, batch, expected)
+        flaw = _flaw(settle, expected, network.dtype)
         if flaw is None:
-            return candidate, "equal to sentence-transformers on the probe pairs"
-        flaws.append(f"{kernel.__name__}: {flaw}")
+            if candidate.trim() and _flaw(partial(candidate, batch), expected, network.dtype):
+                candidate.untrim()
+            return candidate, ""
+        flaws.append(f"{flaw}")
     network.set_attn_implementation(usual)
     return None, f"{name} does not pack ({'; '.join(flaws)})"
 
@@ -117,7 +125,7 @@ def _layout(checkpoint: Checkpoint, features: Mapping[str, Any], expected: Tenso
     if not can_pack(checkpoint.network.device, checkpoint.network.dtype):
         return "torch"
     undo = pack_linears(checkpoint.network.base_model)
-    if _flaw(lambda: checkpoint.forward(features), expected, torch.float32) is None:
+    if _flaw(lambda: checkpoint.forward(features), expected, checkpoint.network.dtype) is None:
         return "oneDNN"
     undo()
     return "torch"
@@ -129,13 +137,13 @@ def _flaw(run: Callable[[], Tensor], expected: Tensor, dtype: torch.dtype) -> st
         gap = float((run().float() - expected).abs().max())
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # remote code and private operators may raise anything
+    except Exception as error:  # noqa: BLE001 remote code and private operators raise anything
         return f"{type(error).__name__}: {error}".splitlines()[0]
     limit = TOLERANCES[dtype] * max(1.0, float(expected.abs().max()))
     return None if gap <= limit else f"its logits differ by {gap:.1e} from sentence-transformers'"
 
 
-def _ragged(features: Mapping[str, Any]) -> TokenBatch:
+def ragged(features: Mapping[str, Any]) -> TokenBatch:
     """The ids of padded features, unpadded."""
     ids = features["input_ids"]
     mask = features["attention_mask"].bool()
@@ -147,14 +155,14 @@ def _ragged(features: Mapping[str, Any]) -> TokenBatch:
     )
 
 
-def _other_ids(theirs: TokenBatch, encode: Encode | None, max_length: int) -> str | None:
-    """Where the caller's ids are not the checkpoint's own, or None; cut pairs are not compared."""
+def _other_ids(theirs: TokenBatch, encode: Encode | None, max_length: int) -> str:
+    """Where the caller's ids are not the checkpoint's own, or ""; cut pairs are not compared."""
     if encode is None:
-        return None
+        return ""
     ours = encode(PROBE)
     for row, pair in enumerate(PROBE):
         mine, own = ours.take([row]), theirs.take([row])
         cut = max(mine.lengths[0], own.lengths[0]) >= max_length
         if not cut and not np.array_equal(mine.input_ids, own.input_ids):
             return f"the checkpoint's own tokenizer writes {pair!r} with other ids"
-    return None
+    return ""

@@ -1,4 +1,4 @@
-"""What only transformers can do for the layers above: render a chat template, convert a tokenizer."""
+"""What only transformers can do for other rooms: render a chat template, convert a tokenizer."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def convert_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Path:
     tokenizer = _tokenizer(folder, trust_remote_code)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"{type(tokenizer).__name__} of {folder} is written in Python and cannot be converted to "
-            "tokenizer.json"
+            f"{type(tokenizer).__name__} of {folder} is written in Python: it cannot be converted "
+            "to tokenizer.json"
         )
     file = Path(_scratch().name, f"{uuid.uuid4().hex}.json")
     tokenizer.backend_tokenizer.save(str(file))

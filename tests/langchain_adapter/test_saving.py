@@ -1,0 +1,230 @@
+"""Dumps, pickles and copies hold the configuration; models are shared, tokens and weights stay."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_core._api.beta_decorator import LangChainBetaWarning
+from langchain_core.load import dumps, loads
+from langchain_core.runnables import ConfigurableField, RunnablePassthrough
+
+from rerank_adapters import ClosedError, ConfigError, Reranker
+from rerank_adapters.langchain import (
+    CrossEncoderCompressor,
+    LangChainCrossEncoder,
+    RerankingRetriever,
+)
+from rerank_adapters.scorers.cross_encoder import CrossEncoder
+from tests.langchain_adapter.samples import QUERY, ListRetriever, documents
+
+TOKEN = "hf_notARealToken0123456789"
+
+
+def full(**changes: Any) -> CrossEncoderCompressor:
+    """A compressor with a setting of every kind, and a token."""
+    fields: dict[str, Any] = {
+        "model": "org/name",
+        "device": ("cuda:0", "cuda:1"),
+        "max_length": 128,
+        "top_n": None,
+        "score_threshold": 0.25,
+        "rank_fields": ["title", "source"],
+        "on_empty_text": "drop",
+        "dedupe": "content",
+        "token": TOKEN,
+    }
+    return CrossEncoderCompressor(**(fields | changes))
+
+
+def load(saved: str, **secrets: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LangChainBetaWarning)  # `loads` says that it may change
+        return loads(
+            saved,
+            valid_namespaces=["rerank_adapters"],
+            allowed_objects=[CrossEncoderCompressor, RerankingRetriever, RunnablePassthrough],
+            secrets_map=secrets,
+        )
+
+
+def test_dumps_and_loads() -> None:
+    """Every field but the token comes back; the token is named, for `loads` to look up."""
+    saved = dumps(full())
+    assert load(saved) == full(token=None)
+    assert json.loads(saved)["id"] == ["rerank_adapters", "langchain", "CrossEncoderCompressor"]
+    assert json.loads(saved)["kwargs"]["token"] == {"lc": 1, "type": "secret", "id": ["HF_TOKEN"]}
+    assert load(saved, HF_TOKEN=TOKEN) == full()
+
+
+def test_a_retriever_dumps_with_its_compressor() -> None:
+    """A compressor inside is saved as it is outside."""
+    retriever = RerankingRetriever(
+        base_retriever=RunnablePassthrough(), compressor=full(), rerank_count=20
+    )
+    again = load(dumps(retriever))
+    assert again.compressor == full(token=None)
+    assert again.rerank_count == 20
+
+
+def test_a_ready_reranker_does_not_dump_as_some_other_model(ready: Reranker) -> None:
+    """Around reranker= there is no configuration to save: `loads` refuses, it does not guess."""
+    saved = dumps(CrossEncoderCompressor(reranker=ready))
+    assert json.loads(saved)["type"] == "not_implemented"
+    with pytest.raises(NotImplementedError):
+        load(saved)
+    with pytest.raises(ConfigError, match="made with reranker= cannot be pickled"):
+        pickle.dumps(CrossEncoderCompressor(reranker=ready))
+
+
+def test_a_text_fn_does_not_dump_as_none() -> None:
+    """Code is not data: `loads` refuses it."""
+    with pytest.raises((NotImplementedError, ValueError)):
+        load(dumps(CrossEncoderCompressor(text_fn=str)))
+
+
+def test_the_token_is_nowhere() -> None:
+    """Not in repr, str, dumps, pickle, model_dump, its JSON, or an error message."""
+    for adapter in (
+        full(),
+        RerankingRetriever(base_retriever=ListRetriever(found=[]), token=TOKEN),
+        LangChainCrossEncoder(token=TOKEN),
+    ):
+        shown = [repr(adapter), str(adapter), dumps(adapter), adapter.model_dump_json()]
+        shown += [str(adapter.model_dump()), str(pickle.dumps(adapter))]
+        assert not [text for text in shown if TOKEN in text]
+    with pytest.raises(ValueError, match="max_length") as caught:
+        full(max_length=-1)
+    assert TOKEN not in str(caught.value)
+    with pytest.raises(ValueError, match="bogus") as caught:
+        full(bogus=1)
+    assert TOKEN not in str(caught.value)
+
+
+def test_the_token_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a secret to print, not to load with."""
+    seen = []
+
+    def from_config(config: Any) -> CrossEncoder:
+        seen.append(config.token)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(CrossEncoder, "from_config", from_config)
+    with pytest.raises(OSError, match="no network here"):
+        full(device="cpu").compress_documents(documents(), QUERY, rank_fields=None)
+    assert seen == [TOKEN]
+
+
+def test_pickle(model: str) -> None:
+    """A pickle of a loaded adapter is small, holds no model, and works."""
+    compressor = CrossEncoderCompressor(model=model, backend="onnx", device="cpu", top_n=2)
+    wanted = compressor.compress_documents(documents(), QUERY)
+    saved = pickle.dumps(compressor)
+    assert len(saved) < 5_000
+    again = pickle.loads(saved)
+    assert again == compressor
+    assert again.compress_documents(documents(), QUERY) == wanted
+    retriever = RerankingRetriever(
+        base_retriever=ListRetriever(found=documents()), compressor=compressor
+    )
+    assert pickle.loads(pickle.dumps(retriever)).invoke(QUERY) == wanted
+
+
+def test_deepcopy_and_model_copy(model: str, ready: Reranker) -> None:
+    """Copies share the model; one with another configuration has that configuration's."""
+    compressor = CrossEncoderCompressor(model=model, backend="onnx", device="cpu")
+    wanted = compressor.compress_documents(documents(), QUERY)
+    deep = copy.deepcopy(compressor)
+    assert deep == compressor
+    assert deep.compress_documents(documents(), QUERY) == wanted
+    assert deep._ranker() is compressor._ranker()
+    around = copy.deepcopy(CrossEncoderCompressor(reranker=ready))
+    assert around.reranker is ready
+    changed = compressor.model_copy(update={"activation": "sigmoid"})
+    assert changed._ranker() is not compressor._ranker()
+    score = changed.compress_documents(documents(), QUERY)[0].metadata["relevance_score"]
+    assert 0 < score < 1
+    retriever = RerankingRetriever(
+        base_retriever=ListRetriever(found=documents()), model=model, backend="onnx", device="cpu"
+    )
+    assert copy.deepcopy(retriever).invoke(QUERY) == wanted
+
+
+@pytest.fixture
+def loads_counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The configurations that were loaded from here on."""
+    gc.collect()
+    loaded: list[Any] = []
+    load_one = CrossEncoder.from_config.__func__  # type: ignore[attr-defined]  # a classmethod's function
+
+    def counting(config: Any) -> CrossEncoder:
+        loaded.append(config)
+        return load_one(CrossEncoder, config)  # type: ignore[no-any-return]  # a CrossEncoder
+
+    monkeypatch.setattr(CrossEncoder, "from_config", counting)
+    yield loaded
+    gc.collect()
+
+
+def test_equal_configurations_load_once(loads_counted: list[Any], model: str) -> None:
+    """Sixteen threads, three kinds of adapter, one load, and none before the first call."""
+    fields: dict[str, Any] = {"model": model, "backend": "onnx", "device": "cpu", "max_length": 99}
+    compressors = [CrossEncoderCompressor(**fields, top_n=n) for n in range(1, 15)]
+    retriever = RerankingRetriever(base_retriever=ListRetriever(found=documents()), **fields)
+    encoder = LangChainCrossEncoder(**fields)
+    assert loads_counted == []
+    calls = [lambda c=c: c.compress_documents(documents(), QUERY) for c in compressors]
+    calls += [lambda: retriever.invoke(QUERY), lambda: encoder.score([(QUERY, "bread")])]
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads_counted) == 1
+
+
+def test_a_configured_copy_does_not_load_again(loads_counted: list[Any], model: str) -> None:
+    """configurable_fields makes an adapter per call; each uses the model of its origin."""
+    fields: dict[str, Any] = {"model": model, "backend": "onnx", "device": "cpu", "max_length": 98}
+    derived = CrossEncoderCompressor(**fields).configurable_fields(
+        top_n=ConfigurableField(id="how_many")
+    )
+    for count in (1, 2, 3):
+        found = derived.invoke(
+            {"query": QUERY, "documents": documents()}, {"configurable": {"how_many": count}}
+        )
+        assert len(found) == count
+    assert len(loads_counted) == 1
+
+
+def test_the_last_close_frees_the_model(loads_counted: list[Any], model: str) -> None:
+    """One of two equal adapters closes: the other works on; after both, a new one loads anew."""
+    fields: dict[str, Any] = {"model": model, "backend": "onnx", "device": "cpu", "max_length": 97}
+    first, second = CrossEncoderCompressor(**fields), CrossEncoderCompressor(**fields)
+    first.compress_documents(documents(), QUERY)
+    reranker = first._ranker()
+    first.close()
+    first.close()
+    second.compress_documents(documents(), QUERY)
+    with pytest.raises(ClosedError, match="CrossEncoderCompressor is closed: make a new one"):
+        first.compress_documents(documents(), QUERY)
+    second.close()
+    del reranker
+    gc.collect()
+    with CrossEncoderCompressor(**fields) as third:
+        third.compress_documents(documents(), QUERY)
+    assert len(loads_counted) == 2
+
+
+def test_a_ready_reranker_is_left_open(ready: Reranker) -> None:
+    """close() of the adapter is not close() of what it was given."""
+    with CrossEncoderCompressor(reranker=ready) as compressor:
+        wanted = compressor.compress_documents(documents(), QUERY)
+    assert CrossEncoderCompressor(reranker=ready).compress_documents(documents(), QUERY) == wanted

@@ -1,0 +1,118 @@
+"""What LlamaIndex's instrumentation and its older callbacks tell, recorded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.instrumentation.span import BaseSpan
+from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+
+
+class EventLog(BaseEventHandler):
+    """Every event, in order."""
+
+    events: list[Any] = []
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.events.append(event)
+
+
+class SpanLog(BaseSpanHandler[BaseSpan]):
+    """Every span: those that ended well, and those that were dropped with their errors."""
+
+    ended: list[str] = []
+    dropped: list[tuple[str, BaseException | None]] = []
+
+    def new_span(
+        self, id_: str, bound_args: inspect.BoundArguments, *args: Any, **kwargs: Any
+    ) -> BaseSpan:
+        return BaseSpan(id_=id_)
+
+    def prepare_to_exit_span(self, id_: str, *args: Any, **kwargs: Any) -> BaseSpan | None:
+        self.ended.append(id_)
+        return self.open_spans.get(id_)
+
+    def prepare_to_drop_span(
+        self, id_: str, *args: Any, err: BaseException | None = None, **kwargs: Any
+    ) -> BaseSpan | None:
+        self.dropped.append((id_, err))
+        return self.open_spans.get(id_)
+
+
+class Telling:
+    """The rerank events and spans of what ran inside `telling()`."""
+
+    def __init__(self, events: EventLog, spans: SpanLog) -> None:
+        self._events = events
+        self._spans = spans
+
+    @property
+    def starts(self) -> list[ReRankStartEvent]:
+        return [event for event in self._events.events if isinstance(event, ReRankStartEvent)]
+
+    @property
+    def ends(self) -> list[ReRankEndEvent]:
+        return [event for event in self._events.events if isinstance(event, ReRankEndEvent)]
+
+    @property
+    def ended(self) -> list[str]:
+        return [name for name in self._spans.ended if name.startswith("CrossEncoder")]
+
+    @property
+    def dropped(self) -> list[tuple[str, BaseException | None]]:
+        return [(name, error) for name, error in self._spans.dropped if name[:12] == "CrossEncoder"]
+
+
+@contextmanager
+def telling() -> Iterator[Telling]:
+    """Record events and spans of the block; the dispatchers are as before afterwards."""
+    root = get_dispatcher()
+    events, spans = EventLog(events=[]), SpanLog(ended=[], dropped=[])
+    root.add_event_handler(events)
+    root.add_span_handler(spans)
+    try:
+        yield Telling(events, spans)
+    finally:
+        root.event_handlers.remove(events)
+        root.span_handlers.remove(spans)
+
+
+class CallbackLog(BaseCallbackHandler):
+    """The older callbacks: (event id, payload) of each RERANKING start and end."""
+
+    def __init__(self) -> None:
+        super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
+        self.starts: list[tuple[str, dict[EventPayload, Any]]] = []
+        self.ends: list[tuple[str, dict[EventPayload, Any] | None]] = []
+
+    @property
+    def manager(self) -> CallbackManager:
+        return CallbackManager([self])
+
+    def on_event_start(
+        self, event_type: CBEventType, payload: Any = None, event_id: str = "", **kwargs: Any
+    ) -> str:
+        if event_type == CBEventType.RERANKING:
+            self.starts.append((event_id, payload))
+        return event_id
+
+    def on_event_end(
+        self, event_type: CBEventType, payload: Any = None, event_id: str = "", **kwargs: Any
+    ) -> None:
+        if event_type == CBEventType.RERANKING:
+            self.ends.append((event_id, payload))
+
+    def start_trace(self, trace_id: str | None = None) -> None:
+        pass
+
+    def end_trace(self, trace_id: str | None = None, trace_map: Any = None) -> None:
+        pass

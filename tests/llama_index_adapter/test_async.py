@@ -1,0 +1,175 @@
+"""Native async: the loop keeps running, queries share forwards, and no loop is held on to."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import NodeWithScore, TextNode
+
+from rerank_adapters import Reranker
+from rerank_adapters.llama_index import CrossEncoderPostprocessor
+from tests.fakes import CountingBackend, HeldBackend, reranker_over
+from tests.llama_index_adapter.examples import QUERY, InMemoryRetriever, nodes, outcome
+
+WORDS = "lighthouse bread transistor sugar password treaty vaccine rain capital budget".split()
+QUERIES = [f"which {word} is it" for word in WORDS[:8]]
+# Texts of one length: what is counted are forwards, not how batches are cut by length.
+EQUAL = [f"a word about {word} here" for word in WORDS[:5]]
+
+
+class Silent(BaseSynthesizer):
+    """Answers with the nodes alone."""
+
+    def __init__(self) -> None:
+        super().__init__(llm=object())
+
+    def get_response(self, query_str, text_chunks, **kwargs):
+        return ""
+
+    async def aget_response(self, query_str, text_chunks, **kwargs):
+        return ""
+
+    def _get_prompts(self):
+        return {}
+
+    def _update_prompts(self, prompts):
+        pass
+
+
+def engine(postprocessor: CrossEncoderPostprocessor) -> RetrieverQueryEngine:
+    retriever = InMemoryRetriever(nodes(EQUAL))
+    return RetrieverQueryEngine(retriever, Silent(), node_postprocessors=[postprocessor])
+
+
+async def queued(reranker: Reranker, pairs: int) -> int:
+    """Wait until *pairs* are in the queue; returns how often the loop came round meanwhile."""
+    turns = 0
+    while reranker.stats()["queue_pairs"] < pairs:
+        await asyncio.sleep(0)
+        turns += 1
+    return turns
+
+
+async def aqueries(postprocessor: CrossEncoderPostprocessor) -> list[list[tuple[str, float | None]]]:
+    it = engine(postprocessor)
+    answers = await asyncio.gather(*(it.aquery(query) for query in QUERIES))
+    return [outcome(answer.source_nodes) for answer in answers]
+
+
+async def test_eight_queries_share_two_forwards():
+    """§5.4: eight aquery of five nodes; the first forward is held, the second takes all others.
+
+    Meanwhile the loop keeps coming round, and every query gets what it would get alone.
+    """
+    backend = HeldBackend()
+    with reranker_over(backend) as reranker:
+        postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
+        together = asyncio.ensure_future(aqueries(postprocessor))
+        await asyncio.to_thread(backend.entered.wait, 60)
+        await queued(reranker, 7 * 5)
+        turns = sum([await asyncio.sleep(0, 1) for _ in range(1000)])
+        assert turns == 1000
+        assert not together.done()
+        backend.release.set()
+        results = await together
+        assert backend.forwards == 2
+        serial = [outcome(engine(postprocessor).query(query).source_nodes) for query in QUERIES]
+    assert results == serial
+
+
+def test_two_event_loops_in_turn():
+    """§5.4: nothing is bound to the loop of the first call, nor to one that is closed."""
+    with reranker_over(CountingBackend()) as reranker:
+        postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
+        first, second = (asyncio.run(aqueries(postprocessor)) for _ in range(2))
+    assert first == second
+
+
+def test_threads_and_loops_at_once():
+    """§5.4: sync calls from threads and loops in other threads get the same results."""
+    with reranker_over(CountingBackend()) as reranker:
+        postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
+        wanted = [outcome(engine(postprocessor).query(query).source_nodes) for query in QUERIES]
+        together = threading.Barrier(8)
+
+        def call(place: int) -> list[list[tuple[str, float | None]]]:
+            together.wait()
+            if place % 2:
+                return asyncio.run(aqueries(postprocessor))
+            return [outcome(engine(postprocessor).query(query).source_nodes) for query in QUERIES]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(call, range(8))) == [wanted] * 8
+
+
+async def test_a_cancelled_waiter_leaves_the_others():
+    """§5.4: the cancelled query's pairs are never run, the others come back as they would alone."""
+    backend = HeldBackend()
+    with reranker_over(backend) as reranker:
+        postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
+
+        def start(query: str) -> asyncio.Future[list[NodeWithScore]]:
+            call: Awaitable = postprocessor.apostprocess_nodes(nodes(EQUAL), query_str=query)
+            return asyncio.ensure_future(call)
+
+        tasks = [start(QUERIES[0])]
+        await asyncio.to_thread(backend.entered.wait, 60)
+        tasks += [start(query) for query in QUERIES[1:]]
+        await queued(reranker, 7 * 5)
+        tasks[3].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[3]
+        backend.release.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert backend.rows == 7 * 5
+        for place, (query, result) in enumerate(zip(QUERIES, results, strict=True)):
+            if place == 3:
+                assert isinstance(result, asyncio.CancelledError)
+            else:
+                alone = postprocessor.postprocess_nodes(nodes(EQUAL), query_str=query)
+                assert outcome(result) == outcome(alone)
+
+
+async def test_long_metadata_are_counted_off_the_loop(monkeypatch: pytest.MonkeyPatch):
+    """Tokens of long metadata are counted in a thread: the loop runs on; sync and async agree."""
+    threads = []
+    with reranker_over(CountingBackend()) as reranker:
+        count = reranker.count_tokens
+        monkeypatch.setattr(
+            reranker,
+            "count_tokens",
+            lambda texts: threads.append(threading.current_thread()) or count(texts),
+        )
+        postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
+        given = nodes(EQUAL, summary="the treaty was signed " * 50)
+        result = await postprocessor.apostprocess_nodes(given, query_str=QUERY)
+        assert threads
+        assert threading.current_thread() not in threads
+        assert outcome(result) == outcome(postprocessor.postprocess_nodes(given, query_str=QUERY))
+
+
+async def test_loading_leaves_the_loop_alone(monkeypatch: pytest.MonkeyPatch):
+    """The first awaited call loads in a thread, while the loop comes round a thousand times."""
+    asked, go = threading.Event(), threading.Event()
+    backend = CountingBackend()
+
+    def slow_load(config: object) -> Reranker:
+        asked.set()
+        assert go.wait(60), "nobody let the loading go on within 60 s"
+        return reranker_over(backend)
+
+    monkeypatch.setattr(Reranker, "from_config", slow_load)
+    with CrossEncoderPostprocessor(model="held/while-loading") as postprocessor:
+        given = [NodeWithScore(node=TextNode(text="a text"))]
+        task = asyncio.ensure_future(postprocessor.apostprocess_nodes(given, query_str=QUERY))
+        await asyncio.to_thread(asked.wait, 60)
+        assert sum([await asyncio.sleep(0, 1) for _ in range(1000)]) == 1000
+        assert not task.done()
+        go.set()
+        assert len(await task) == 1

@@ -1,0 +1,448 @@
+"""Nodes in, nodes out: scores, order, purity, and which text of a node is scored."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.schema import (
+    Document,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    MetadataMode,
+    Node,
+    NodeWithScore,
+    QueryBundle,
+    TextNode,
+)
+
+from rerank_adapters import BackendError, InputError, Reranker
+from rerank_adapters.llama_index import METADATA_SHARE, CrossEncoderPostprocessor
+from tests.checkpoints import build, oracle
+from tests.exported import exported
+from tests.fakes import ConstantBackend, CountingBackend, FaultyBackend, reranker_over
+from tests.llama_index_adapter.examples import (
+    QUERY,
+    TEXTS,
+    InMemoryRetriever,
+    nodes,
+    outcome,
+    snapshot,
+)
+
+ATOL = 1e-4  # law 1: float32 sums in another order
+
+
+@pytest.fixture(scope="module")
+def reranker() -> Iterator[Reranker]:
+    """The tiny BERT with its 256-token window, on ONNX."""
+    with Reranker.from_pretrained(str(exported("bert")), backend="onnx") as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def counting() -> Iterator[tuple[Reranker, CountingBackend]]:
+    """A window of 64 tokens over a backend that counts its rows."""
+    backend = CountingBackend()
+    with reranker_over(backend) as over:
+        yield over, backend
+
+
+def embed_text(given: NodeWithScore) -> str:
+    return given.node.get_content(metadata_mode=MetadataMode.EMBED)
+
+
+# ------------------------------------------------------------------------------- scores and order
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_scores_are_the_models_as_python_floats(backend: str):
+    """§5.2, §5.9: the order and the scores are sentence-transformers', as floats that json takes."""
+    folder = exported("bert") if backend == "onnx" else build("bert")
+    postprocessor = CrossEncoderPostprocessor(
+        model=str(folder), backend=backend, top_n=None, device="cpu", dtype="float32"
+    )
+    given = nodes()
+    wanted = oracle(build("bert"), [(QUERY, embed_text(it)) for it in given])
+    result = postprocessor.postprocess_nodes(given, query_str=QUERY)
+    assert [it.node_id for it in result] == [f"node-{place}" for place in np.argsort(-wanted)]
+    np.testing.assert_allclose([it.score for it in result], np.sort(wanted)[::-1], rtol=0, atol=ATOL)
+    assert all(type(it.score) is float and math.isfinite(it.score) for it in result)
+    assert [json.loads(json.dumps(it.to_dict()))["score"] for it in result] == [
+        it.score for it in result
+    ]
+    assert all(it.to_json() and it.model_dump_json() for it in result)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_raise(bad: float):
+    """§5.2: NaN is an error with a name, never an order."""
+    with reranker_over(ConstantBackend(bad)) as broken, pytest.raises(BackendError):
+        CrossEncoderPostprocessor(reranker=broken).postprocess_nodes(nodes(), query_str=QUERY)
+
+
+def test_ties_keep_the_order_given():
+    """Equal scores: nothing moves."""
+    with reranker_over(ConstantBackend(0.5)) as constant:
+        result = CrossEncoderPostprocessor(reranker=constant, top_n=None).postprocess_nodes(
+            nodes(), query_str=QUERY
+        )
+    assert [it.node_id for it in result] == [f"node-{place}" for place in range(5)]
+
+
+def test_top_n(counting):
+    """§5.6: None is all of them, more than there are is all of them, and the field stays."""
+    over, _ = counting
+    everything = outcome(
+        CrossEncoderPostprocessor(reranker=over, top_n=None).postprocess_nodes(
+            nodes(), query_str=QUERY
+        )
+    )
+    assert len(everything) == len(TEXTS)
+    for top_n in (1, 2, 5, 99):
+        postprocessor = CrossEncoderPostprocessor(reranker=over, top_n=top_n)
+        result = postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
+        assert outcome(result) == everything[:top_n]
+        assert postprocessor.top_n == top_n
+
+
+def test_the_threshold_is_inclusive_and_on_the_scores_scale(counting):
+    """§5.6: the node at the threshold stays; SimilarityPostprocessor after us would say the same."""
+    over, _ = counting
+    everything = CrossEncoderPostprocessor(reranker=over, top_n=None)
+    ranked = everything.postprocess_nodes(nodes(), query_str=QUERY)
+    threshold = ranked[2].score
+    cut = CrossEncoderPostprocessor(reranker=over, top_n=None, score_threshold=threshold)
+    kept = cut.postprocess_nodes(nodes(), query_str=QUERY)
+    assert outcome(kept) == outcome(ranked[:3])
+    similar = SimilarityPostprocessor(similarity_cutoff=threshold).postprocess_nodes(ranked)
+    assert outcome(similar) == outcome(kept)
+    cut.top_n = 1
+    assert outcome(cut.postprocess_nodes(nodes(), query_str=QUERY)) == outcome(ranked[:1])
+
+
+def test_the_activation_fixes_the_scale():
+    """§5.6: "sigmoid" of the "identity" scores, node for node."""
+    raw, squashed = (
+        CrossEncoderPostprocessor(model=str(exported("bert")), top_n=None, activation=activation)
+        .postprocess_nodes(nodes(), query_str=QUERY)
+        for activation in ("identity", "sigmoid")
+    )
+    np.testing.assert_allclose(
+        [it.score for it in squashed], [1 / (1 + math.exp(-it.score)) for it in raw], atol=1e-6
+    )
+
+
+def test_queries_are_stripped(counting):
+    """§2: RetrieverTool hands over "query\\n\\n"; it scores as the query alone, in every form."""
+    over, _ = counting
+    postprocessor = CrossEncoderPostprocessor(reranker=over)
+    wanted = outcome(postprocessor.postprocess_nodes(nodes(), query_str=QUERY))
+    for query in (f"{QUERY}\n\n", f" {QUERY}\t"):
+        assert outcome(postprocessor.postprocess_nodes(nodes(), query_str=query)) == wanted
+        bundle = QueryBundle(query)
+        assert outcome(postprocessor.postprocess_nodes(nodes(), bundle)) == wanted
+
+
+@pytest.mark.parametrize("query", [None, "", " \n", 3])
+@pytest.mark.parametrize("given", [nodes(), []])
+def test_a_query_is_needed(counting, query, given):
+    """No query, a blank one or no str is an InputError, whether there are nodes or not."""
+    over, backend = counting
+    postprocessor = CrossEncoderPostprocessor(reranker=over)
+    bundle = None if query is None else QueryBundle(query)
+    with pytest.raises(InputError, match="query"):
+        postprocessor.postprocess_nodes(given, bundle)
+    assert backend.rows == 0
+
+
+def test_nodes_must_be_scored_nodes(counting):
+    """A bare TextNode is an InputError naming its index."""
+    over, _ = counting
+    postprocessor = CrossEncoderPostprocessor(reranker=over)
+    with pytest.raises(InputError, match=r"nodes\[5\].*TextNode"):
+        postprocessor.postprocess_nodes([*nodes(), TextNode(text="bare")], query_str=QUERY)
+
+
+# -------------------------------------------------------------------------------------- purity
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_inputs_stay_as_they_were(keep: bool, fails: bool):
+    """§5.1: scores, metadata, hashes and the list itself, on success and when a forward fails."""
+    backend = FaultyBackend(lambda batch: RuntimeError("broken") if fails else None)
+    given = nodes()
+    before, length = snapshot(given), len(given)
+    with reranker_over(backend) as over:
+        postprocessor = CrossEncoderPostprocessor(reranker=over, keep_retrieval_score=keep)
+        if fails:
+            with pytest.raises(Exception, match="broken"):
+                postprocessor.postprocess_nodes(given, query_str=QUERY)
+        else:
+            result = postprocessor.postprocess_nodes(given, query_str=QUERY)
+            assert not {id(it) for it in result} & {id(it) for it in given}
+    assert snapshot(given) == before
+    assert len(given) == length
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_second_query_finds_the_same_retrieval_scores(counting, keep: bool):
+    """§5.1: a retriever that returns its own objects gives the same result twice."""
+    over, _ = counting
+    retriever = InMemoryRetriever(nodes())
+    postprocessor = CrossEncoderPostprocessor(reranker=over, keep_retrieval_score=keep, top_n=None)
+    before = outcome(retriever.retrieve(QUERY))
+    first = postprocessor.postprocess_nodes(retriever.retrieve(QUERY), query_str=QUERY)
+    assert outcome(retriever.retrieve(QUERY)) == before
+    second = postprocessor.postprocess_nodes(retriever.retrieve(QUERY), query_str=QUERY)
+    assert outcome(first) == outcome(second)
+
+
+@pytest.mark.parametrize("mode", list(MetadataMode))
+def test_the_retrieval_score_is_kept_out_of_sight(counting, mode: MetadataMode):
+    """§5.3: texts for embedding and LLM stay the same bytes; reranking again gives equal scores."""
+    over, _ = counting
+    postprocessor = CrossEncoderPostprocessor(
+        reranker=over, keep_retrieval_score=True, top_n=None, metadata_mode=mode
+    )
+    given = nodes()
+    given[1].score = np.float32(0.5)  # what careless earlier steps leave behind
+    given[2].score = None
+    by_id = {it.node_id: it for it in given}
+    first = postprocessor.postprocess_nodes(given, query_str=QUERY)
+    for it in first:
+        before = by_id[it.node_id]
+        assert it.metadata["retrieval_score"] == before.score
+        for texts in (MetadataMode.EMBED, MetadataMode.LLM):
+            assert it.node.get_content(texts) == before.node.get_content(texts)
+        json.dumps(it.to_dict())
+    second = postprocessor.postprocess_nodes(first, query_str=QUERY)
+    assert outcome(second) == outcome(first)
+    assert [it.metadata["retrieval_score"] for it in second] == [it.score for it in first]
+
+
+# --------------------------------------------------------------------------- the text that counts
+
+
+@pytest.mark.parametrize("mode", list(MetadataMode))
+def test_metadata_mode_chooses_the_text(reranker: Reranker, mode: MetadataMode):
+    """§5.7: the score is that of node.get_content(mode)."""
+    node = TextNode(
+        text=TEXTS[2],
+        metadata={"a": "embedded", "b": "for the model"},
+        excluded_embed_metadata_keys=["b"],
+        excluded_llm_metadata_keys=["a"],
+    )
+    postprocessor = CrossEncoderPostprocessor(reranker=reranker, metadata_mode=mode)
+    result = postprocessor.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    assert result[0].score == float(reranker.score(QUERY, [node.get_content(mode)])[0])
+
+
+def test_text_fn_builds_the_text(reranker: Reranker):
+    """§5.7: called once per node; its text alone is scored; what is no str is an InputError."""
+    seen = []
+
+    def upper(node):
+        seen.append(node.node_id)
+        return node.get_content().upper()
+
+    postprocessor = CrossEncoderPostprocessor(reranker=reranker, text_fn=upper, top_n=None)
+    result = postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
+    assert seen == [f"node-{place}" for place in range(5)]
+    wanted = reranker.score(QUERY, [text.upper() for text in TEXTS])
+    assert {it.node_id: it.score for it in result} == {
+        f"node-{place}": float(score) for place, score in enumerate(wanted)
+    }
+    wrong = CrossEncoderPostprocessor(reranker=reranker, text_fn=lambda node: None)
+    with pytest.raises(InputError, match=r"text_fn\(nodes\[0\]"):
+        wrong.postprocess_nodes(nodes(), query_str=QUERY)
+
+
+def test_long_metadata_do_not_cut_the_passage_away(reranker: Reranker):
+    """§5.7: under one metadata text longer than the window, two passages score differently."""
+    summary = "the treaty was signed and ended thirty years of war " * 100
+    given = [
+        NodeWithScore(node=TextNode(text=text, metadata={"summary": summary})) for text in TEXTS[:2]
+    ]
+    as_upstream = oracle(build("bert"), [(QUERY, embed_text(it)) for it in given])
+    assert as_upstream[0] == as_upstream[1], "metadata first: truncation cuts the passages away"
+    postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
+    first, second = postprocessor.postprocess_nodes(given, query_str=QUERY)
+    assert first.score - second.score > 0.01
+
+
+def test_where_metadata_goes_depends_on_its_tokens(reranker: Reranker):
+    """§5.7: up to METADATA_SHARE of the window before the body, as LlamaIndex writes it; else after."""
+    room = int(reranker.info()["max_length"] * METADATA_SHARE)
+    lead = reranker.count_tokens(["file: the"])[0]
+    fits, over = (
+        TextNode(text=TEXTS[2], metadata={"file": " ".join(["the"] * (count - lead + 1))})
+        for count in (room, room + 1)
+    )
+    assert reranker.count_tokens([fits.get_metadata_str(), over.get_metadata_str()]) == [
+        room,
+        room + 1,
+    ]
+    postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
+    result = postprocessor.postprocess_nodes(
+        [NodeWithScore(node=fits), NodeWithScore(node=over)], query_str=QUERY
+    )
+    scores = {it.node_id: it.score for it in result}
+    before = fits.get_content(MetadataMode.EMBED)
+    after = f"{over.text}\n\n{over.get_metadata_str()}"
+    assert scores == {
+        fits.node_id: float(reranker.score(QUERY, [before])[0]),
+        over.node_id: float(reranker.score(QUERY, [after])[0]),
+    }
+
+
+def test_a_window_of_128_positions_is_kept():
+    """§5.7: a passage beyond the positions of the model is cut, not a crash."""
+    postprocessor = CrossEncoderPostprocessor(model=str(build("bert_128")), backend="torch")
+    given = nodes(["the lighthouse keeper climbed the narrow stairs " * 100])
+    result = postprocessor.postprocess_nodes(given, query_str=QUERY)
+    wanted = oracle(build("bert_128"), [(QUERY, embed_text(given[0]))])
+    assert result[0].score == pytest.approx(float(wanted[0]), abs=ATOL)
+
+
+# ----------------------------------------------------------------------------------- the node zoo
+
+
+class Tagged(NodeWithScore):
+    """A subclass, as applications make them."""
+
+    tag: str = ""
+
+
+def test_node_zoo(reranker: Reranker):
+    """§5.10: every kind of node gets the score of its own text, and comes back as what it is."""
+    obj = object()
+    zoo = [
+        NodeWithScore(node=TextNode(text=TEXTS[0], id_="text"), score=0.1),
+        NodeWithScore(node=Document(text=TEXTS[1], id_="document")),
+        NodeWithScore(node=Node(text_resource=MediaResource(text=TEXTS[2]), id_="node"), score=3),
+        NodeWithScore(node=IndexNode(text=TEXTS[3], id_="index", index_id="i", obj=obj)),
+        NodeWithScore(node=ImageNode(text=TEXTS[4], id_="image", image_path="i.png"), score=-1.0),
+        NodeWithScore(node=TextNode(text=TEXTS[2], id_="same")),
+        NodeWithScore(node=TextNode(text=TEXTS[4], id_="same")),
+        Tagged(node=TextNode(text="tagged", id_="tagged"), score=0.0, tag="kept"),
+    ]
+    postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
+    result = postprocessor.postprocess_nodes(zoo, query_str=QUERY)
+    wanted = reranker.score(QUERY, [it.node.get_content() for it in zoo])
+    order = np.argsort(-wanted, kind="stable")
+    assert [it.node for it in result] == [zoo[place].node for place in order]
+    assert all(it.node is zoo[place].node for it, place in zip(result, order, strict=True))
+    assert [it.score for it in result] == [float(wanted[place]) for place in order]
+    by_id = {it.node_id: it for it in result}
+    assert by_id["index"].node.obj is obj
+    assert isinstance(by_id["tagged"], Tagged)
+    assert by_id["tagged"].tag == "kept"
+
+
+def without_text() -> list[NodeWithScore]:
+    image = ImageNode(id_="image", image_path="i.png", metadata={"caption": "the capital"})
+    return [
+        NodeWithScore(node=image, score=0.8),
+        NodeWithScore(node=TextNode(id_="blank", text=" \n"), score=0.7),
+        NodeWithScore(node=Node(id_="media"), score=0.6),
+        *nodes(TEXTS[:2]),
+    ]
+
+
+def test_nodes_without_text_come_last_and_unscored(counting):
+    """§5.10: no made-up score for an image or an empty text, whatever its metadata say."""
+    over, backend = counting
+    postprocessor = CrossEncoderPostprocessor(reranker=over, top_n=None, keep_retrieval_score=True)
+    result = postprocessor.postprocess_nodes(without_text(), query_str=QUERY)
+    assert backend.rows == 2
+    assert outcome(result[2:]) == [("image", None), ("blank", None), ("media", None)]
+    assert [it.metadata["retrieval_score"] for it in result[2:]] == [0.8, 0.7, 0.6]
+    postprocessor.top_n = 3
+    assert len(postprocessor.postprocess_nodes(without_text(), query_str=QUERY)) == 3
+    postprocessor.score_threshold = -1e9
+    kept = postprocessor.postprocess_nodes(without_text(), query_str=QUERY)
+    assert {it.node_id for it in kept} == {"node-0", "node-1"}, "None meets no threshold"
+
+
+def test_nodes_without_text_can_be_dropped_or_an_error(counting):
+    """§5.10: on_empty_text="drop" leaves them out, "error" names the first."""
+    over, _ = counting
+    drop = CrossEncoderPostprocessor(reranker=over, top_n=None, on_empty_text="drop")
+    result = drop.postprocess_nodes(without_text(), query_str=QUERY)
+    assert {it.node_id for it in result} == {"node-0", "node-1"}
+    error = CrossEncoderPostprocessor(reranker=over, on_empty_text="error")
+    with pytest.raises(InputError, match=r"nodes\[0\]"):
+        error.postprocess_nodes(without_text(), query_str=QUERY)
+    only_blank = CrossEncoderPostprocessor(reranker=over)
+    result = only_blank.postprocess_nodes(without_text()[:2], query_str=QUERY)
+    assert outcome(result) == [("image", None), ("blank", None)]
+
+
+def test_identical_texts_are_scored_once(counting):
+    """§5.10: six nodes, two texts, two rows; each node keeps its own identity."""
+    over, backend = counting
+    given = [
+        NodeWithScore(node=TextNode(text=TEXTS[place % 2], id_=f"n{place}")) for place in range(6)
+    ]
+    result = CrossEncoderPostprocessor(reranker=over, top_n=None).postprocess_nodes(
+        given, query_str=QUERY
+    )
+    assert backend.rows == 2
+    assert sorted(it.node_id for it in result) == [f"n{place}" for place in range(6)]
+    assert len({it.score for it in result}) == 2
+
+
+# ------------------------------------------------------------------------------------- in batches
+
+
+REQUESTS = [
+    (QUERY, nodes()),
+    (QueryBundle("How many eggs?\n"), nodes(TEXTS[1:4])),
+    ("Nothing was found", []),
+    ("Which of these have no text?", without_text()),
+]
+
+
+async def test_a_batch_is_one_pool_of_pairs(counting):
+    """Per request the same nodes and scores as alone; all pairs in one submission; twins agree."""
+    over, _ = counting
+    postprocessor = CrossEncoderPostprocessor(reranker=over, keep_retrieval_score=True)
+    alone = [
+        postprocessor.postprocess_nodes(
+            given, query if isinstance(query, QueryBundle) else QueryBundle(query)
+        )
+        for query, given in REQUESTS
+    ]
+    requests = over.stats()["requests"]
+    together = postprocessor.postprocess_nodes_batch(REQUESTS)
+    assert over.stats()["requests"] == requests + 1
+    awaited = await postprocessor.apostprocess_nodes_batch(REQUESTS)
+    assert over.stats()["requests"] == requests + 2
+    assert [outcome(it) for it in together] == [outcome(it) for it in alone]
+    assert [outcome(it) for it in awaited] == [outcome(it) for it in alone]
+    assert together[2] == []
+
+
+async def test_an_empty_batch_loads_nothing():
+    """No requests, or requests without nodes: empty answers, and no model is looked for."""
+    postprocessor = CrossEncoderPostprocessor(model="no/such-model", local_files_only=True)
+    assert postprocessor.postprocess_nodes_batch([]) == []
+    assert await postprocessor.apostprocess_nodes_batch([("a", []), ("b", [])]) == [[], []]
+
+
+def test_a_batch_names_the_request_at_fault(counting):
+    """InputError says which request, and nothing is scored."""
+    over, backend = counting
+    postprocessor = CrossEncoderPostprocessor(reranker=over)
+    with pytest.raises(InputError, match=r"requests\[1\]: query"):
+        postprocessor.postprocess_nodes_batch([(QUERY, nodes()), (" ", nodes())])
+    with pytest.raises(InputError, match=r"requests\[0\]: nodes\[1\]"):
+        postprocessor.postprocess_nodes_batch([(QUERY, [nodes()[0], "a str"])])
+    assert backend.rows == 0
