@@ -119,7 +119,7 @@ def split_empty(
     blank = [index for index, text in enumerate(texts) if not text.strip()]
     if blank and on_empty_text == "error":
         raise InputError(
-            f'{name}[{blank[0]}] must have text to score: got {texts[blank[0]]!r}; '
+            f"{name}[{blank[0]}] must have text to score: got {texts[blank[0]]!r}; "
             'on_empty_text="keep_last" or "drop" lets it pass'
         )
     return scored, blank if on_empty_text == "keep_last" else []

@@ -23,7 +23,7 @@ class RerankerConfig:
     """Everything `Reranker.from_pretrained` takes. Two equal values load the same reranker."""
 
     model: str = DEFAULT_MODEL
-    """A hub id, a local folder, or "default": the small English model that comes with the package."""
+    """A hub id, a local folder, or "default": the small English model inside the package."""
     backend: BackendName = "auto"
     """"auto": the default model → onnx; a GPU and torch → torch; on CPU onnx where the checkpoint
     has a float32 ONNX file, else torch. `Reranker.info()["why"]` says which and why."""
@@ -32,9 +32,9 @@ class RerankerConfig:
     num_workers: int = 1
     """Threads that run forwards at once on each device."""
     num_threads: int | None = None
-    """CPU threads within one forward. None: the CPUs this process may use (affinity, cgroup quota)."""
+    """CPU threads in one forward. None: the CPUs this process may use (affinity, cgroup quota)."""
     dtype: DType = "auto"
-    """"auto": int8 for the default model on onnx; elsewhere float32 on CPU, half precision on GPU."""
+    """"auto": int8 for the default model on onnx; else float32 on CPU, half precision on GPU."""
     revision: str | None = None
     """A hub branch, tag or commit."""
     cache_folder: str | None = None

@@ -3,10 +3,10 @@
 RerankError
 ├── InputError(ValueError)               query must not be blank: got ''
 ├── ConfigError(ValueError)              top_n must be at least 1: got 0
-├── MissingDependencyError(ImportError)  `torch` is not installed: pip install 'rerank-adapters[torch]'
+├── MissingDependencyError(ImportError)  `torch` is not installed: pip install 'rerank-…[torch]'
 ├── ModelError                           expected a model with 1 or 2 labels: got 3
 ├── BackendError(RuntimeError)           CUDA was asked for and is not there; a forward pass failed
-├── OverloadedError(RuntimeError)        the queue holds 4096 pairs of at most 4096: retry in about 1.2 s
+├── OverloadedError(RuntimeError)        the queue holds 4096 of at most 4096 pairs: retry in 1.2 s
 └── ClosedError(RuntimeError)            the reranker is closed
 
 Each doubles a built-in base, so `except ValueError` keeps working. Messages name the field in its

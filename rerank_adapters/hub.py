@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a hub id or a local folder. The only user of huggingface_hub."""
+"""A checkpoint's files, from a hub or a folder. The only user of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -73,9 +73,11 @@ class LocalFolder:
 
     @property
     def files(self) -> frozenset[str]:
+        """Everything in the folder."""
         return _listing(self.folder)
 
     def fetch(self, patterns: Sequence[str]) -> Path:
+        """The folder itself."""
         del patterns  # everything there is, is here
         return self.folder
 
@@ -101,6 +103,7 @@ class HubModel:
         self.files = _listing(folder) | self._remote_files()
 
     def fetch(self, patterns: Sequence[str]) -> Path:
+        """The snapshot folder; the files matching *patterns* are downloaded or in the cache."""
         from huggingface_hub import snapshot_download  # lazy: a local folder needs no hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -134,7 +137,8 @@ class HubModel:
     def _missing(self, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return (
-            f"model {self.model!r} is no local folder and could not be had from the hub ({reason}): "
+            f"model {self.model!r} is no local folder and could not be had from the hub "
+            f"({reason}): "
             'check the name, go online once, or use model="default", which needs no network'
         )
 

@@ -10,8 +10,9 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from time import perf_counter
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from .config import (
 from .errors import ClosedError, InputError
 from .scorers.cross_encoder import CrossEncoder, Encoded
 from .scorers.scheduling import Scheduler
-from .values import RankedDocument, Ranking, Scores
+from .values import RankedDocument, Ranking, Scores, TokenBatch
 
 Result = TypeVar("Result")
 Pairs = Sequence[tuple[str, str]]
@@ -37,8 +38,8 @@ Request = tuple[str, Sequence[str]]
 class Reranker:
     """One loaded cross-encoder behind one queue; both a Ranker and a Scorer.
 
-    Safe to share between threads and event loops. Async methods are the same path as sync ones: only
-    the waiting differs. Every method that scores takes `timeout` in seconds (TimeoutError).
+    Safe to share between threads and event loops. Async methods are the same path as sync ones:
+    only the waiting differs. Every method that scores takes `timeout` in seconds (TimeoutError).
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Reranker:
         def load() -> None:
             try:
                 future.set_result(context.run(cls.shared, config))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # the waiter's to raise
                 future.set_exception(error)
 
         threading.Thread(target=load, name="rerank-load", daemon=True).start()
@@ -139,7 +140,7 @@ class Reranker:
         return self._wait(self.submit(query, texts, timeout=timeout))
 
     def score_pairs(self, pairs: Pairs, *, timeout: float | None = None) -> Scores:
-        """float32 scores of shape (pairs,), in the order of *pairs*; identical ones are scored once."""
+        """float32 scores of shape (pairs,), in order; identical pairs are scored once."""
         job = _Job(self._scorer, _checked_pairs(pairs))
         return self._wait(self._start(job, job.scores, timeout))
 
@@ -155,7 +156,7 @@ class Reranker:
         """Rank *texts* for *query*, best first; equal scores keep the order of *texts*.
 
         score_threshold is inclusive, acts after the activation and before the cut to *top_n*
-        (None: all). No texts give an empty ranking. Raises InputError naming the argument and index.
+        (None: all). No texts give an empty ranking. InputError names the argument and index.
         """
         return self.rerank_many(
             [(query, texts)], top_n=top_n, score_threshold=score_threshold, timeout=timeout
@@ -220,7 +221,7 @@ class Reranker:
         return await self._start_async(job, finish, timeout)
 
     def info(self) -> dict[str, Any]:
-        """What really runs: model, revision or fingerprint, backend, device, dtype, limits, and why."""
+        """What really runs, and why: model, revision, fingerprint, backend, device, limits."""
         return self._scorer.info()
 
     def stats(self) -> dict[str, Any]:
@@ -236,7 +237,7 @@ class Reranker:
         if found is not None:
             found[1](wait=True)
 
-    def __enter__(self) -> Reranker:
+    def __enter__(self) -> Self:
         self._check_open()
         return self
 
@@ -279,7 +280,12 @@ class Reranker:
         self._check_open()
         if not job.pairs:
             return _done(finish(np.zeros(0, np.float32)))
-        return _then(self._scheduler.submit(job.encode(), timeout=timeout), finish)
+        started = perf_counter()
+        encoded = job.encode()
+        seconds = perf_counter() - started
+        return _then(
+            self._scheduler.submit(encoded, timeout=timeout, tokenise_seconds=seconds), finish
+        )
 
     async def _start_async(
         self, job: _Job, finish: Callable[[Scores], Result], timeout: float | None
@@ -287,8 +293,8 @@ class Reranker:
         self._check_open()
         if not job.pairs:
             return finish(np.zeros(0, np.float32))
-        future = _then(self._scheduler.submit_call(job.encode, timeout=timeout), finish)
-        return await asyncio.wrap_future(future)
+        future = self._scheduler.submit_call(job.encode, timeout=timeout, pairs=len(job.pairs))
+        return await asyncio.wrap_future(_then(future, finish))
 
     def _end_with(self, end: Callable[..., None]) -> None:
         """*end* runs at close(), or without waiting when the last reference is dropped."""
@@ -353,7 +359,7 @@ class _Job:
         self._distinct = list(places)
         self._rows = np.array(rows, dtype=np.int64)
 
-    def encode(self) -> Any:
+    def encode(self) -> TokenBatch:
         self._encoded = self._scorer.encode(self._distinct)
         return self._encoded.batch
 
@@ -395,7 +401,9 @@ def check_selection(top_n: int | None, score_threshold: float | None) -> None:
 def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:
     for place, request in enumerate(requests):
         if not isinstance(request, tuple | list) or len(request) != 2:
-            raise InputError(f"requests[{place}] must be a (query, texts) pair: got {request!r:.80}")
+            raise InputError(
+                f"requests[{place}] must be a (query, texts) pair: got {request!r:.80}"
+            )
     return requests
 
 
@@ -441,7 +449,7 @@ def _then(inner: Future[Scores], finish: Callable[[Scores], Result]) -> Future[R
             return
         try:
             outer.set_result(finish(done.result()))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # the waiter's to raise
             outer.set_exception(error)
 
     def cancel_inner(done: Future[Result]) -> None:

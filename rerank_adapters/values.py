@@ -18,8 +18,8 @@ Scores = NDArray[np.float32]
 class TokenBatch:
     """Tokenised pairs laid end to end, without padding.
 
-    `input_ids` and `type_ids` are int32 of shape (tokens,); `lengths` is int64 of shape (pairs,) and
-    sums to tokens. The order of pairs is the order of scores. `texts` holds the pairs themselves
+    `input_ids` and `type_ids` are int32 of shape (tokens,); `lengths` is int64 of shape (pairs,)
+    and sums to tokens. The order of pairs is the order of scores. `texts` holds the pairs
     for the rare backend that must tokenise them its own way, and is empty for all others.
     """
 
@@ -121,13 +121,15 @@ class Ranking(Sequence[RankedDocument]):
         return [items[place.index] for place in self._places]
 
     def show(self, texts: Sequence[str] | None = None, *, width: int = 100) -> str:
-        """A plain-text table: rank, score, a bar between the lowest and highest score, index, text."""
+        """A plain-text table: rank, score, a bar from lowest to highest score, index, text."""
         lines = []
         for rank, (place, share) in enumerate(zip(self._places, self._shares(), strict=True), 1):
             bar = ("█" * round(share * 10)).ljust(10, "·")
             text = "" if texts is None else _one_line(texts[place.index], width - 30)
             cut = " …cut" if place.truncated else ""
-            lines.append(f"{rank:>3}  {place.score:>8.4f}  {bar}  [{place.index}]{cut}  {text}".rstrip())
+            lines.append(
+                f"{rank:>3}  {place.score:>8.4f}  {bar}  [{place.index}]{cut}  {text}".rstrip()
+            )
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -137,7 +139,9 @@ class Ranking(Sequence[RankedDocument]):
             f"<td>{'cut' if place.truncated else ''}</td></tr>"
             for rank, (place, share) in enumerate(zip(self._places, self._shares(), strict=True), 1)
         )
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("rank", "index", "score", "", ""))
+        head = "".join(
+            f"<th>{html.escape(name)}</th>" for name in ("rank", "index", "score", "", "")
+        )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def _shares(self) -> list[float]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_adapters.config import WhenFull
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.protocols import Backend
 from rerank_adapters.reranker import Reranker
@@ -137,7 +138,13 @@ class FaultyBackend(CountingBackend):
         return super().logits(batch)
 
 
-def reranker_over(*backends: Backend, max_length: int = 64) -> Reranker:
+def reranker_over(
+    *backends: Backend,
+    max_length: int = 64,
+    max_queue_pairs: int | None = None,
+    when_full: WhenFull = "block",
+) -> Reranker:
     """A Reranker of real parts over fake backends: the tiny BERT's tokenizer, the real queue."""
     tokenizer = PairTokenizer.from_folder(checkpoints.build("bert"), max_length=max_length)
-    return Reranker(CrossEncoder(tokenizer, FirstLogitFamily(), backends))
+    core = CrossEncoder(tokenizer, FirstLogitFamily(), backends)
+    return Reranker(core, max_queue_pairs=max_queue_pairs, when_full=when_full)

@@ -48,9 +48,9 @@ PLANTS = {
     ),
     "onnx": ("backends/onnx.py", "import onnx", "rerank_adapters.backends.onnx -> onnx"),
     "hub": (
-        "tokenization.py",
-        "from huggingface_hub import snapshot_download",
-        "rerank_adapters.tokenization -> huggingface_hub",
+        "batching.py",
+        "import huggingface_hub",
+        "rerank_adapters.batching -> huggingface_hub",
     ),
     "langchain": (
         "reranker.py",
@@ -62,7 +62,7 @@ PLANTS = {
         "import llama_index.core",
         "rerank_adapters.langchain -> llama_index",
     ),
-    "cli": ("values.py", "import rich", "rerank_adapters.values -> rich"),
+    "cli": ("values.py", "import typer", "rerank_adapters.values -> typer"),
 }
 
 

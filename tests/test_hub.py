@@ -1,4 +1,4 @@
-"""Hub ids through a cache laid out as huggingface_hub lays it out, and through a hub on loopback."""
+"""Hub ids: a cache laid out as huggingface_hub lays it out, and a hub on loopback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ FILES = {
 }
 
 
-def lay_out_cache(cache: Path, model: str, files: dict[str, bytes], *, revision: str = "main") -> Path:
+def lay_out_cache(
+    cache: Path, model: str, files: dict[str, bytes], *, revision: str = "main"
+) -> Path:
     """blobs, refs and a snapshot of relative links: the layout huggingface_hub documents."""
     root = cache / f"models--{model.replace('/', '--')}"
     (root / "blobs").mkdir(parents=True)
@@ -60,9 +62,7 @@ def test_a_revision_that_is_not_cached_is_an_error(tmp_path: Path) -> None:
     """Another branch is not silently answered by main."""
     lay_out_cache(tmp_path, "org/reranker", FILES)
     with pytest.raises(ModelError, match=r"model 'org/reranker' is no local folder.*default"):
-        open_model(
-            "org/reranker", revision="v2", cache_folder=str(tmp_path), local_files_only=True
-        )
+        open_model("org/reranker", revision="v2", cache_folder=str(tmp_path), local_files_only=True)
 
 
 def test_a_model_that_is_not_cached_names_the_cures(tmp_path: Path) -> None:
@@ -83,8 +83,11 @@ def test_the_offline_switch_of_huggingface_hub_is_honoured(tmp_path: Path) -> No
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, str(len(FILES))), done.stderr
 
 
@@ -106,20 +109,20 @@ def test_a_local_folder_needs_no_hub(tmp_path: Path) -> None:
 
 
 def test_matching_is_sorted_and_by_pattern() -> None:
-    """fnmatch patterns against whole paths."""
+    """Fnmatch patterns against whole paths."""
     names = frozenset(FILES)
     assert matching(names, ["onnx/model.onnx*"]) == ["onnx/model.onnx", "onnx/model.onnx_data"]
 
 
 def test_the_token_is_not_shown() -> None:
-    """repr of a hub model and of a configuration keep the token to themselves."""
+    """Repr of a hub model and of a configuration keep the token to themselves."""
     from rerank_adapters import RerankerConfig
 
     assert "hf_secret" not in repr(RerankerConfig(model="org/x", token="hf_secret"))
 
 
 @pytest.fixture
-def hub_server() -> Iterator[tuple[str, list[str]]]:
+def hub_server() -> Iterator[tuple[str, list[str]]]:  # noqa: C901  # one small server, whole
     """A hub on loopback that serves FILES and keeps what it was asked."""
     asked: list[str] = []
 
@@ -198,8 +201,16 @@ def test_only_the_files_needed_are_asked_of_the_hub(
     environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [COMMIT, "graph"]
-    assert set(asked) == {"config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data"}
+    assert set(asked) == {
+        "config.json",
+        "tokenizer.json",
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+    }

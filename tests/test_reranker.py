@@ -96,21 +96,51 @@ REFUSED = [
     (lambda r: r.rerank("q", ["a", b"b"]), "texts[1] must be a str: got b'b'"),
     (lambda r: r.score("q", [3]), "texts[0] must be a str: got 3"),
     (lambda r: r.submit("q", [3]), "texts[0] must be a str: got 3"),
-    (lambda r: r.score_pairs([("q", "a"), "qa"]), "pairs[1] must be a (query, text) pair: got 'qa'"),
+    (
+        lambda r: r.score_pairs([("q", "a"), "qa"]),
+        "pairs[1] must be a (query, text) pair: got 'qa'",
+    ),
     (lambda r: r.score_pairs([("q", "a"), ("", "a")]), "pairs[1][0] must not be blank: got ''"),
     (lambda r: r.score_pairs([("q", 1)]), "pairs[0][1] must be a str: got 1"),
-    (lambda r: r.rerank("q", ["a"], top_n=0), "top_n must be an int of at least 1, or None for all: got 0"),
-    (lambda r: r.rerank("q", [], top_n=0), "top_n must be an int of at least 1, or None for all: got 0"),
-    (lambda r: r.rerank("q", ["a"], top_n=True), "top_n must be an int of at least 1, or None for all: got True"),
-    (lambda r: r.rerank("q", ["a"], score_threshold=math.nan), "score_threshold must be a number or None: got nan"),
-    (lambda r: r.rerank("q", ["a"], score_threshold="0"), "score_threshold must be a number or None: got '0'"),
-    (lambda r: r.rerank_many([("q", ["a"]), "q"]), "requests[1] must be a (query, texts) pair: got 'q'"),
-    (lambda r: r.rerank_many([("q", ["a"]), ("q", [0])]), "requests[1]: texts[0] must be a str: got 0"),
-    (lambda r: r.rerank_many([("q", ["a"]), ("", ["a"])]), "requests[1]: query must not be blank: got ''"),
-    (lambda r: r.rerank("q", ["a"], timeout=0), "timeout must be above 0 seconds, or None for no limit: got 0"),
+    (
+        lambda r: r.rerank("q", ["a"], top_n=0),
+        "top_n must be an int of at least 1, or None for all: got 0",
+    ),
+    (
+        lambda r: r.rerank("q", [], top_n=0),
+        "top_n must be an int of at least 1, or None for all: got 0",
+    ),
+    (
+        lambda r: r.rerank("q", ["a"], top_n=True),
+        "top_n must be an int of at least 1, or None for all: got True",
+    ),
+    (
+        lambda r: r.rerank("q", ["a"], score_threshold=math.nan),
+        "score_threshold must be a number or None: got nan",
+    ),
+    (
+        lambda r: r.rerank("q", ["a"], score_threshold="0"),
+        "score_threshold must be a number or None: got '0'",
+    ),
+    (
+        lambda r: r.rerank_many([("q", ["a"]), "q"]),
+        "requests[1] must be a (query, texts) pair: got 'q'",
+    ),
+    (
+        lambda r: r.rerank_many([("q", ["a"]), ("q", [0])]),
+        "requests[1]: texts[0] must be a str: got 0",
+    ),
+    (
+        lambda r: r.rerank_many([("q", ["a"]), ("", ["a"])]),
+        "requests[1]: query must not be blank: got ''",
+    ),
+    (
+        lambda r: r.rerank("q", ["a"], timeout=0),
+        "timeout must be above 0 seconds, or None for no limit: got 0",
+    ),
     (lambda r: asyncio.run(r.arerank("q", [None])), "texts[0] must be a str: got None"),
     (lambda r: asyncio.run(r.ascore("", ["a"])), "query must not be blank: got ''"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED)
@@ -161,7 +191,7 @@ def test_a_nan_is_an_error_and_never_a_place_in_the_ranking() -> None:
     """The request fails, typed; the next one is served."""
     backend = ConstantBackend(math.nan)
     with reranker_over(backend) as reranker:
-        with pytest.raises(BackendError, match="nan|finite"):
+        with pytest.raises(BackendError, match=r"nan|finite"):
             reranker.rerank("q", ["a", "b"])
         backend.value = 1.0
         assert [place.score for place in reranker.rerank("q", ["a", "b"])] == [1.0, 1.0]
@@ -208,8 +238,13 @@ def test_equal_configurations_share_one_model_and_the_last_close_frees_it() -> N
     """Two handles, one scorer; a third configuration has its own."""
     folder = str(exported("bert"))
     config = RerankerConfig(model=folder, backend="onnx", num_threads=1)
-    one, two = Reranker.shared(config), Reranker.shared(RerankerConfig(model=folder, backend="onnx", num_threads=1))  # fmt: skip
-    other = Reranker.shared(RerankerConfig(model=folder, backend="onnx", num_threads=1, max_length=9))
+    one, two = (
+        Reranker.shared(config),
+        Reranker.shared(RerankerConfig(model=folder, backend="onnx", num_threads=1)),
+    )
+    other = Reranker.shared(
+        RerankerConfig(model=folder, backend="onnx", num_threads=1, max_length=9)
+    )
     assert one._scorer is two._scorer
     assert one._scorer is not other._scorer
     one.close()
@@ -228,7 +263,9 @@ def test_equal_configurations_share_one_model_and_the_last_close_frees_it() -> N
 
 def test_sixteen_threads_load_a_shared_model_once(monkeypatch) -> None:
     """All wait for the one load."""
-    config = RerankerConfig(model=str(exported("bert")), backend="onnx", num_threads=1, max_length=50)
+    config = RerankerConfig(
+        model=str(exported("bert")), backend="onnx", num_threads=1, max_length=50
+    )
     loads = itertools.count()
     load = Reranker.from_config.__func__
 

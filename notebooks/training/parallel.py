@@ -1,7 +1,7 @@
 """Two single-threaded workers in step with one another: `torchrun --nproc-per-node 2 train.py …`.
 
-On a busy machine that uses more of two cores than two threads of one process, which wait for each other at
-every matrix product. Started plainly, everything here is the identity.
+On a busy machine that uses more of two cores than two threads of one process, which wait for each
+other at every matrix product. Started plainly, everything here is the identity.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def world() -> int:
 
 
 def share(items: list[Any], sizes: list[int]) -> list[Any]:
-    """This worker's part of the items: largest first, dealt there and back."""
+    """The worker's part of the items: largest first, dealt there and back."""
     order = sorted(range(len(items)), key=lambda i: -sizes[i])
     turns = [*range(world()), *reversed(range(world()))]
     return [items[i] for at, i in enumerate(order) if turns[at % len(turns)] == rank()]

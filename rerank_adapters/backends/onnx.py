@@ -31,10 +31,10 @@ FILES: Mapping[str, tuple[str, ...]] = {
         "model_qint8_arm64.onnx",
     ),
 }
-"""The hub's file names for each dtype, the most wanted first; looked for in `onnx/` and beside it."""
+"""The hub's file names for each dtype, most wanted first; looked for in `onnx/` and beside it."""
 
 BATCH_SCALE_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMulIntegerToFloat")
-"""Operators that take one activation scale per batch, so a score would depend on its batch mates."""
+"""Operators with one activation scale per batch: a score would depend on its batch mates."""
 
 
 def choose_file(files: frozenset[str], *, dtype: str, file_name: str | None) -> str:
@@ -55,7 +55,9 @@ def choose_file(files: frozenset[str], *, dtype: str, file_name: str | None) -> 
                 return place
     found = ", ".join(there) or "none"
     cure = "rerank-adapters export makes one" if file_name is None else "name one of those"
-    raise ModelError(f"no ONNX file {' or '.join(wanted)} in the checkpoint (found: {found}): {cure}")
+    raise ModelError(
+        f"no ONNX file {' or '.join(wanted)} in the checkpoint (found: {found}): {cure}"
+    )
 
 
 class OnnxBackend:
@@ -127,7 +129,9 @@ class OnnxBackend:
             "token_type_ids": type_ids,
             "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
         }
-        feed = {name: arrays[name].astype(self._dtypes[name], copy=False) for name in self._inputs}
+        feed: dict[str, NDArray[np.integer]] = {
+            name: arrays[name].astype(self._dtypes[name], copy=False) for name in self._inputs
+        }
         if self.device.startswith("cuda"):
             outputs = self._run_bound(session, feed)
         else:
@@ -136,7 +140,7 @@ class OnnxBackend:
         return logits[:, None] if logits.ndim == 1 else logits
 
     def _run_bound(
-        self, session: ort.InferenceSession, feed: dict[str, NDArray[np.int64]]
+        self, session: ort.InferenceSession, feed: dict[str, NDArray[np.integer]]
     ) -> NDArray[np.float32]:
         """IO binding: inputs are copied once and the output stays on the device until read.
 
@@ -224,7 +228,7 @@ def _session(file: Path, device: str, threads: int) -> ort.InferenceSession:
     if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
         raise BackendError(
             f"device {device!r} was asked for and onnxruntime fell back to "
-            f"{session.get_providers()[0]}: install the CUDA and cuDNN that onnxruntime-gpu asks for"
+            f"{session.get_providers()[0]}: install the CUDA and cuDNN onnxruntime-gpu asks for"
         )
     return session
 
@@ -236,14 +240,16 @@ def _linked_weights(file: Path) -> dict[str, NDArray[np.uint8]]:
     external data only inside the folder of the real model file.
     """
     beside = [path for path in file.parent.iterdir() if path.is_file() and path != file]
-    data = [path for path in beside if path.name.startswith(file.name) or path.suffix == ".safetensors"]
+    data = [
+        path for path in beside if path.name.startswith(file.name) or path.suffix == ".safetensors"
+    ]
     if not file.is_symlink() and not any(path.is_symlink() for path in data):
         return {}
     return {path.name: np.memmap(path, dtype=np.uint8, mode="r") for path in data}
 
 
 def _dtype(file: Path) -> str:
-    """What the graph computes in, told by its operators and, for halves, by the hub's file names."""
+    """What the graph computes in, told by its operators; halves by the hub's file names."""
     if _mentions(file, (b"MatMulInteger", b"QLinearMatMul", b"QGemm")):
         return "int8"
     return "float16" if file.name in FILES["float16"] else "float32"

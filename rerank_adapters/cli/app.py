@@ -54,9 +54,14 @@ def search(
     """Search files: BM25 finds candidates, the reranker puts the best first."""
     with _load(model, backend, device, dtype, max_length) as reranker:
         searching.search(
-            _console(as_json), query, paths, reranker=reranker, candidates=candidates,
-            top_n=top_n or candidates, as_json=as_json,
-        )  # fmt: skip
+            _console(as_json),
+            query,
+            paths,
+            reranker=reranker,
+            candidates=candidates,
+            top_n=top_n or candidates,
+            as_json=as_json,
+        )
 
 
 @app.command()
@@ -76,9 +81,15 @@ def rerank(
     """Rank the lines (or JSON lines) on standard input; JSON lines come out, best first."""
     with _load(model, backend, device, dtype, max_length) as reranker:
         searching.rerank(
-            _console(as_json), query, sys.stdin, reranker=reranker, top_n=top_n,
-            score_threshold=score_threshold, text_field=text_field, as_json=as_json,
-        )  # fmt: skip
+            _console(as_json),
+            query,
+            sys.stdin,
+            reranker=reranker,
+            top_n=top_n,
+            score_threshold=score_threshold,
+            text_field=text_field,
+            as_json=as_json,
+        )
 
 
 @app.command()
@@ -86,7 +97,9 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="BEIR folder: corpus, queries, qrels.")],
     *,
     run: Annotated[Path | None, typer.Option(help="TREC run to rerank. None: BM25's.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Reranked TREC run.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Reranked TREC run.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv.")] = "test",
     candidates: Annotated[int, typer.Option(min=1, help="Documents reranked per query.")] = 100,
     per_query: Annotated[bool, typer.Option(help="Show every query.")] = False,
@@ -107,9 +120,13 @@ def evaluate(
     ):
         task = progress.add_task("reranking", total=len(collection.queries))
         report = evaluation.evaluate(
-            collection, _retriever(collection, run, candidates), reranker,
-            candidates=candidates, write=write, progress=lambda: progress.advance(task),
-        )  # fmt: skip
+            collection,
+            _retriever(collection, run, candidates),
+            reranker,
+            candidates=candidates,
+            write=write,
+            progress=lambda: progress.advance(task),
+        )
     _report(console, report, per_query=per_query, as_json=as_json)
 
 
@@ -123,11 +140,9 @@ def _retriever(
     return lambda _, text: retrieve(text)
 
 
-def _report(
-    console: Console, report: evaluation.Report, *, per_query: bool, as_json: bool
-) -> None:
+def _report(console: Console, report: evaluation.Report, *, per_query: bool, as_json: bool) -> None:
     p50, p95 = report.latency()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "measure": str(measure),
             "before": report.mean("before", measure),
@@ -140,7 +155,10 @@ def _report(
         answer: dict[str, Any] = {"queries": len(report.after), "measures": rows}
         answer |= {"p50_ms": p50, "p95_ms": p95}
         if per_query:
-            answer["per_query"] = {name: {"before": report.before[name], "after": row} for name, row in report.after.items()}  # fmt: skip
+            answer["per_query"] = {
+                name: {"before": report.before[name], "after": row}
+                for name, row in report.after.items()
+            }
         console.print_json(json.dumps(answer))
         return
     if per_query:
@@ -154,11 +172,19 @@ def _report(
         console,
         ["", "before", "after", "change", "p"],
         [
-            [row["measure"], f"{row['before']:.4f}", f"{row['after']:.4f}", f"{row['after'] - row['before']:+.4f}", f"{row['p_value']:.4f}"]
+            [
+                row["measure"],
+                f"{row['before']:.4f}",
+                f"{row['after']:.4f}",
+                f"{row['after'] - row['before']:+.4f}",
+                f"{row['p_value']:.4f}",
+            ]
             for row in rows
         ],
-    )  # fmt: skip
-    console.print(f"{len(report.after)} queries; reranking took {p50:.0f} ms (p50), {p95:.0f} ms (p95) each")  # fmt: skip
+    )
+    console.print(
+        f"{len(report.after)} queries; reranking took {p50:.0f} ms (p50), {p95:.0f} ms (p95) each"
+    )
 
 
 @app.command()
@@ -166,8 +192,12 @@ def tune(
     data: Annotated[Path | None, typer.Argument(help="BEIR folder. None: speed alone.")] = None,
     *,
     budget_ms: Annotated[float | None, typer.Option(help="Name the best within this p95.")] = None,
-    candidates: Annotated[list[int], typer.Option(min=1, help="Numbers of candidates to try.")] = [20, 50, 100],  # noqa: B006  # typer reads the default, nobody changes it
-    max_length: Annotated[list[int], typer.Option(min=1, help="Token limits to try.")] = [256, 512],  # noqa: B006  # likewise
+    candidates: Annotated[
+        list[int] | None, typer.Option(min=1, help="Numbers of candidates to try: 20, 50, 100.")
+    ] = None,
+    max_length: Annotated[
+        list[int] | None, typer.Option(min=1, help="Token limits to try: 256, 512.")
+    ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries per setting.")] = 20,
     model: Model = "default",
     as_json: AsJson = False,
@@ -179,7 +209,11 @@ def tune(
     refused: list[tuning.Refused] = []
     with Console(stderr=True).status("measuring"):
         for found in tuning.tune(
-            model, collection, candidates=candidates, max_lengths=max_length, num_queries=queries
+            model,
+            collection,
+            candidates=candidates or [20, 50, 100],
+            max_lengths=max_length or [256, 512],
+            num_queries=queries,
         ):
             if isinstance(found, tuning.Setting):
                 results.append(found)
@@ -187,7 +221,10 @@ def tune(
                 refused.append(found)
     chosen = tuning.best(results, budget_ms) if budget_ms is not None else None
     if as_json:
-        answer = {"settings": [asdict(one) for one in results], "refused": [asdict(one) for one in refused]}
+        answer = {
+            "settings": [asdict(one) for one in results],
+            "refused": [asdict(one) for one in refused],
+        }
         answer |= {"best": asdict(chosen) if chosen else None}  # type: ignore[dict-item]  # one object beside lists
         console.print_json(json.dumps(answer))
         return
@@ -195,10 +232,18 @@ def tune(
         console,
         ["backend", "dtype", "candidates", "max_length", "p50 ms", "p95 ms", "nDCG@10"],
         [
-            [one.backend, one.dtype, str(one.candidates), str(one.max_length), f"{one.p50_ms:.0f}", f"{one.p95_ms:.0f}", "–" if one.ndcg10 is None else f"{one.ndcg10:.4f}"]
+            [
+                one.backend,
+                one.dtype,
+                str(one.candidates),
+                str(one.max_length),
+                f"{one.p50_ms:.0f}",
+                f"{one.p95_ms:.0f}",
+                "–" if one.ndcg10 is None else f"{one.ndcg10:.4f}",
+            ]
             for one in results
         ],
-    )  # fmt: skip
+    )
     for one in refused:
         console.print(f"{one.backend} {one.dtype} does not run here: {one.why}", style="dim")
     if budget_ms is not None:
@@ -229,9 +274,13 @@ def export(
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "export") from error
     place = export_onnx(
-        model, folder, dtype, revision=revision, local_files_only=local_files_only,
+        model,
+        folder,
+        dtype,
+        revision=revision,
+        local_files_only=local_files_only,
         trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    )
     file = place / FILE_NAMES[dtype]
     facts = {"file": str(file), "megabytes": round(file.stat().st_size / 1e6, 1), "dtype": dtype}
     console = _console(as_json)
@@ -265,7 +314,7 @@ def info(
 
 @app.command()
 def demo() -> None:
-    """Rerank real text with the bundled model, sockets blocked, through LangChain and LlamaIndex."""
+    """Rerank the example collection offline, through LangChain and LlamaIndex."""
     from . import demo as room  # lazy: it brings both frameworks
 
     room.run(Console())

@@ -44,9 +44,13 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
             try:
                 value = json.loads(line)
             except ValueError as error:
-                raise InputError(f"{file}:{number} must be a JSON object: got {line.strip()[:60]!r}") from error  # fmt: skip
-            if not isinstance(value, dict) or "_id" not in value and "id" not in value:
-                raise InputError(f"{file}:{number} must be a JSON object with _id: got {line.strip()[:60]!r}")  # fmt: skip
+                raise InputError(
+                    f"{file}:{number} must be a JSON object: got {line.strip()[:60]!r}"
+                ) from error
+            if not isinstance(value, dict) or ("_id" not in value and "id" not in value):
+                raise InputError(
+                    f"{file}:{number} must be a JSON object with _id: got {line.strip()[:60]!r}"
+                )
             yield value
 
 

@@ -50,7 +50,12 @@ def run(console: Console) -> None:
         collection = list(passages(example_folder()))
         index = Bm25([passage.full_text for passage in collection])
         _show(console, "LangChain chain", QUESTIONS[0], *_langchain(reranker, collection, index))
-        _show(console, "LlamaIndex query engine", QUESTIONS[1], *_llama_index(reranker, collection, index))  # fmt: skip
+        _show(
+            console,
+            "LlamaIndex query engine",
+            QUESTIONS[1],
+            *_llama_index(reranker, collection, index),
+        )
         reranker.close()
 
 
@@ -79,18 +84,28 @@ def _langchain(
 
     class Retriever(LangChainRetriever):
         def _get_relevant_documents(
-            self, query: str, *, run_manager: CallbackManagerForRetrieverRun
+            self,
+            query: str,
+            *,
+            run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002  # LangChain passes it
         ) -> list[Document]:
             return [
-                Document(collection[place].text, id=collection[place].id, metadata={"title": collection[place].title})
+                Document(
+                    collection[place].text,
+                    id=collection[place].id,
+                    metadata={"title": collection[place].title},
+                )
                 for place, _ in index.search(query, CANDIDATES)
-            ]  # fmt: skip
+            ]
 
     retriever = RerankingRetriever(base_retriever=Retriever(), reranker=reranker, top_n=TOP_N)
     model = FakeListChatModel(responses=["(a mock model answers here, reading the passages above)"])
     prompt = ChatPromptTemplate.from_template("Answer {question} from:\n{context}")
     chain = (
-        {"context": retriever, "question": RunnablePassthrough()} | prompt | model | StrOutputParser()
+        {"context": retriever, "question": RunnablePassthrough()}
+        | prompt
+        | model
+        | StrOutputParser()
     )
     start = time.perf_counter()
     answer = chain.invoke(question)
@@ -113,13 +128,14 @@ def _llama_index(
             return [
                 NodeWithScore(
                     node=TextNode(
-                        text=collection[place].text, id_=collection[place].id,
+                        text=collection[place].text,
+                        id_=collection[place].id,
                         metadata={"title": collection[place].title},
                     ),
                     score=score,
                 )
                 for place, score in index.search(query_bundle.query_str, CANDIDATES)
-            ]  # fmt: skip
+            ]
 
     engine = RetrieverQueryEngine.from_args(
         Retriever(),
@@ -153,7 +169,6 @@ def _show(
         table.add_row(str(rank), old[0], f"{old[1]:.2f}", new[0], f"[bold]{new[1]:.3f}[/bold]")
     console.print(table)
     console.print(
-        f"{CANDIDATES} candidates retrieved, reranked and answered in {seconds * 1e3:.0f} ms. {answer}\n"
+        f"{CANDIDATES} candidates retrieved, reranked and answered in {seconds * 1e3:.0f} ms. "
+        f"{answer}\n"
     )
-
-

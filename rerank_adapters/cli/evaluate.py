@@ -57,7 +57,9 @@ class Documents:
         """Title and text of each of *ids*. InputError names an id the corpus lacks."""
         missing = [name for name in ids if name not in self._offsets]
         if missing:
-            raise InputError(f"run names a document that is not in {self._file}: got {missing[0]!r}")
+            raise InputError(
+                f"run names a document that is not in {self._file}: got {missing[0]!r}"
+            )
         with self._file.open("rb") as lines:
             return [self._at(lines, self._offsets[name]) for name in ids]
 
@@ -70,12 +72,14 @@ class Documents:
             row = json.loads(line)
             name = str(row["_id"] if "_id" in row else row["id"])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self._file} must hold JSON objects with _id: got {line[:60]!r}") from error  # fmt: skip
+            raise InputError(
+                f"{self._file} must hold JSON objects with _id: got {line[:60]!r}"
+            ) from error
         return name, f"{row.get('title', '')} {row.get('text', '')}".strip()
 
 
 def read_collection(folder: Path, *, split: str = "test") -> Collection:
-    """A BEIR folder: corpus.jsonl, queries.jsonl, and qrels.tsv or qrels/*split*.tsv (or TREC qrels).
+    """A BEIR folder: corpus.jsonl, queries.jsonl, qrels.tsv or qrels/*split*.tsv (or TREC's).
 
     Only queries with a judgement are kept. InputError names a file that is missing or malformed.
     """
@@ -85,7 +89,9 @@ def read_collection(folder: Path, *, split: str = "test") -> Collection:
         if not (folder / needed).is_file():
             raise InputError(f"DATA must hold {needed}: {str(folder)!r} has none")
     if not found:
-        raise InputError(f"DATA must hold judgements ({', '.join(names)}): {str(folder)!r} has none")
+        raise InputError(
+            f"DATA must hold judgements ({', '.join(names)}): {str(folder)!r} has none"
+        )
     qrels = read_qrels(found[0])
     texts = {name: text for name, text in queries(folder).items() if name in qrels}
     if not texts:
@@ -115,7 +121,9 @@ def read_run(file: Path, count: int) -> Run:
         for number, line in enumerate(lines, 1):
             parts = line.split()
             if len(parts) != 6:
-                raise InputError(f"{file}:{number} must have a TREC run's 6 columns: got {line[:60]!r}")
+                raise InputError(
+                    f"{file}:{number} must have a TREC run's 6 columns: got {line[:60]!r}"
+                )
             run.setdefault(parts[0], []).append((parts[2], float(parts[4])))
     return {query: sorted(rows, key=lambda row: -row[1])[:count] for query, rows in run.items()}
 
@@ -144,7 +152,9 @@ class Report:
     def p_value(self, measure: Measure) -> float:
         """Two-sided paired randomisation test (Smucker, Allan & Carterette, 2007), 10,000 draws."""
         name = str(measure)
-        deltas = np.array([self.after[query][name] - self.before[query][name] for query in self.after])
+        deltas = np.array(
+            [self.after[query][name] - self.before[query][name] for query in self.after]
+        )
         signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(10_000, len(deltas)))
         extreme = np.abs((signs * deltas).mean(1)) >= abs(deltas.mean()) - 1e-12
         return float((extreme.sum() + 1) / (len(extreme) + 1))

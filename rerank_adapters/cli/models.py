@@ -9,11 +9,18 @@ from typing import Any
 from .. import hub
 
 FAMILIES = (
-    "BERT (MiniLM, TinyBERT)", "RoBERTa", "XLM-RoBERTa (bge-reranker)", "ELECTRA", "DistilBERT",
-    "ModernBERT", "DeBERTa-v2/v3 (mxbai-rerank v1)", "MPNet", "two-label classifiers",
+    "BERT (MiniLM, TinyBERT)",
+    "RoBERTa",
+    "XLM-RoBERTa (bge-reranker)",
+    "ELECTRA",
+    "DistilBERT",
+    "ModernBERT",
+    "DeBERTa-v2/v3 (mxbai-rerank v1)",
+    "MPNet",
+    "two-label classifiers",
     "causal yes/no rerankers with a chat template (Qwen3-Reranker)",
     "Transformer + Pooling + Dense (ettin-reranker)",
-)  # fmt: skip
+)
 """Each has a tiny checkpoint of its architecture in the tests, on both backends."""
 
 RUNTIMES = ("onnxruntime", "torch", "transformers", "sentence-transformers", "tokenizers")
@@ -23,7 +30,11 @@ def known_models() -> dict[str, Any]:
     """Runtimes installed, architectures tested, and rerankers in the hub's cache."""
     return {
         "runtimes": [f"{name} {_version(name)}" for name in RUNTIMES],
-        "extras": [name for name in ("langchain_core", "llama_index", "torch", "onnx") if importlib.util.find_spec(name)],  # fmt: skip
+        "extras": [
+            name
+            for name in ("langchain_core", "llama_index", "torch", "onnx")
+            if importlib.util.find_spec(name)
+        ],
         "families tested": list(FAMILIES),
         "models here": ["default (bundled)", *hub.cached_models()],
     }

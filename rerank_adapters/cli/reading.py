@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bs4 import BeautifulSoup
 from langchain_text_splitters import Language, RecursiveCharacterTextSplitter
@@ -17,12 +18,24 @@ CHARACTERS = 900
 """About 200 tokens: a passage is read whole by a 512-token model, with room for the query."""
 
 CODE = {
-    ".py": Language.PYTHON, ".js": Language.JS, ".ts": Language.TS, ".go": Language.GO,
-    ".rs": Language.RUST, ".java": Language.JAVA, ".c": Language.C, ".h": Language.C,
-    ".cpp": Language.CPP, ".cs": Language.CSHARP, ".rb": Language.RUBY, ".php": Language.PHP,
-    ".kt": Language.KOTLIN, ".scala": Language.SCALA, ".swift": Language.SWIFT,
-    ".md": Language.MARKDOWN, ".rst": Language.RST,
-}  # fmt: skip
+    ".py": Language.PYTHON,
+    ".js": Language.JS,
+    ".ts": Language.TS,
+    ".go": Language.GO,
+    ".rs": Language.RUST,
+    ".java": Language.JAVA,
+    ".c": Language.C,
+    ".h": Language.C,
+    ".cpp": Language.CPP,
+    ".cs": Language.CSHARP,
+    ".rb": Language.RUBY,
+    ".php": Language.PHP,
+    ".kt": Language.KOTLIN,
+    ".scala": Language.SCALA,
+    ".swift": Language.SWIFT,
+    ".md": Language.MARKDOWN,
+    ".rst": Language.RST,
+}
 PLAIN = {".txt", ".text", ".log", ".csv", ".json", ".toml", ".yaml", ".yml", ".cfg", ".ini", ".sh"}
 SUFFIXES = {*CODE, *PLAIN, ".html", ".htm", ".pdf"}
 
@@ -38,12 +51,14 @@ class Excerpt:
 def excerpts(paths: Iterable[Path]) -> list[Excerpt]:
     """The passages of every readable file under *paths*, in order of name.
 
-    A file named outright must be readable; in folders, hidden files and other kinds are passed over.
+    A file named outright must be readable; in folders, hidden and unknown files are passed over.
     Raises InputError naming the path.
     """
     found = [excerpt for path in paths for file in _files(path) for excerpt in _split(file)]
     if not found:
-        raise InputError("PATH must hold text: found none; known kinds: " + " ".join(sorted(SUFFIXES)))
+        raise InputError(
+            "PATH must hold text: found none; known kinds: " + " ".join(sorted(SUFFIXES))
+        )
     return found
 
 
@@ -69,9 +84,9 @@ def _split(file: Path) -> Iterator[Excerpt]:
     text = _text(file)
     if suffix in (".html", ".htm"):
         text = BeautifulSoup(text, "html.parser").get_text("\n", strip=True)
-    for piece in _splitter(suffix).create_documents([text]):
-        line = text.count("\n", 0, piece.metadata["start_index"]) + 1
-        yield Excerpt(f"{file}:{line}", piece.page_content)
+    for document in _splitter(suffix).create_documents([text]):
+        line = text.count("\n", 0, document.metadata["start_index"]) + 1
+        yield Excerpt(f"{file}:{line}", document.page_content)
 
 
 def _text(file: Path) -> str:
@@ -90,7 +105,11 @@ def _pages(file: Path) -> list[str]:
 
 
 def _splitter(suffix: str) -> RecursiveCharacterTextSplitter:
-    options = {"chunk_size": CHARACTERS, "chunk_overlap": 0, "add_start_index": True}
+    options: dict[str, Any] = {
+        "chunk_size": CHARACTERS,
+        "chunk_overlap": 0,
+        "add_start_index": True,
+    }
     if suffix in CODE:
         return RecursiveCharacterTextSplitter.from_language(CODE[suffix], **options)
     return RecursiveCharacterTextSplitter(**options)

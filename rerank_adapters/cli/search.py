@@ -60,7 +60,8 @@ def search(
         return
     _show(console, hits)
     console.print(
-        f"{len(found)} passages, {len(retrieved)} candidates by BM25, reranked in {milliseconds:.0f} ms"
+        f"{len(found)} passages, {len(retrieved)} candidates by BM25, "
+        f"reranked in {milliseconds:.0f} ms"
     )
 
 
@@ -72,8 +73,16 @@ def _hits(
         index, bm25_score = retrieved[place.index]
         excerpt = found[index]
         hits.append(
-            Hit(rank, place.score, place.index + 1, bm25_score, excerpt.place, excerpt.text, place.truncated)
-        )  # fmt: skip
+            Hit(
+                rank,
+                place.score,
+                place.index + 1,
+                bm25_score,
+                excerpt.place,
+                excerpt.text,
+                place.truncated,
+            )
+        )
     return hits
 
 
@@ -83,11 +92,19 @@ def _show(console: Console, hits: Sequence[Hit]) -> None:
         return
     table = Table(box=None)
     for name in ("rank", "was", "score", "where", "passage"):
-        table.add_column(name, no_wrap=name != "passage", overflow="ellipsis" if name == "where" else "fold")
+        table.add_column(
+            name, no_wrap=name != "passage", overflow="ellipsis" if name == "where" else "fold"
+        )
     for hit in hits:
         line = " ".join(hit.text.split())
         short = line if len(line) <= 160 else line[:159] + "…"
-        table.add_row(str(hit.rank), moved(hit.bm25_rank, hit.rank), f"{hit.score:.3f}", hit.place, Text(short))
+        table.add_row(
+            str(hit.rank),
+            moved(hit.bm25_rank, hit.rank),
+            f"{hit.score:.3f}",
+            hit.place,
+            Text(short),
+        )
     console.print(table)
     best = hits[0]
     console.print(Panel(Text(best.text), title=f"best passage: {best.place}", title_align="left"))
@@ -112,15 +129,23 @@ def rerank(
     text_field: str,
     as_json: bool,
 ) -> None:
-    """Ranks lines, or JSON objects by their *text_field*; every field comes back, with the score."""
-    rows = [_row(line.rstrip("\n"), number, text_field) for number, line in enumerate(lines, 1) if line.strip()]
+    """Ranks lines, or JSON objects by their *text_field*; all fields come back, with the score."""
+    rows = [
+        _row(line.rstrip("\n"), number, text_field)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     texts = [str(row[text_field]) for row in rows]
     ranking = reranker.rerank(query, texts, top_n=top_n, score_threshold=score_threshold)
     if not as_json and sys.stdout.isatty():
         console.print(ranking.show(texts, width=console.width), markup=False, highlight=False)
         return
     for place in ranking:
-        record = rows[place.index] | {"index": place.index, "relevance_score": place.score, "truncated": place.truncated}  # fmt: skip
+        record = rows[place.index] | {
+            "index": place.index,
+            "relevance_score": place.score,
+            "truncated": place.truncated,
+        }
         print(json.dumps(record, ensure_ascii=False))  # noqa: T201  # the answer itself
 
 
@@ -130,7 +155,9 @@ def _row(line: str, number: int, text_field: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise InputError(f"line {number} must be text or a JSON object: got {line[:60]!r}") from error
+        raise InputError(
+            f"line {number} must be text or a JSON object: got {line[:60]!r}"
+        ) from error
     if not isinstance(value, dict) or not isinstance(value.get(text_field), str):
         raise InputError(
             f"line {number} must have a text under {text_field!r} (--text-field): got {line[:60]!r}"

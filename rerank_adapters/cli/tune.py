@@ -15,8 +15,11 @@ from .corpus import example_folder
 from .evaluate import Collection, bm25_run, evaluate, read_collection
 
 TRIED: tuple[tuple[BackendName, DType], ...] = (
-    ("onnx", "float32"), ("onnx", "int8"), ("torch", "float32"), ("torch", "bfloat16"),
-)  # fmt: skip
+    ("onnx", "float32"),
+    ("onnx", "int8"),
+    ("torch", "float32"),
+    ("torch", "bfloat16"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,9 @@ def tune(
     found = {query: retrieve(text) for query, text in data.queries.items()}
     for (backend, dtype), length in itertools.product(TRIED, max_lengths):
         try:
-            reranker = Reranker.from_pretrained(model, backend=backend, dtype=dtype, max_length=length)
+            reranker = Reranker.from_pretrained(
+                model, backend=backend, dtype=dtype, max_length=length
+            )
         except (BackendError, ConfigError, MissingDependencyError, ModelError) as error:
             yield Refused(backend, dtype, str(error))
             continue
@@ -98,10 +103,15 @@ def _measured(
 
 def best(settings: Sequence[Setting], budget_ms: float) -> Setting | None:
     """The best quality whose 95th percentile fits the budget; without quality, the most candidates
-    and longest texts; ties go to the faster. None where nothing fits."""
+    and longest texts; ties go to the faster. None where nothing fits.
+    """
     fitting = [setting for setting in settings if setting.p95_ms <= budget_ms]
     return max(
         fitting,
-        key=lambda one: (one.ndcg10 or 0.0, *((one.candidates, one.max_length) if one.ndcg10 is None else ()), -one.p50_ms),
+        key=lambda one: (
+            one.ndcg10 or 0.0,
+            *((one.candidates, one.max_length) if one.ndcg10 is None else ()),
+            -one.p50_ms,
+        ),
         default=None,
-    )  # fmt: skip
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,10 @@ from ..hub import CONFIG_FILES, Source, open_model
 from . import files, gate, graph, network, template
 from .first_token import keep_first_token
 from .half import halve
-from .quantize import quantize
+from .pooling import sum_in_order
+from .int8 import quantize
 from .residual import keep_norms_apart
+from .smoothing import smooth
 
 Dtype = Literal["float32", "float16", "int8"]
 FILE_NAMES: dict[str, str] = {
@@ -67,7 +70,8 @@ def export_onnx(
             encoder.tokenizer.save_pretrained(place)
         probes = gate.probe(encoder)
         file = place / FILE_NAMES[dtype]
-        files.write_graph(_rewrite(graph.trace(network.build(encoder)), dtype), file)
+        traced = graph.trace(network.build(encoder))
+        files.write_graph(_rewrite(traced, dtype, probes), file)
         gate.check(file, probes, dtype)
     return Path(folder)
 
@@ -79,11 +83,15 @@ def _wanted(source: Source, *, trust_remote_code: bool) -> list[str]:
     return [*CONFIG_FILES, "*.safetensors" if safe else "*.bin", *code]
 
 
-def _rewrite(model: onnx.ModelProto, dtype: Dtype) -> onnx.ModelProto:
+def _rewrite(
+    model: onnx.ModelProto, dtype: Dtype, probes: Sequence[gate.Probe]
+) -> onnx.ModelProto:
     """The traced graph made faster without changing a score, and then smaller where *dtype* says so."""
     keep_first_token(model)
     keep_norms_apart(model)
+    sum_in_order(model)
     if dtype == "int8":
+        smooth(model, [probe.feed for probe in probes])
         quantize(model)
     elif dtype == "float16":
         model = halve(model)

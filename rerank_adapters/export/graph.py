@@ -37,7 +37,18 @@ def trace(network: Network) -> onnx.ModelProto:
     assert program is not None
     model = program.model_proto
     _name_dimensions(model)
+    _forget_source(model)
     return model
+
+
+def _forget_source(model: onnx.ModelProto) -> None:
+    """Drops what the exporter notes of the code each node came from: paths, and most of the graph."""
+    for item in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    for item in (*model.graph.initializer, *model.graph.output):
+        item.ClearField("doc_string")
+    model.ClearField("functions")
 
 
 def _name_dimensions(model: onnx.ModelProto) -> None:

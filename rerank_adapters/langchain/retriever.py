@@ -124,16 +124,13 @@ class RerankingRetriever(RankingFields, BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        results = self._retrieve([query], [{"callbacks": run_manager.get_child()}], overrides)
-        return pool.deliver(results, return_exceptions=False)[0]  # type: ignore[no-any-return]  # documents
+        # What BaseRetriever asks of its subclasses; invoke above does not come this way.
+        return self.invoke(query, {"callbacks": run_manager.get_child()}, **overrides)
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        results = await self._aretrieve(
-            [query], [{"callbacks": run_manager.get_child()}], overrides
-        )
-        return pool.deliver(results, return_exceptions=False)[0]  # type: ignore[no-any-return]  # documents
+        return await self.ainvoke(query, {"callbacks": run_manager.get_child()}, **overrides)
 
     def _retrieve(
         self, queries: list[str], configs: list[RunnableConfig], overrides: Mapping[str, Any]
@@ -143,11 +140,12 @@ class RerankingRetriever(RankingFields, BaseRetriever):
             queries, configs, return_exceptions=True, **self._base_arguments()
         )
         inputs, places = self._inputs(queries, found)
+        configs, arguments = self._directions(configs, overrides)
         ranked = self._compressor.batch(
             inputs,
             [configs[place] for place in places],
             return_exceptions=True,
-            **self._arguments(overrides),
+            **arguments,
         )
         return _merged(found, places, ranked)
 
@@ -159,11 +157,12 @@ class RerankingRetriever(RankingFields, BaseRetriever):
             queries, configs, return_exceptions=True, **self._base_arguments()
         )
         inputs, places = self._inputs(queries, found)
+        configs, arguments = self._directions(configs, overrides)
         ranked = await self._compressor.abatch(
             inputs,
             [configs[place] for place in places],
             return_exceptions=True,
-            **self._arguments(overrides),
+            **arguments,
         )
         return _merged(found, places, ranked)
 
@@ -173,9 +172,20 @@ class RerankingRetriever(RankingFields, BaseRetriever):
             return {}
         return {"k": self.rerank_count}
 
-    def _arguments(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        own = self.compressor is not None and self.top_n != "compressor"
-        return ({"top_n": self.top_n} if own else {}) | dict(overrides)
+    def _directions(
+        self, configs: list[RunnableConfig], overrides: Mapping[str, Any]
+    ) -> tuple[list[RunnableConfig], dict[str, Any]]:
+        """Configs and arguments for the compressor; our own top_n yields to that of the call."""
+        if self.compressor is None or self.top_n == "compressor":
+            return configs, dict(overrides)
+        own = {"top_n": self.top_n}
+        asked = [config.get("configurable") or {} for config in configs]
+        if not any("top_n" in configurable for configurable in asked):
+            return configs, own | dict(overrides)
+        return [
+            patch_config(config, configurable=own | configurable)
+            for config, configurable in zip(configs, asked, strict=True)
+        ], dict(overrides)
 
     def _inputs(
         self, queries: Sequence[str], found: Sequence[Any]

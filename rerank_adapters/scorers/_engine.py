@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import ctypes
 import math
 import os
 import threading
@@ -34,7 +35,7 @@ CLOSED = "the reranker is closed: load it again"
 FORKED_REQUEST = "this request was made before the process forked: make it again in the child"
 FORKED_ENGINE = (
     "this process was forked after the model was loaded, and the model's runtime does not survive "
-    "a fork: load the model in the child process, or start children with multiprocessing's 'spawn'"
+    "a fork: load the model in the child process alone, or start children by 'spawn' instead"
 )
 
 
@@ -370,7 +371,10 @@ class Engine:
         outcome = attempt(worker.forward, tokens)
         seconds = perf_counter() - started
         if isinstance(outcome, Exception):
-            return self._again(worker, batch, padded, outcome)
+            try:
+                return self._again(worker, batch, padded, outcome)
+            finally:
+                del outcome  # its traceback knows this frame: a cycle would keep its memory
         if outcome.shape != (len(batch),):
             self._refuse(batch, outcome.shape)
             return []
@@ -473,6 +477,10 @@ class Engine:
         """In a forked child: forget the parent's threads, locks and requests; start over."""
         inherited = list(self._live)
         self._start_over()
+        # A runtime's pool threads did not come along, and freeing its session would wait for them
+        # for ever (onnxruntime does, at the latest when the interpreter ends): it is never freed.
+        self._on_close = None
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object([worker.forward for worker in self._workers]))
         if not self._fork_safe and not self._why_closed:
             self._why_closed = FORKED_ENGINE
         for future in inherited:
@@ -520,7 +528,8 @@ def _pair_error(batch: Batch, error: Exception, no_memory: bool) -> Exception:
     tokens = int(request.encoded.lengths[rows[0]])
     what = f"ran out of memory, even alone, with {tokens} tokens" if no_memory else "failed"
     wrapped = BackendError(f"the forward pass of pair {rows[0]} {what}: {error!r}")
-    wrapped.__cause__ = error
+    # The frames of an error of memory hold that memory, which others need while the caller reads.
+    wrapped.__cause__ = error.with_traceback(None) if no_memory else error
     return wrapped
 
 

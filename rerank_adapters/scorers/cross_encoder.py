@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Forward = Callable[[TokenBatch], Scores]
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
-"""Padded tokens per forward, by kind of device: on CPU what stays in cache, on GPU what fills it."""
+"""Padded tokens per forward, by kind of device: on CPU what fits a cache, on GPU what fills it."""
 
 
 class CrossEncoder:
@@ -100,7 +100,7 @@ class CrossEncoder:
             if logits.shape != (len(batch), self.family.labels):
                 raise BackendError(
                     f"the model returned logits of shape {logits.shape} for {len(batch)} pairs and "
-                    f"{self.family.labels} label(s): the checkpoint's weights and config.json disagree"
+                    f"{self.family.labels} label(s): its weights and config.json disagree"
                 )
             return self.family.scores(logits)
 
@@ -119,7 +119,9 @@ def _load(cls: type[CrossEncoder], config: RerankerConfig) -> CrossEncoder:
         "why": why,
     }
     if tokenizer.whole_pairs:
-        facts["tokenizer"] = f"pairs are encoded whole, which is slower: {tokenizer.whole_pairs_reason}"
+        facts["tokenizer"] = (
+            f"pairs are encoded whole, which is slower: {tokenizer.whole_pairs_reason}"
+        )
         logger.info("%s: %s", config.model, facts["tokenizer"])
     return cls(tokenizer, family, backends, max_batch_tokens=config.max_batch_tokens, facts=facts)
 
@@ -164,14 +166,14 @@ def _load_onnx(config: RerankerConfig, source: hub.Source) -> Parts:
 
 
 def _load_torch(config: RerankerConfig, source: hub.Source) -> Parts:
-    TorchBackend = _torch().TorchBackend
+    torch = _torch()
     if config.model == DEFAULT_MODEL:
         folder = bundled.unpack(config.cache_folder)
     else:
         folder = source.fetch(_torch_files(source.files, code=config.trust_remote_code))
     family, tokenizer = _meaning(config, folder)
     backends: list[Backend] = [
-        TorchBackend.from_folder(
+        torch.TorchBackend.from_folder(
             folder,
             device=device,
             dtype=config.dtype,

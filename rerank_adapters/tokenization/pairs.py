@@ -23,6 +23,9 @@ from .parts import (
 )
 from .reader import Column, Reader, clean
 
+SPARE_TOKENS = 64
+"""Kept beyond what can be wanted of a text that is shortened as text, where its end may change."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
@@ -107,7 +110,7 @@ class WholeEncoder:
         if self.options.truncation == "only_second":
             room = self.options.limit - self.truncating.num_special_tokens_to_add(is_pair=True)
             only_second(self.reader.counts(queries), self.reader.counts(documents), room)
-        encodings = self._encodings(queries, documents)
+        encodings = self._encodings(*self._bounded(queries, documents))
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         types = [np.array(encoding.type_ids, dtype=np.int32) for encoding in encodings]
         nothing = np.zeros(0, dtype=np.int32)
@@ -118,6 +121,25 @@ class WholeEncoder:
         )
         cut = np.array([bool(encoding.overflowing) for encoding in encodings], dtype=np.bool_)
         return EncodedPairs(batch, truncated=dropped | cut)
+
+    def _bounded(self, queries: list[str], documents: list[str]) -> tuple[list[str], list[str]]:
+        """The texts without what the cut drops anyway, but which is longer stays so.
+
+        `tokenizers` builds each window it drops, paired with each of the other text: two long texts
+        would take all memory.
+        """
+        most, side = 2 * self.options.limit + SPARE_TOKENS, self.options.side
+        if all(len(text) <= most for text in (*queries, *documents)):
+            return queries, documents
+        counts = zip(self.reader.counts(queries), self.reader.counts(documents), strict=True)
+        heads = [
+            (
+                self.reader.head(query, most + SPARE_TOKENS * int(left > right), side),
+                self.reader.head(document, most + SPARE_TOKENS * int(left <= right), side),
+            )
+            for query, document, (left, right) in zip(queries, documents, counts, strict=True)
+        ]
+        return [query for query, _ in heads], [document for _, document in heads]
 
     def _encodings(self, queries: list[str], documents: list[str]) -> list[Encoding]:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from .parts import NO_LIMIT, Counts, Ids
+from .parts import NO_LIMIT, Counts, Ids, Side
 
 CHARACTERS_PER_TOKEN = 6
 """Prose has 3 to 5, so that the first window mostly holds all the tokens wanted."""
@@ -72,9 +72,18 @@ class Reader:
         """*texts* up to their first *tokens* tokens (None: whole), and which of them lost some."""
         if tokens is None:
             return texts, np.zeros(len(texts), dtype=np.bool_)
-        heads = {text: self._head(text, tokens) for text in dict.fromkeys(texts)}
+        heads = {text: self.head(text, tokens) for text in dict.fromkeys(texts)}
         dropped = np.array([len(heads[text]) < len(text) for text in texts], dtype=np.bool_)
         return [heads[text] for text in texts], dropped
+
+    def head(self, text: str, tokens: int, side: Side = "right") -> str:
+        """*text* up to its first *tokens* tokens, or with *side* "left" from its last ones on."""
+        (encoding,) = self.full([text])
+        if len(encoding) <= tokens:
+            return text
+        if side == "left":
+            return text[encoding.offsets[-tokens][0] :]
+        return text[: encoding.offsets[tokens][0]]
 
     def fast(self, texts: list[str]) -> list[Encoding]:
         """Encodings with ids alone."""
@@ -118,10 +127,6 @@ class Reader:
                     ids[row] = encoding.ids
             window *= 2
         return ids, cut
-
-    def _head(self, text: str, tokens: int) -> str:
-        (encoding,) = self.full([text])
-        return text if len(encoding) <= tokens else text[: encoding.offsets[tokens][0]]
 
 
 def clean(texts: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The ONNX backend: which file, which device, which threads; and scores that company cannot change."""
+"""The ONNX backend: which file, device and threads; and scores that company cannot change."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ from tests.test_hub import lay_out_cache
 
 FILES = frozenset(
     {
-        "config.json", "onnx/model.onnx", "onnx/model_fp16.onnx", "onnx/model_quantized.onnx",
-        "onnx/model_qint8_avx512_vnni.onnx", "onnx/model_O3.onnx",
+        "config.json",
+        "onnx/model.onnx",
+        "onnx/model_fp16.onnx",
+        "onnx/model_quantized.onnx",
+        "onnx/model_qint8_avx512_vnni.onnx",
+        "onnx/model_O3.onnx",
     }
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,10 @@ def test_the_hubs_file_names_are_known(files, dtype, file_name, expected) -> Non
 
 def test_a_missing_file_lists_what_there_is() -> None:
     """The error names the files wanted, those found and the cure."""
-    with pytest.raises(ModelError, match=r"no ONNX file model_fp16.onnx .*found: model.onnx\): rerank-adapters export"):  # fmt: skip
+    with pytest.raises(
+        ModelError,
+        match=r"no ONNX file model_fp16.onnx .*found: model.onnx\): rerank-adapters export",
+    ):
         choose_file(frozenset({"model.onnx"}), dtype="float16", file_name=None)
     with pytest.raises(ModelError, match=r"no ONNX file a.onnx .*found: none\)"):
         choose_file(frozenset(), dtype="auto", file_name="a.onnx")
@@ -70,7 +77,9 @@ def _batch(folder: Path):
 def test_a_device_that_is_not_there_is_an_error_with_the_cure() -> None:
     """Law 5: never a silent CPU."""
     file = exported("bert") / "model.onnx"
-    with pytest.raises(BackendError, match="'cuda:1' was asked for .* pip install onnxruntime-gpu"):
+    with pytest.raises(
+        BackendError, match=r"'cuda:1' was asked for .* pip install onnxruntime-gpu"
+    ):
         OnnxBackend(file, device="cuda:1")
     with pytest.raises(BackendError, match='device "mps" needs backend "torch"'):
         OnnxBackend(file, device="mps")
@@ -132,9 +141,12 @@ def test_weights_beside_a_linked_graph_are_read(tmp_path: Path) -> None:
         file.unlink()
     graph = onnx.load(source / "model.onnx")
     onnx.save_model(
-        graph, plain / "model.onnx", save_as_external_data=True, location="model.onnx_data",
+        graph,
+        plain / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx_data",
         size_threshold=1024,
-    )  # fmt: skip
+    )
     names = {path.name: path.read_bytes() for path in plain.iterdir() if path.is_file()}
     linked = lay_out_cache(tmp_path / "hub", "org/x", names)
     expected = _backend(source / "model.onnx").logits(_batch(source))
@@ -142,7 +154,7 @@ def test_weights_beside_a_linked_graph_are_read(tmp_path: Path) -> None:
     # A graph of one's own beside linked weights: what onnxruntime refuses in every version since.
     (linked / "model.onnx").unlink()
     shutil.copy(plain / "model.onnx", linked / "model.onnx")
-    with pytest.raises(Exception, match="(?i)external"):
+    with pytest.raises(Exception, match=r"(?i)external"):
         ort.InferenceSession(str(linked / "model.onnx"), providers=["CPUExecutionProvider"])
     assert np.array_equal(_backend(linked / "model.onnx").logits(_batch(source)), expected)
 
@@ -216,7 +228,7 @@ def test_a_graph_that_is_no_text_model_is_refused(tmp_path: Path) -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
     model.ir_version = 10
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(ModelError, match="no text cross-encoder: its inputs are .*pixel_values"):
+    with pytest.raises(ModelError, match=r"no text cross-encoder: its inputs are .*pixel_values"):
         OnnxBackend(tmp_path / "model.onnx")
 
 

@@ -30,7 +30,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         folder = bundled.unpack(cache) if options.model == "default" else options.model
         model = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": "float32"})
-        lengths = [len(ids) for ids in model.tokenizer([(QUERY, text) for text in texts], truncation=True, max_length=512)["input_ids"]]  # fmt: skip
+        lengths = [
+            len(ids)
+            for ids in model.tokenizer(
+                [(QUERY, text) for text in texts], truncation=True, max_length=512
+            )["input_ids"]
+        ]
         print(f"tokens per pair: mean {sum(lengths) / 50:.0f}, longest {max(lengths)}\n")
         for threads in sorted({1, available_cpus()}):
             _table(model, options.model, texts, threads, options.rounds)
@@ -58,8 +63,8 @@ def _table(model: CrossEncoder, name: str, texts: list[str], threads: int, round
     print(f"## {threads} thread{'s' * (threads > 1)}\n")
     print("| | median ms | documents/s | x default | x batch_size=1 |\n|---|---|---|---|---|")
     for label, value in seconds.items():
-        row = f"{value * 1e3:.0f} | {len(texts) / value:.0f} | {default / value:.1f} | {alone / value:.1f}"
-        print(f"| {label} | {row} |")
+        ratios = f"{default / value:.1f} | {alone / value:.1f}"
+        print(f"| {label} | {value * 1e3:.0f} | {len(texts) / value:.0f} | {ratios} |")
     print()
     for reranker in loaded.values():
         reranker.close()

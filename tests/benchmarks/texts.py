@@ -28,7 +28,10 @@ def documents(count: int = 50, *, mean_tokens: float = 154, seed: int = 0) -> li
     tokens = np.clip(rng.lognormal(np.log(median), 0.6, count), 4, 512)
     lengths = np.maximum(1, (tokens / 1.3).astype(int))
     starts = rng.integers(0, len(words) - lengths.max(), count)
-    return [" ".join(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
+    return [
+        " ".join(words[start : start + length])
+        for start, length in zip(starts, lengths, strict=True)
+    ]
 
 
 def medians(runs: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, float]:

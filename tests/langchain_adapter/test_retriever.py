@@ -85,6 +85,8 @@ def test_top_n(compressor: CrossEncoderCompressor, ready: Reranker, base: ListRe
     own = RerankingRetriever(base_retriever=base, compressor=bound, top_n=2)
     assert len(own.invoke(QUERY)) == 2
     assert len(own.invoke(QUERY, top_n=4)) == 4
+    configs: Any = [{"configurable": {"top_n": 6}}, {}]
+    assert [len(found) for found in own.batch([QUERY, QUERY], configs)] == [6, 2]
     every = RerankingRetriever(base_retriever=base, compressor=compressor, top_n=None)
     assert len(every.invoke(QUERY)) == len(TEXTS)
     own.top_n = 1

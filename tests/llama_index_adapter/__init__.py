@@ -1,0 +1,1 @@
+"""Named so that no folder of tests shadows the `llama_index` package."""

@@ -15,12 +15,13 @@ from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.instrumentation.span import BaseSpan
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+from pydantic import Field
 
 
 class EventLog(BaseEventHandler):
     """Every event, in order."""
 
-    events: list[Any] = []
+    events: list[Any] = Field(default_factory=list)
 
     def handle(self, event: BaseEvent, **kwargs: Any) -> None:
         self.events.append(event)
@@ -29,8 +30,8 @@ class EventLog(BaseEventHandler):
 class SpanLog(BaseSpanHandler[BaseSpan]):
     """Every span: those that ended well, and those that were dropped with their errors."""
 
-    ended: list[str] = []
-    dropped: list[tuple[str, BaseException | None]] = []
+    ended: list[str] = Field(default_factory=list)
+    dropped: list[tuple[str, BaseException | None]] = Field(default_factory=list)
 
     def new_span(
         self, id_: str, bound_args: inspect.BoundArguments, *args: Any, **kwargs: Any
@@ -76,7 +77,7 @@ class Telling:
 def telling() -> Iterator[Telling]:
     """Record events and spans of the block; the dispatchers are as before afterwards."""
     root = get_dispatcher()
-    events, spans = EventLog(events=[]), SpanLog(ended=[], dropped=[])
+    events, spans = EventLog(), SpanLog()
     root.add_event_handler(events)
     root.add_span_handler(spans)
     try:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from rerank_adapters import Reranker
@@ -17,46 +16,37 @@ from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from tests.fakes import CountingBackend, HeldBackend, reranker_over
 from tests.llama_index_adapter.examples import QUERY, InMemoryRetriever, nodes, outcome
 
-WORDS = "lighthouse bread transistor sugar password treaty vaccine rain capital budget".split()
-QUERIES = [f"which {word} is it" for word in WORDS[:8]]
+pytestmark = pytest.mark.usefixtures("mocks")
+
+WORDS = ("lighthouse", "bread", "transistor", "sugar", "password", "treaty", "vaccine", "rain")
+QUERIES = [f"which {word} is it" for word in WORDS]
 # Texts of one length: what is counted are forwards, not how batches are cut by length.
 EQUAL = [f"a word about {word} here" for word in WORDS[:5]]
 
 
-class Silent(BaseSynthesizer):
-    """Answers with the nodes alone."""
-
-    def __init__(self) -> None:
-        super().__init__(llm=object())
-
-    def get_response(self, query_str, text_chunks, **kwargs):
-        return ""
-
-    async def aget_response(self, query_str, text_chunks, **kwargs):
-        return ""
-
-    def _get_prompts(self):
-        return {}
-
-    def _update_prompts(self, prompts):
-        pass
-
-
 def engine(postprocessor: CrossEncoderPostprocessor) -> RetrieverQueryEngine:
-    retriever = InMemoryRetriever(nodes(EQUAL))
-    return RetrieverQueryEngine(retriever, Silent(), node_postprocessors=[postprocessor])
+    return RetrieverQueryEngine.from_args(
+        InMemoryRetriever(nodes(EQUAL)),
+        node_postprocessors=[postprocessor],
+        response_mode="no_text",
+    )
 
 
-async def queued(reranker: Reranker, pairs: int) -> int:
-    """Wait until *pairs* are in the queue; returns how often the loop came round meanwhile."""
-    turns = 0
-    while reranker.stats()["queue_pairs"] < pairs:
-        await asyncio.sleep(0)
-        turns += 1
-    return turns
+async def queued(reranker: Reranker, pairs: int) -> None:
+    """Wait until *pairs* are in the queue; 60 s only bound a failing test."""
+    async with asyncio.timeout(60):
+        while reranker.stats()["queue_pairs"] < pairs:
+            await asyncio.sleep(0)
 
 
-async def aqueries(postprocessor: CrossEncoderPostprocessor) -> list[list[tuple[str, float | None]]]:
+async def began(event: threading.Event) -> None:
+    """Wait for *event* off the loop; 60 s only bound a failing test."""
+    assert await asyncio.to_thread(event.wait, 60)
+
+
+async def aqueries(
+    postprocessor: CrossEncoderPostprocessor,
+) -> list[list[tuple[str, float | None]]]:
     it = engine(postprocessor)
     answers = await asyncio.gather(*(it.aquery(query) for query in QUERIES))
     return [outcome(answer.source_nodes) for answer in answers]
@@ -71,7 +61,7 @@ async def test_eight_queries_share_two_forwards():
     with reranker_over(backend) as reranker:
         postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
         together = asyncio.ensure_future(aqueries(postprocessor))
-        await asyncio.to_thread(backend.entered.wait, 60)
+        await began(backend.entered)
         await queued(reranker, 7 * 5)
         turns = sum([await asyncio.sleep(0, 1) for _ in range(1000)])
         assert turns == 1000
@@ -119,7 +109,7 @@ async def test_a_cancelled_waiter_leaves_the_others():
             return asyncio.ensure_future(call)
 
         tasks = [start(QUERIES[0])]
-        await asyncio.to_thread(backend.entered.wait, 60)
+        await began(backend.entered)
         tasks += [start(query) for query in QUERIES[1:]]
         await queued(reranker, 7 * 5)
         tasks[3].cancel()
@@ -168,7 +158,7 @@ async def test_loading_leaves_the_loop_alone(monkeypatch: pytest.MonkeyPatch):
     with CrossEncoderPostprocessor(model="held/while-loading") as postprocessor:
         given = [NodeWithScore(node=TextNode(text="a text"))]
         task = asyncio.ensure_future(postprocessor.apostprocess_nodes(given, query_str=QUERY))
-        await asyncio.to_thread(asked.wait, 60)
+        await began(asked)
         assert sum([await asyncio.sleep(0, 1) for _ in range(1000)]) == 1000
         assert not task.done()
         go.set()

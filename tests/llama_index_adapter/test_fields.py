@@ -1,4 +1,4 @@
-"""CrossEncoderPostprocessor as a configuration: checked early, loaded late and once, saved whole."""
+"""CrossEncoderPostprocessor as configuration: checked early, loaded late and once, saved whole."""
 
 from __future__ import annotations
 
@@ -139,7 +139,11 @@ def test_arguments_are_keywords():
 
 @pytest.mark.parametrize(
     ("name", "value", "error"),
-    [("top_n", 0, ValidationError), ("device", "gpu", ConfigError), ("num_workers", 0, ConfigError)],
+    [
+        ("top_n", 0, ValidationError),
+        ("device", "gpu", ConfigError),
+        ("num_workers", 0, ConfigError),
+    ],
 )
 def test_assignment_is_checked_and_undone(name: str, value: object, error: type[Exception]):
     """A wrong assignment raises and leaves the field as it was; a right one is taken."""

@@ -62,7 +62,7 @@ def embed_text(given: NodeWithScore) -> str:
 
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
 def test_scores_are_the_models_as_python_floats(backend: str):
-    """§5.2, §5.9: the order and the scores are sentence-transformers', as floats that json takes."""
+    """§5.2, §5.9: order and scores are sentence-transformers', as floats that json takes."""
     folder = exported("bert") if backend == "onnx" else build("bert")
     postprocessor = CrossEncoderPostprocessor(
         model=str(folder), backend=backend, top_n=None, device="cpu", dtype="float32"
@@ -71,7 +71,9 @@ def test_scores_are_the_models_as_python_floats(backend: str):
     wanted = oracle(build("bert"), [(QUERY, embed_text(it)) for it in given])
     result = postprocessor.postprocess_nodes(given, query_str=QUERY)
     assert [it.node_id for it in result] == [f"node-{place}" for place in np.argsort(-wanted)]
-    np.testing.assert_allclose([it.score for it in result], np.sort(wanted)[::-1], rtol=0, atol=ATOL)
+    np.testing.assert_allclose(
+        [it.score for it in result], np.sort(wanted)[::-1], rtol=0, atol=ATOL
+    )
     assert all(type(it.score) is float and math.isfinite(it.score) for it in result)
     assert [json.loads(json.dumps(it.to_dict()))["score"] for it in result] == [
         it.score for it in result
@@ -112,7 +114,7 @@ def test_top_n(counting):
 
 
 def test_the_threshold_is_inclusive_and_on_the_scores_scale(counting):
-    """§5.6: the node at the threshold stays; SimilarityPostprocessor after us would say the same."""
+    """§5.6: the node at the threshold stays; SimilarityPostprocessor would say the same."""
     over, _ = counting
     everything = CrossEncoderPostprocessor(reranker=over, top_n=None)
     ranked = everything.postprocess_nodes(nodes(), query_str=QUERY)
@@ -129,8 +131,9 @@ def test_the_threshold_is_inclusive_and_on_the_scores_scale(counting):
 def test_the_activation_fixes_the_scale():
     """§5.6: "sigmoid" of the "identity" scores, node for node."""
     raw, squashed = (
-        CrossEncoderPostprocessor(model=str(exported("bert")), top_n=None, activation=activation)
-        .postprocess_nodes(nodes(), query_str=QUERY)
+        CrossEncoderPostprocessor(
+            model=str(exported("bert")), top_n=None, activation=activation
+        ).postprocess_nodes(nodes(), query_str=QUERY)
         for activation in ("identity", "sigmoid")
     )
     np.testing.assert_allclose(
@@ -139,7 +142,7 @@ def test_the_activation_fixes_the_scale():
 
 
 def test_queries_are_stripped(counting):
-    """§2: RetrieverTool hands over "query\\n\\n"; it scores as the query alone, in every form."""
+    """§2: RetrieverTool hands over the query and two newlines; it scores as the query alone."""
     over, _ = counting
     postprocessor = CrossEncoderPostprocessor(reranker=over)
     wanted = outcome(postprocessor.postprocess_nodes(nodes(), query_str=QUERY))
@@ -278,7 +281,7 @@ def test_long_metadata_do_not_cut_the_passage_away(reranker: Reranker):
 
 
 def test_where_metadata_goes_depends_on_its_tokens(reranker: Reranker):
-    """§5.7: up to METADATA_SHARE of the window before the body, as LlamaIndex writes it; else after."""
+    """§5.7: metadata up to METADATA_SHARE of the window go before the body, others after it."""
     room = int(reranker.info()["max_length"] * METADATA_SHARE)
     lead = reranker.count_tokens(["file: the"])[0]
     fits, over = (

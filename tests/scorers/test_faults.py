@@ -37,9 +37,9 @@ from rerank_adapters.errors import (
 from rerank_adapters.scorers._queue import Request
 from rerank_adapters.scorers.scheduling import Scheduler
 from tests.checkpoints import PAIRS, build
-from tests.exported import exported
 from tests.scorers.fault_table import BACKENDS, FAULTS, tested_on
-from tests.scorers.tapped import TOLERANCE, Tap, config, has_row, tapped, until
+from tests.scorers.tap import Tap
+from tests.scorers.tapped import TOLERANCE, checkpoint, has_row, tapped, until
 from tests.scorers.traffic import PATIENCE, Held, checksum, rerank_threads, request
 
 HERE = Path(__file__).parent
@@ -752,6 +752,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _set_labels(folder: Path) -> None:
+    (folder / "rerank_adapters.json").unlink(missing_ok=True)  # which speaks for our own exports
     path = folder / "config.json"
     settings = json.loads(path.read_text("utf-8"))
     settings["id2label"] = {str(n): f"LABEL_{n}" for n in range(3)}
@@ -785,7 +786,7 @@ DAMAGE = {
     ),
     "three labels": (_set_labels, r"3", None),
     "opset of the future": (_newer_opset, r"model\.onnx", "onnx"),
-    "empty folder": (lambda f: [shutil.rmtree(f), f.mkdir()], r"", None),
+    "empty folder": (lambda f: [shutil.rmtree(f), f.mkdir()], r"checkpoint", None),
 }
 
 
@@ -797,13 +798,13 @@ def test_20_damaged_checkpoints_name_the_file(backend, damage, tmp_path):
     if only not in (None, backend):
         pytest.skip(f"only {only} reads that file")
     folder = tmp_path / "checkpoint"
-    shutil.copytree(exported("bert") if backend == "onnx" else build("bert"), folder)
+    shutil.copytree(checkpoint(backend), folder)
     inflict(folder)
     before = threading.active_count()
     with pytest.raises(ModelError, match=words):
         Reranker.from_pretrained(str(folder), backend=backend, device="cpu")
     assert threading.active_count() == before
-    with Reranker.from_config(config(backend)) as good:
+    with tapped(backend)[0] as good:
         assert_serves(good)
 
 
@@ -811,7 +812,7 @@ def test_20_damaged_checkpoints_name_the_file(backend, damage, tmp_path):
 def test_20_damaged_after_load_does_not_matter(backend, tmp_path):
     """A folder deleted after loading is no longer needed."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(exported("bert") if backend == "onnx" else build("bert"), folder)
+    shutil.copytree(checkpoint(backend), folder)
     with Reranker.from_pretrained(str(folder), backend=backend, device="cpu") as reranker:
         expected = reranker.score(QUERY, texts(3))
         shutil.rmtree(folder)

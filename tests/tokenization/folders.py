@@ -88,6 +88,11 @@ def _left(folder: Path) -> None:
     _edit(checkpoints.build("bert"), folder, {"truncation_side": "left"})
 
 
+def _qwen3_left(folder: Path) -> None:
+    """The causal reranker, cut at the beginning of its text."""
+    _edit(checkpoints.build("qwen3"), folder, {"truncation_side": "left"})
+
+
 def _reversed(folder: Path) -> None:
     """A frame that writes the document before the query."""
     _edit(checkpoints.build("bert"), folder, {})
@@ -113,6 +118,7 @@ _EXTRA: dict[str, Callable[[Path], None]] = {
     "bos": _bos,
     "qwen": _qwen,
     "left": _left,
+    "qwen3_left": _qwen3_left,
     "reversed": _reversed,
 }
 FRAMES = (
@@ -158,6 +164,38 @@ def theirs(name: str, pairs: Pairs, max_length: int, truncation: str = "longest_
     )
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     return ids, mask, encoded.get("token_type_ids", np.zeros_like(ids))
+
+
+def by_hand(name: str, pair: tuple[str, str], max_length: int) -> list[int]:
+    """The pair's ids from texts read whole and cut by the rule of longest_first.
+
+    transformers' own cut also builds every window it drops, (windows of one text) x (windows of the
+    other): two long texts and a low limit take all memory.
+    """
+    tokenizer = reference(name)
+    ids = [
+        tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"] for text in pair
+    ]
+    frame = tokenizer("a b", "c d")["input_ids"]
+    marks = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a b", "c d")]
+    room = max_length - (len(frame) - len(marks[0]) - len(marks[1]))
+    kept = [len(ids[0]), len(ids[1])]
+    if sum(kept) > room:
+        shorter = min(kept)
+        small = shorter if 2 * shorter <= room else room // 2
+        kept = [room - small, small] if kept[0] > kept[1] else [small, room - small]
+    left = tokenizer.truncation_side == "left"
+    parts = [
+        row[len(row) - many :] if left else row[:many] for row, many in zip(ids, kept, strict=True)
+    ]
+    first = _find(frame, marks[0], 0)
+    second = _find(frame, marks[1], first + len(marks[0]))
+    before, between = frame[:first], frame[first + len(marks[0]) : second]
+    return [*before, *parts[0], *between, *parts[1], *frame[second + len(marks[1]) :]]
+
+
+def _find(ids: list[int], part: list[int], start: int) -> int:
+    return next(at for at in range(start, len(ids)) if ids[at : at + len(part)] == part)
 
 
 def assert_same(encoded: EncodedPairs, expected: Arrays, pad_id: int) -> None:

@@ -14,7 +14,7 @@ from rerank_adapters.tokenization import PairTokenizer
 from rerank_adapters.tokenization.reader import CHARACTERS_PER_TOKEN, Reader, cut_place
 from tests.checkpoints import LONG_DOCUMENT, TRAINING_TEXT, build
 
-from .folders import FRAMES, theirs, tokenizer_of
+from .folders import FRAMES, by_hand, tokenizer_of
 
 PROSE = " ".join(TRAINING_TEXT.splitlines()[:38]) + " "
 CJK = "東京は日本の首都であり、世界最大の都市の一つです。光合作用把二氧化碳和水变成糖"
@@ -115,17 +115,16 @@ pieces = st.sampled_from(
 @pytest.mark.parametrize("name", FRAMES)
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    text=st.lists(pieces, min_size=20, max_size=60), repeats=st.integers(5, 30), glue=st.booleans()
+    text=st.lists(pieces, min_size=20, max_size=40), repeats=st.integers(2, 8), glue=st.booleans()
 )
-def test_random_long_texts_equal_transformers(
+def test_random_long_texts_lose_nothing(
     name: str, text: list[str], repeats: int, glue: bool
 ) -> None:
-    """Pairs of long texts equal transformers', which reads them whole."""
+    """Pairs of long texts have the tokens that reading them whole gives."""
     long = (" " if glue else "").join(text * repeats)
     pairs = [("lamp", long), (long[: len(long) // 2], long), (long, "lamp")]
-    ids, mask, _ = theirs(name, pairs, 21)
     ours = tokenizer_of(name, max_length=21).encode(pairs).batch
-    assert ours.input_ids.tolist() == ids[mask.astype(bool)].tolist()
+    assert ours.input_ids.tolist() == [it for pair in pairs for it in by_hand(name, pair, 21)]
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "qwen"])
@@ -134,9 +133,9 @@ def test_the_odd_token_goes_to_the_longer_of_two_cut_texts(name: str) -> None:
     longer, shorter = PROSE * 12, PROSE * 11
     pairs = [(longer, shorter), (shorter, longer), (longer, longer)]
     for max_length in (20, 21):
-        ids, mask, _ = theirs(name, pairs, max_length)
         ours = tokenizer_of(name, max_length=max_length).encode(pairs).batch
-        assert ours.input_ids.tolist() == ids[mask.astype(bool)].tolist()
+        expected = [it for pair in pairs for it in by_hand(name, pair, max_length)]
+        assert ours.input_ids.tolist() == expected
 
 
 def test_a_cut_falls_between_words_and_never_inside_a_number() -> None:
@@ -151,6 +150,5 @@ def test_a_cut_falls_between_words_and_never_inside_a_number() -> None:
 
 def test_left_truncation_reads_to_the_end() -> None:
     """Cut on the left, a long document keeps its last tokens."""
-    ids, mask, _ = theirs("left", [("lamp", PROSE * 20)], 30)
     ours = tokenizer_of("left", max_length=30).encode([("lamp", PROSE * 20)]).batch
-    assert ours.input_ids.tolist() == ids[mask.astype(bool)].tolist()
+    assert ours.input_ids.tolist() == by_hand("left", ("lamp", PROSE * 20), 30)

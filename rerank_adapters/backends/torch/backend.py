@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,9 +28,9 @@ logger = logging.getLogger(__name__)
 class TorchBackend:
     """A checkpoint on one device; `logits` may be called from several threads at once.
 
-    The packed pass (ours, no padding) runs where load-time proof finds it equal to sentence-
-    transformers, else our ids run, padded, through its `forward`. Where the caller's ids are not the
-    checkpoint's own, `needs_texts` is true and `encode` writes them by the checkpoint's tokenizer.
+    The packed pass (ours, no padding) runs where the load-time proof finds it equal to
+    sentence-transformers, else padded ids run through its `forward`. Where ids from the caller would
+    not do, `needs_texts` is true and only `logits_from_pairs` scores.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class TorchBackend:
             proven = prove(checkpoint, padded=padded, prompt=self._prompt, encode=encode)
         self._run: Callable[[TokenBatch], Tensor] | None = proven.run
         self._labels, self._details = proven.labels, proven.details
-        self.needs_texts = bool(proven.own_ids)
-        self.fallback = "; ".join(filter(None, (proven.unpacked, proven.own_ids)))
+        self.needs_texts = bool(proven.own_texts)
+        self.fallback = "; ".join(filter(None, (proven.unpacked, proven.own_texts)))
         if self.fallback:
             logger.warning("%s takes a slower way: %s", self._network, self.fallback)
 
@@ -87,20 +88,19 @@ class TorchBackend:
                 f"process: got {num_threads}; call torch.set_num_threads yourself"
             )
         place = resolve_device(device)
+        load = partial(
+            Checkpoint.load,
+            Path(folder),
+            device=place,
+            max_length=max_length,
+            trust_remote_code=trust_remote_code,
+        )
+        make = partial(cls, pad_id=pad_id, pad_side=pad_side, prompt=prompt, encode=encode)
         for kind in _dtypes(dtype, place):
-            checkpoint = Checkpoint.load(
-                Path(folder),
-                device=place,
-                dtype=kind,
-                max_length=max_length,
-                trust_remote_code=trust_remote_code,
-            )
             try:
-                return cls(
-                    checkpoint, pad_id=pad_id, pad_side=pad_side, prompt=prompt, encode=encode
-                )
+                return make(load(dtype=kind))
             except NotFiniteError as error:
-                failure = error
+                failure = error.with_traceback(None)  # which would hold the network just dropped
         raise failure
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
@@ -108,28 +108,23 @@ class TorchBackend:
 
         Raises ClosedError, BackendError where the pass fails, torch.OutOfMemoryError as it comes.
         """
+        _live(self._checkpoint)
         run = self._run
-        if run is None:
-            raise ClosedError("the torch backend is closed")
+        if run is None or self.needs_texts:
+            raise BackendError(f"{self._network} is scored by logits_from_pairs: {self.fallback}")
         if len(batch) == 0:
             return np.zeros((0, self._labels), np.float32)
         if batch.lengths.min() < 1:
             raise BackendError("every pair must have at least 1 token: got 0")
-        try:
-            with torch.inference_mode():  # the one wait for the device is .cpu()
-                logits: NDArray[np.float32] = run(batch).float().cpu().numpy()
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError) as error:
-            raise BackendError(f"the forward pass failed on {self.device}: {error}") from error
-        return logits
+        return self._fetch(lambda: run(batch))
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> TokenBatch:
-        """Ids of *pairs* by the checkpoint's own tokenizer, cut longest first to `max_length`."""
-        checkpoint = self._checkpoint
-        if checkpoint is None:
-            raise ClosedError("the torch backend is closed")
-        return ragged(checkpoint.preprocess(pairs, self._prompt))
+    def logits_from_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """As `logits`, from texts by the checkpoint's own tokenizer, cut longest first."""
+        checkpoint, run = _live(self._checkpoint), self._run
+        if len(pairs) == 0:
+            return np.zeros((0, self._labels), np.float32)
+        features = checkpoint.preprocess(pairs, self._prompt)
+        return self._fetch(lambda: run(ragged(features)) if run else checkpoint.forward(features))
 
     def info(self) -> dict[str, str]:
         """The device, the dtype, and which pass runs and why."""
@@ -148,10 +143,27 @@ class TorchBackend:
 
     def close(self) -> None:
         """Frees the network once running passes end; sentence-transformers holds it in a cycle."""
-        self._run = self._checkpoint = None
+        self._checkpoint = self._run = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _fetch(self, run: Callable[[], Tensor]) -> NDArray[np.float32]:
+        """Runs, then waits for the device, this once."""
+        try:
+            with torch.inference_mode():
+                logits: NDArray[np.float32] = run().float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise BackendError(f"the forward pass failed on {self.device}: {error}") from error
+        return logits
+
+
+def _live(checkpoint: Checkpoint | None) -> Checkpoint:
+    if checkpoint is None:
+        raise ClosedError("the torch backend is closed")
+    return checkpoint
 
 
 def _dtypes(name: str, device: torch.device) -> tuple[torch.dtype, ...]:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import BackendError, ModelError
+from ...errors import BackendError
 from ...values import TokenBatch
 from . import attention
 from .attention import Kernel
 from .linears import can_pack, pack_linears
 from .loading import Checkpoint
-from .passes import PackedPass, PaddedPass
+from .passes import PackedPass, PaddedPass, takes_type_ids
 
 Encode = Callable[[Sequence[tuple[str, str]]], TokenBatch]
 """Pairs of texts → token ids."""
@@ -41,6 +41,14 @@ PROBE: tuple[tuple[str, str], ...] = (
 )
 """Pairs of unequal lengths, one longer than a sliding window of 128."""
 
+SPELLINGS: tuple[tuple[str, str], ...] = (
+    (" Leading, trailing ", "tabs\tand\n\nlines  and   spaces"),
+    ("Números: 12,345.67 & 2026-11-20", "e\u0301 é ﬁ ½ — “quoted” don't"),
+    ("ПРИВЕТ, мир", "مرحبا 🙂👩‍👧"),
+    ("a_b/c#d@e.f", "x" * 120),
+)
+"""Pairs that tokenizers built in different ways tend to write differently."""
+
 
 class NotFiniteError(BackendError):
     """The network's logits overflow in this dtype."""
@@ -48,16 +56,16 @@ class NotFiniteError(BackendError):
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """The pass that runs, and why.
+    """The pass that runs, None where features of sentence-transformers' own making must.
 
-    `unpacked` says why it is not the packed one, `own_ids` why the checkpoint's own tokenizer must
-    write the ids; both are "" where all is well. `details` is what else `info` tells.
+    `unpacked` says why it is not the packed one, `own_texts` why the checkpoint's own preprocessing
+    must see the texts; each is "" where that is not so. `details` is what else `info` tells.
     """
 
-    run: Callable[[TokenBatch], Tensor]
+    run: Callable[[TokenBatch], Tensor] | None
     labels: int
     unpacked: str
-    own_ids: str
+    own_texts: str
     details: Mapping[str, str]
 
 
@@ -66,8 +74,7 @@ def prove(
 ) -> Proven:
     """Tries each pass on PROBE against sentence-transformers' own preprocessing and forward.
 
-    Raises NotFiniteError where logits overflow, ModelError where ids and masks are not all the
-    network wants to know.
+    Raises NotFiniteError where logits overflow.
     """
     features = checkpoint.preprocess(PROBE, prompt)
     padded.constants = {k: v for k, v in features.items() if not isinstance(v, Tensor)}
@@ -76,16 +83,15 @@ def prove(
         raise NotFiniteError(
             f"the network's logits are not finite in {checkpoint.network.dtype}: pass another dtype"
         )
-    details = {"linears": _layout(checkpoint, features, expected)}
-    batch = ragged(features)
-    flaw = _flaw(partial(padded, batch), expected, checkpoint.network.dtype)
+    labels, details = expected.shape[1], {"linears": _layout(checkpoint, features, expected)}
+    flaw = _flaw(lambda: padded(ragged(features)), expected, checkpoint.network.dtype)
     if flaw is not None:
-        name = type(checkpoint.network).__name__
-        raise ModelError(f"{name} cannot be scored from token ids, masks and types alone: {flaw}")
-    found, unpacked = _packed(checkpoint, batch, expected)
-    own_ids = _other_ids(batch, encode, checkpoint.tokenizer.model_max_length)
+        reason = f"it wants more than token ids, masks and types ({flaw})"
+        return Proven(None, labels, "", reason, {**details, "pass": "features"})
+    found, unpacked = _packed(checkpoint, ragged(features), expected)
+    own_texts = "" if encode is None else _other_ids(checkpoint, prompt, encode)
     run = found or padded
-    return Proven(run, expected.shape[1], unpacked, own_ids, {**details, **run.details})
+    return Proven(run, labels, unpacked, own_texts, {**details, **run.details})
 
 
 def _packed(
@@ -93,9 +99,8 @@ def _packed(
 ) -> tuple[PackedPass | None, str]:
     """The packed pass that is equal, or None and why."""
     network = checkpoint.network
-    name = type(network).__name__
     if not getattr(network, "_supports_attention_backend", False):
-        return None, f"{name} does not take its attention from transformers' AttentionInterface"
+        return None, "its attention does not go through transformers' AttentionInterface"
     usual = network.config._attn_implementation
     network.set_attn_implementation(attention.NAME)
     flaws = []
@@ -107,9 +112,9 @@ def _packed(
             if candidate.trim() and _flaw(partial(candidate, batch), expected, network.dtype):
                 candidate.untrim()
             return candidate, ""
-        flaws.append(f"{flaw}")
+        flaws.append(flaw)
     network.set_attn_implementation(usual)
-    return None, f"{name} does not pack ({'; '.join(flaws)})"
+    return None, f"it does not pack ({'; '.join(flaws)})"
 
 
 def _kernels(device: torch.device, dtype: torch.dtype) -> tuple[Kernel, ...]:
@@ -155,14 +160,15 @@ def ragged(features: Mapping[str, Any]) -> TokenBatch:
     )
 
 
-def _other_ids(theirs: TokenBatch, encode: Encode | None, max_length: int) -> str:
+def _other_ids(checkpoint: Checkpoint, prompt: str | None, encode: Encode) -> str:
     """Where the caller's ids are not the checkpoint's own, or ""; cut pairs are not compared."""
-    if encode is None:
-        return ""
-    ours = encode(PROBE)
-    for row, pair in enumerate(PROBE):
-        mine, own = ours.take([row]), theirs.take([row])
-        cut = max(mine.lengths[0], own.lengths[0]) >= max_length
-        if not cut and not np.array_equal(mine.input_ids, own.input_ids):
-            return f"the checkpoint's own tokenizer writes {pair!r} with other ids"
+    pairs = (*PROBE, *SPELLINGS)
+    theirs, ours = ragged(checkpoint.preprocess(pairs, prompt)), encode(pairs)
+    for row, pair in enumerate(pairs):
+        own, mine = theirs.take([row]), ours.take([row])
+        cut = max(len(own.input_ids), len(mine.input_ids)) >= checkpoint.tokenizer.model_max_length
+        same = np.array_equal(own.input_ids, mine.input_ids)
+        typed = not takes_type_ids(checkpoint) or np.array_equal(own.type_ids, mine.type_ids)
+        if not cut and not (same and typed):
+            return f"its own tokenizer writes {pair!r} with other ids"
     return ""

@@ -26,10 +26,14 @@ TABLE = 4096
 Floats = NDArray[np.float32]
 
 
-def quantize(model: onnx.ModelProto) -> None:
-    """Rewrites constant products and embedding tables of a float32 graph to int8, in place."""
+def quantize(model: onnx.ModelProto, *, weights_only: bool = False) -> None:
+    """Rewrites constant products and embedding tables of a float32 graph to int8, in place.
+
+    With *weights_only* weights are stored as int8 and made float32 inside the graph, which onnxruntime
+    does once when it loads the file; products are float32.
+    """
     editor = Editor(model)
-    quantizer = _Quantizer(editor)
+    quantizer = _Stored(editor) if weights_only else _Quantizer(editor)
     for node in list(editor.graph.node):
         if node.op_type == "MatMul":
             quantizer.product(node)
@@ -110,13 +114,18 @@ class _Quantizer:
         """s · c · (x₈ · w₈) for x of shape (…, in)."""
         add, constant = self.editor.add, self.editor.constant
         rows, row_scales = self._quantized_rows(inputs)
-        values, scales = seven_bits(weights, axis=0)
+        matrix, scales = self._whole(weights)
         zero = constant(np.array(128, np.uint8))
-        matrix = constant(np.ascontiguousarray(values), "matrix")
         sums = add("Cast", [add("MatMulInteger", [rows, matrix, zero])], to=onnx.TensorProto.FLOAT)
         # Columns first: the other order onnxruntime fuses into an operator meant for one scale.
-        by_column = add("Mul", [sums, constant(scales, "scales")])
+        by_column = add("Mul", [sums, scales])
         return add("Mul", [by_column, row_scales], output)
+
+    def _whole(self, weights: Floats) -> tuple[str, str]:
+        """The constants w₈ (in, out) and c (out,)."""
+        values, scales = seven_bits(weights, axis=0)
+        matrix = self.editor.constant(np.ascontiguousarray(values), "matrix")
+        return matrix, self.editor.constant(scales, "scales")
 
     def _quantized_rows(self, name: str) -> tuple[str, str]:
         """(x₈ uint8 of x's shape, s float32 of shape (…, 1)), made once per tensor."""
@@ -133,3 +142,13 @@ class _Quantizer:
             scales = add("Mul", [positive, constant(np.array(1 / 127, np.float32))])
             self._rows[name] = rows, scales
         return self._rows[name]
+
+
+class _Stored(_Quantizer):
+    """int8 weights, float32 arithmetic."""
+
+    def _scaled(self, inputs: str, weights: Floats, output: str | None = None) -> str:
+        """x · (c · w₈) for x of shape (…, in)."""
+        matrix, scales = self._whole(weights)
+        floats = self.editor.add("Cast", [matrix], to=onnx.TensorProto.FLOAT)
+        return self.editor.add("MatMul", [inputs, self.editor.add("Mul", [floats, scales])], output)

@@ -1,0 +1,107 @@
+"""Trained checkpoint → the files the package ships: one weights file, two graphs over it, checksums.
+
+    python notebooks/training/pack.py CHECKPOINT [FOLDER]
+
+CHECKPOINT is an ordinary folder of one sequence classifier; FOLDER defaults to rerank_adapters/bundled.
+Both graphs are scored against torch, on the checkpoint as `bundled.unpack` will give it back, before
+anything is put in place. `rerank_adapters.bundled` says how the files are laid out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from safetensors.numpy import load_file
+
+from rerank_adapters import bundled
+from rerank_adapters.export import FILE_NAMES, accelerate, gate, graph, network
+from rerank_adapters.export.files import draft, write_json
+from rerank_adapters.export.int8 import SMALLEST, TABLE, quantize, seven_bits
+from rerank_adapters.export.smoothing import smooth
+
+Array = NDArray[np.generic]
+INLINE = 256
+"""Constants of fewer bytes stay in the graph."""
+LIMIT = 30_000_000
+"""Most bytes of all files together."""
+
+
+def pack(checkpoint: Path, folder: Path) -> None:
+    """Writes the files of `rerank_adapters.bundled` for *checkpoint*, or raises and writes nothing."""
+    encoder = network.load(checkpoint)
+    probes = gate.probe(encoder)
+    model = graph.trace(network.build(encoder))
+    accelerate(model)
+    state = load_file(checkpoint / "model.safetensors")
+    roles = _roles(model, state)
+    factors = smooth(model, [probe.feed for probe in probes])
+    tensors = _stored(state, roles, {roles[name][0]: factor for name, factor in factors.items()})
+    with draft(folder) as place:
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(checkpoint / name, place / name)
+        starts = bundled.write_safetensors(place / bundled.WEIGHTS, tensors)
+        for dtype in ("float32", "int8"):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            quantize(copy, weights_only=dtype == "float32")
+            helper.set_model_props(copy, {"rerank_adapters.dtype": dtype})
+            _refer(copy, tensors, starts)
+            onnx.save(copy, place / FILE_NAMES[dtype])
+        _check(place, tensors, probes)
+        write_json(place / bundled.CHECKSUMS, _checksums(place))
+        size = sum(file.stat().st_size for file in place.iterdir())
+        if size > LIMIT:
+            raise RuntimeError(f"the files take {size} bytes of at most {LIMIT}")
+
+
+def _roles(model: onnx.ModelProto, state: Mapping[str, Array]) -> dict[str, tuple[str, str]]:
+    """(usual name, "linear" or "table") of each constant of the graph that becomes int8."""
+    names = {_key(values): name for name, values in state.items()}
+    names |= {_key(values.T): name for name, values in state.items() if values.ndim == 2}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    operand = {"MatMul": 1, "Gemm": 1, "Gather": 0}
+    roles = {}
+    for node in model.graph.node:
+        name = node.input[operand[node.op_type]] if node.op_type in operand else ""
+        values = constants.get(name)
+        if values is None or values.ndim != 2 or values.dtype != np.float32:
+            continue
+        if node.op_type == "Gather" and values.size >= TABLE:
+            roles[name] = (names[_key(values)], "table")
+        elif node.op_type != "Gather" and min(values.shape) >= SMALLEST:
+            roles[name] = (names[_key(values)], "linear")
+    return roles
+
+
+def _stored(
+    state: Mapping[str, Array],
+    roles: Mapping[str, tuple[str, str]],
+    factors: Mapping[str, NDArray[np.float32]],
+) -> dict[str, Array]:
+    """The tensors of model.safetensors by name."""
+    kinds = dict(roles.values())
+    tensors: dict[str, Array] = {}
+    for name, values in state.items():
+        weights = values.astype(np.float32)
+        if kinds.get(name) == "table":
+            rows, scales = seven_bits(weights, axis=1)
+            tensors |= {name: rows, f"{name}.scale": scales[:, None]}
+        elif kinds.get(name) == "linear":
+            matrix = np.ascontiguousarray(weights.T)
+            if name in factors:
+                # The same two roundings as in `smooth`, so that the bytes are the graph's.
+                matrix = matrix * _factor_of(factors[name])
+                tensors[f"{name}.factor"] = factors[name]
+            columns, scales = seven_bits(matrix, axis=0)
+            tensors |= {name: np.ascontiguousarray(columns), f"{name}.scale": scales}
+        else:
+            tensors[name] = weights
+    return tensors

@@ -1,0 +1,237 @@
+"""Measure a reranker where it was never trained: BM25's first 100, nDCG@10, four sets.
+
+    python notebooks/training/quality.py --data ../shared/data --out notebooks/training/quality.json
+
+Candidates: bm25s with k1 0.9 and b 0.4, its English stop words, no stemming, title and text; SelQA
+brings its own lists. BM25, the base bi-encoder and every listed model order the same candidates.
+"""
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import bm25s
+import ir_measures
+import numpy as np
+from data import join_punctuation, read_jsonl
+from ir_measures import nDCG
+from mining import cached, embed_texts
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+DEPTH = 100
+BUCKETS = ((0, 64), (64, 128), (128, 256), (256, 10**6))  # tokens of a set's labelled passages
+Scores = dict[str, dict[str, float]]  # query id → document id → score
+
+
+@dataclass
+class MeasuredSet:
+    """Queries with labels and one list of candidates each, best first by BM25.
+
+    lexical: the BM25 score of every candidate.
+    """
+
+    name: str
+    queries: dict[str, str]
+    documents: dict[str, str]
+    labels: dict[str, dict[str, int]]
+    lexical: Scores
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """All (query id, document id) to be scored."""
+        return [(q, d) for q, found in self.lexical.items() for d in found]
+
+    def score(self, values: NDArray[np.float32]) -> Scores:
+        """Values in the order of `pairs` as nested dicts."""
+        table: Scores = defaultdict(dict)
+        for (query, document), value in zip(self.pairs(), values.tolist(), strict=True):
+            table[query][document] = value
+        return table
+
+
+def beir(name: str, folder: Path, limit: int, seed: int, *, joined: bool = False) -> MeasuredSet:
+    """A BEIR folder with BM25's first candidates for at most `limit` queries."""
+    clean = join_punctuation if joined else str
+    labels: dict[str, dict[str, int]] = defaultdict(dict)
+    for line in (folder / "qrels.tsv").read_text().splitlines()[1:]:
+        query, document, grade = line.split("\t")
+        labels[query][document] = int(grade)
+    rows = [r for r in read_jsonl(folder / "queries.jsonl") if r["_id"] in labels]
+    rows = random.Random(seed).sample(rows, min(limit, len(rows)))
+    queries = {r["_id"]: r["text"] for r in rows}
+    corpus = read_jsonl(folder / "corpus.jsonl")
+    texts = {r["_id"]: clean(f"{r['title']} {r['text']}".strip()) for r in corpus}
+    labels = {q: labels[q] for q in queries}
+    return MeasuredSet(name, queries, texts, labels, bm25_candidates(queries, texts))
+
+
+def bm25_candidates(queries: dict[str, str], texts: dict[str, str]) -> Scores:
+    """The first DEPTH documents of every query with their BM25 scores."""
+    keys = np.array(list(texts))
+    index = bm25s.BM25(k1=0.9, b=0.4)
+    options = {"stopwords": "en", "show_progress": False}
+    index.index(bm25s.tokenize(list(texts.values()), **options), show_progress=False)
+    tokens = bm25s.tokenize(list(queries.values()), **options)
+    found, scores = index.retrieve(tokens, k=min(DEPTH, len(keys)), show_progress=False)
+    rows = zip(queries, found, scores, strict=True)
+    return {q: dict(zip(keys[at].tolist(), s.tolist(), strict=True)) for q, at, s in rows}
+
+
+def selqa(file: Path, limit: int, seed: int) -> MeasuredSet:
+    """SelQA: the sentences of one section are the candidates."""
+    rows = [r for r in json.loads(file.read_text()) if r["answers"]]
+    rows = random.Random(seed).sample(rows, min(limit, len(rows)))
+    measured = MeasuredSet("selqa test", {}, {}, {}, {})
+    for number, row in enumerate(rows):
+        own = {f"{number}.{i}": text for i, text in enumerate(row["candidates"])}
+        query = {str(number): row["question"]}
+        measured.queries |= query
+        measured.documents |= own
+        measured.labels[str(number)] = {f"{number}.{i}": 1 for i in row["answers"]}
+        measured.lexical |= bm25_candidates(query, own)
+    return measured
+
+
+def load(data: Path, limit: int, seed: int) -> Iterator[MeasuredSet]:
+    """The four measuring sets."""
+    yield beir("scifact test", data / "scifact", limit, seed)
+    yield beir("nq_qed dev", data / "nq_qed" / "dev_beir", limit, seed, joined=True)
+    yield selqa(data / "selqa" / "selqa-ass-test.json", limit, seed)
+    yield beir("chunking_eval", data / "chunking_eval" / "chunks_120w", limit, seed)
+
+
+def by_base(measured: MeasuredSet, cache: Path | None) -> Scores:
+    """Cosine of the base bi-encoder, cut at 128 tokens as it was trained."""
+    keys = list({document for _, document in measured.pairs()})
+    keys.sort()
+    texts = [measured.documents[k] for k in keys]
+    name = f"{measured.name.replace(' ', '_')}_{len(measured.queries)}.npy"
+    vectors = cached(cache / name, lambda: embed_texts(texts)) if cache else embed_texts(texts)
+    row = {key: i for i, key in enumerate(keys)}
+    asked = dict(zip(measured.queries, embed_texts(list(measured.queries.values())), strict=True))
+    return measured.score(
+        np.array([float(asked[q] @ vectors[row[d]]) for q, d in measured.pairs()], np.float32)
+    )
+
+
+def by_model(measured: MeasuredSet, model: str, dtype: str) -> Scores:
+    """Scores of a model through the library's public interface."""
+    from rerank_adapters import (
+        Reranker,
+    )  # measured only when asked for: BM25 and base need no library
+
+    pairs = [(measured.queries[q], measured.documents[d]) for q, d in measured.pairs()]
+    with Reranker.from_pretrained(model, backend="onnx", dtype=dtype) as reranker:
+        return measured.score(reranker.score_pairs(pairs))
+
+
+def by_packed(measured: MeasuredSet, folder: Path) -> Scores:
+    """The same scores by this folder's own forward in bfloat16, for models not yet exported."""
+    import torch
+    from model import MAX_LENGTH, load_tokenizer, logits, truncate
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    ids = tokenised(load_tokenizer(folder), measured)
+    pairs = [truncate(ids[0][q], ids[1][d], MAX_LENGTH) for q, d in measured.pairs()]
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    values = np.empty(len(pairs), np.float32)
+    with torch.inference_mode():
+        for begin in range(0, len(order), 32):
+            rows = order[begin : begin + 32]
+            values[rows] = logits(model, [pairs[i] for i in rows]).numpy()
+    return measured.score(values)
+
+
+def tokenised(
+    tokenizer: Tokenizer, measured: MeasuredSet
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Ids of queries and of the documents that are candidates, without special tokens."""
+    used = sorted({d for _, d in measured.pairs()})
+    sources = (measured.queries, {d: measured.documents[d] for d in used})
+    tables = []
+    for source in sources:
+        encoded = tokenizer.encode_batch_fast(list(source.values()), add_special_tokens=False)
+        tables.append({k: e.ids for k, e in zip(source, encoded, strict=True)})
+    return tables[0], tables[1]
+
+
+def ndcg_by_query(measured: MeasuredSet, scores: Scores) -> dict[str, float]:
+    """nDCG@10 of every query by ir-measures; an answer outside the candidates counts as missed."""
+    found = ir_measures.iter_calc([nDCG @ 10], measured.labels, scores)
+    return {m.query_id: m.value for m in found}
+
+
+def rows_of(measured: MeasuredSet, system: str, scores: Scores) -> list[dict]:
+    """One row for the set and one per length of the labelled passage."""
+    values = ndcg_by_query(measured, scores)
+    lengths = passage_lengths(measured)
+    groups = {"all": list(values)}
+    for low, high in BUCKETS:
+        own = [q for q in values if low <= lengths[q] < high]
+        groups[f"{low}-{high}" if high < 10**6 else f"{low}+"] = own
+    return [
+        {"set": measured.name, "system": system, "tokens": name, "queries": len(own),
+         "ndcg@10": round(float(np.mean([values[q] for q in own])), 4)}
+        for name, own in groups.items() if own
+    ]  # fmt: skip
+
+
+def passage_lengths(measured: MeasuredSet) -> dict[str, float]:
+    """Mean length in words times 1.35, about its tokens, of each query's labelled passages."""
+    return {
+        q: float(np.mean([len(measured.documents[d].split()) * 1.35 for d in labels]))
+        for q, labels in measured.labels.items()
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: sets down, systems across; then the same by length."""
+    systems = list(dict.fromkeys(r["system"] for r in rows))
+    lines = ["| set | passage tokens | queries | " + " | ".join(systems) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(systems))
+    cells = {(r["set"], r["tokens"], r["system"]): r for r in rows}
+    kinds = list(dict.fromkeys((r["set"], r["tokens"]) for r in rows))
+    for name, tokens in sorted(kinds, key=lambda kind: kind[1] != "all"):
+        own = [cells[name, tokens, s] for s in systems]
+        values = " | ".join(f"{r['ndcg@10']:.4f}" for r in own)
+        lines.append(f"| {name} | {tokens} | {own[0]['queries']} | {values} |")
+    whole = [r for r in rows if r["tokens"] == "all"]
+    means = [np.mean([r["ndcg@10"] for r in whole if r["system"] == s]) for s in systems]
+    lines.append("| **mean of sets** | all | | " + " | ".join(f"{m:.4f}" for m in means) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print, write `--out` and the same as a table beside it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--model", default="default", help="name or folder for the library")
+    parser.add_argument("--dtypes", default="float32,int8", help="empty: BM25 and base only")
+    parser.add_argument("--packed", type=Path, help="a folder to score by the training forward")
+    parser.add_argument("--queries", type=int, default=10**9, help="at most so many of each set")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="a folder to keep the base's vectors in")
+    options = parser.parse_args()
+    rows = []
+    for measured in load(options.data, options.queries, options.seed):
+        systems = {"BM25": measured.lexical, "base": by_base(measured, options.cache)}
+        for dtype in filter(None, options.dtypes.split(",")):
+            systems[f"ours {dtype}"] = by_model(measured, options.model, dtype)
+        if options.packed:
+            systems["packed bfloat16"] = by_packed(measured, options.packed)
+        for system, scores in systems.items():
+            rows += rows_of(measured, system, scores)
+        print(table([r for r in rows if r["set"] == measured.name]), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps({"seed": options.seed, "rows": rows}, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The knobs of a run."""
+
+from dataclasses import dataclass
+
+from model import MAX_LENGTH
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run depends on besides the data and the mixture.
+
+    minutes: where not 0, the length of the run and of its schedule in minutes of training instead
+    of steps; the log says how many steps that was on the machine at hand. cosine_start: the share
+    of the run in which a cosine head over the joint encoding is trained and [CLS] learns from it
+    (a trial, 0 in the shipped model).
+    """
+
+    seed: int = 0
+    steps: int = 1200
+    minutes: float = 0.0
+    groups_per_step: int = 4
+    learning_rate: float = 1.5e-4
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    label_weight: float = 1.0
+    teacher_weight: float = 0.5
+    unlabelled_weight: float = 1.0
+    margin_weight: float = 0.03
+    pointwise_weight: float = 0.2
+    max_length: int = MAX_LENGTH
+    long_share: float = 0.2
+    cosine_start: float = 0.0
+    evaluations: int = 5
+    dev_questions: int = 10
+    dev_depth: int = 10
+    calibration_questions: int = 320

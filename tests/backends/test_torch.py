@@ -1,0 +1,636 @@
+"""The torch backend: the logits of sentence-transformers, unpadded or by a way that says so."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import logging
+import shutil
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AutoModelForSequenceClassification, AutoTokenizer
+
+from rerank_adapters import BackendError, ClosedError, ConfigError, ModelError
+from rerank_adapters.backends.torch import (
+    TorchBackend,
+    attention,
+    backend,
+    convert_tokenizer,
+    linears,
+    loading,
+    passes,
+    proof,
+    render_chat,
+)
+from rerank_adapters.backends.torch.loading import Checkpoint, resolve_device, resolve_dtype
+from rerank_adapters.families import family_for
+from rerank_adapters.tokenization import PairTokenizer
+from rerank_adapters.values import TokenBatch
+from tests.checkpoints import PAIRS, build, encoder_for
+
+CLOSE = 1e-4  # law 1: float32 sums taken in another order
+WRONG = 1e-2  # a mutant's logits are this far off at least; the logits' standard deviation is 1.5
+PADDED = {"deberta_v2", "mpnet"}
+ENCODERS = ["bert", "roberta", "xlm_roberta", "electra", "distilbert", "modernbert"]
+BFLOAT16_HERE = resolve_device("cpu") and loading._cpu_runs(torch.bfloat16)
+
+
+@functools.cache
+def _tokenizer(kind: str) -> PairTokenizer:
+    family = family_for(build(kind), render=render_chat)
+    return PairTokenizer.from_folder(
+        build(kind),
+        prompt=family.prompt,
+        template=family.template,
+        position_limit=family.position_limit,
+    )
+
+
+@functools.cache
+def _batch(kind: str) -> TokenBatch:
+    return _tokenizer(kind).encode(PAIRS).batch
+
+
+def _load(kind: str, folder: Path | None = None, **options) -> TorchBackend:
+    tokenizer = _tokenizer(kind)
+    return TorchBackend.from_folder(
+        folder or build(kind),
+        pad_id=tokenizer.pad_id,
+        pad_side=tokenizer.pad_side,
+        max_length=tokenizer.max_length,
+        **{"device": "cpu", **options},
+    )
+
+
+@functools.cache
+def _backend(kind: str) -> TorchBackend:
+    return _load(kind)
+
+
+@functools.cache
+def _expected(kind: str):
+    scores = encoder_for(build(kind)).predict(
+        list(PAIRS), batch_size=8, show_progress_bar=False, activation_fn=torch.nn.Identity()
+    )
+    return np.asarray(scores, np.float32).reshape(len(PAIRS), -1)
+
+
+# ------------------------------------------------------------------------------------- exactness
+
+
+def test_logits_equal_sentence_transformers(kind: str) -> None:
+    """Law 1, for every kind of checkpoint, empty, truncated and non-Latin pairs included."""
+    logits = _backend(kind).logits(_batch(kind))
+    assert logits.dtype == np.float32
+    assert logits.shape == _expected(kind).shape
+    np.testing.assert_allclose(logits, _expected(kind), rtol=0, atol=CLOSE)
+
+
+def test_a_pair_scores_alone_as_in_company(kind: str) -> None:
+    """Law 2: a pair by itself, and all pairs in another order, keep their logits."""
+    batch, together = _batch(kind), _backend(kind).logits(_batch(kind))
+    rows = range(0, len(batch), 3)
+    alone = [_backend(kind).logits(batch.take([row])) for row in rows]
+    np.testing.assert_allclose(np.concatenate(alone), together[rows], rtol=0, atol=CLOSE)
+    order = np.random.default_rng(7).permutation(len(batch))
+    np.testing.assert_allclose(
+        _backend(kind).logits(batch.take(order)), together[order], rtol=0, atol=CLOSE
+    )
+
+
+def test_the_pass_is_packed_but_for_networks_that_cannot(kind: str) -> None:
+    """DeBERTa and MPNet run padded and say why; every other kind runs without padding."""
+    info = _backend(kind).info()
+    assert info["pass"] == ("padded" if kind in PADDED else "packed")
+    assert ("fallback" in info) == (kind in PADDED)
+    assert not _backend(kind).needs_texts
+
+
+def test_info_tells_what_runs() -> None:
+    """Device, dtype, pass, attention, the products of linear layers, the last layer, versions."""
+    info = _backend("bert").info()
+    assert info["backend"] == "torch"
+    assert info["device"] == "cpu"
+    assert info["dtype"] == "float32"
+    assert info["attention"] == "per_sequence"
+    assert info["last_layer"] == "[CLS] rows"
+    assert info["network"] == "BertForSequenceClassification"
+    assert torch.__version__ in info["runtime"]
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, "qwen3", "modular_bert"])
+def test_the_padded_rectangle_kernel_is_exact_too(kind: str, monkeypatch) -> None:
+    """The kernel of devices without ragged attention, tried here on the CPU."""
+    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.rectangle,))
+    backend = _load(kind)
+    assert backend.info()["attention"] == "rectangle"
+    np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
+
+
+def test_modernberts_cls_pooling_is_found(tmp_path: Path) -> None:
+    """The head reads the row its config names, whichever row that is."""
+    folder = _copy("modernbert", tmp_path, classifier_pooling="cls")
+    backend = _load("modernbert", folder)
+    assert backend.info()["pass"] == "packed"
+    expected = _predict(folder)
+    np.testing.assert_allclose(backend.logits(_batch("modernbert")), expected, rtol=0, atol=CLOSE)
+    assert np.abs(expected - _expected("modernbert")).max() > WRONG
+
+
+def test_pad_tokens_written_in_a_text_are_counted_as_roberta_counts_them() -> None:
+    """RoBERTa's positions skip the padding id wherever it stands, also inside a text."""
+    pairs = [("bread", "rye <pad> wheat <pad><pad> oat, and then the long end of the loaf")]
+    batch = _tokenizer("roberta").encode(pairs).batch
+    assert np.count_nonzero(batch.input_ids == _tokenizer("roberta").pad_id) == 3
+    expected = encoder_for(build("roberta")).predict(pairs, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(
+        _backend("roberta").logits(batch)[:, 0], expected, rtol=0, atol=CLOSE
+    )
+
+
+# --------------------------------------------------------------------------------------- mutants
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_position_ids_alone_do_not_keep_sequences_apart(kind: str) -> None:
+    """What packing by position_ids would score, through transformers' own attention: wrong."""
+    checkpoint = _checkpoint(kind)
+    mutant = passes.PackedPass(checkpoint, kernel=attention.per_sequence)
+    mutant.pool = passes.mean_row if kind == "modernbert" else passes.first_row
+    packed = mutant.pack(_batch(kind).take(range(4)))
+    with torch.inference_mode():
+        hidden = checkpoint.network.base_model(**packed.inputs)[0][0]
+        logits = mutant.head(hidden, packed, mutant.pool).numpy()
+    assert np.abs(logits - _expected(kind)[:4]).max() > WRONG
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra", "modular_bert"])
+def test_token_types_are_read(kind: str) -> None:
+    """Dropping token_type_ids, as sentence-transformers' flattening does, changes the logits."""
+    batch = _batch(kind)
+    dropped = TokenBatch(batch.input_ids, np.zeros_like(batch.type_ids), batch.lengths)
+    assert np.abs(_backend(kind).logits(dropped) - _expected(kind)).max() > WRONG
+
+
+def _across(query, key, value, packing, shape):
+    """Attention over the whole row, sequences or not."""
+    return scaled_dot_product_attention(query, key, value, scale=shape.scale).transpose(1, 2)
+
+
+def _windowless(query, key, value, packing, shape):
+    bare = attention.Shape(scale=shape.scale, window=None, causal=shape.causal)
+    return attention.per_sequence(query, key, value, packing, bare)
+
+
+def _acausal(query, key, value, packing, shape):
+    bare = attention.Shape(scale=shape.scale, window=shape.window, causal=False)
+    return attention.per_sequence(query, key, value, packing, bare)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel"),
+    [*((kind, _across) for kind in ENCODERS), ("modernbert", _windowless), ("qwen3", _acausal)],
+)
+def test_a_wrong_kernel_is_found_at_load(kind: str, kernel, monkeypatch) -> None:
+    """Attention across sequences, past the window or into the future: padded runs, and is right."""
+    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (kernel,))
+    backend = _load(kind)
+    assert backend.info()["pass"] == "padded"
+    assert "logits differ by" in backend.info()["fallback"]
+    np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm_roberta"])
+def test_positions_without_robertas_offset_are_found_at_load(kind: str, monkeypatch) -> None:
+    """The proof sees positions counted from 0 where the network counts from padding_idx + 1."""
+    monkeypatch.setattr(passes, "_offset_positions", lambda encoder: None)
+    assert _load(kind).info()["pass"] == "padded"
+
+
+def test_an_argument_our_attention_lacks_is_found_at_load(monkeypatch) -> None:
+    """An attention argument that changes scores makes the pass padded, never silently wrong."""
+    usual = AttentionInterface._global_mapping[attention.NAME]
+
+    def with_softcap(*args, **options):
+        return usual(*args, **options, softcap=30.0)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, with_softcap)
+    info = _load("bert").info()
+    assert info["pass"] == "padded"
+    assert "softcap" in info["fallback"]
+
+
+def test_wrong_products_of_linear_layers_are_undone(monkeypatch) -> None:
+    """Private operators are tried at load; where they err the network's own layers come back."""
+    monkeypatch.setattr(linears, "can_pack", lambda device, dtype: True)
+    monkeypatch.setattr(linears.PackedLinear, "forward", lambda self, states: states * 0)
+    monkeypatch.setattr(proof, "can_pack", lambda device, dtype: True)
+    backend = _load("bert")
+    assert backend.info()["linears"] == "torch"
+    np.testing.assert_allclose(
+        backend.logits(_batch("bert")), _expected("bert"), rtol=0, atol=CLOSE
+    )
+
+
+def test_a_wrong_last_layer_is_undone(monkeypatch) -> None:
+    """Where gathering before the last feed-forward errs, every row goes through it again."""
+
+    def second_rows(module, inputs, options, output):
+        if options.get("packing") is None:
+            return output
+        return (output[0].index_select(1, options["packing"].offsets[:-1] + 1), *output[1:])
+
+    monkeypatch.setattr(passes, "_first_rows_only", second_rows)
+    backend = _load("bert")
+    assert backend.info()["last_layer"] == "every row"
+    np.testing.assert_allclose(
+        backend.logits(_batch("bert")), _expected("bert"), rtol=0, atol=CLOSE
+    )
+
+
+# ------------------------------------------------------------------------------------- fallbacks
+
+
+def test_a_fallback_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning at load by the module's own logger; scoring adds nothing."""
+    with caplog.at_level(logging.INFO, logger="rerank_adapters"):
+        backend = _load("deberta_v2")
+        backend.logits(_batch("deberta_v2").take([0, 1]))
+        backend.logits(_batch("deberta_v2").take([0, 1]))
+    ours = [it for it in caplog.records if it.name.startswith("rerank_adapters")]
+    assert [it.levelname for it in ours] == ["WARNING"]
+    assert backend.info()["fallback"] in ours[0].getMessage()
+
+
+def test_other_ids_than_the_checkpoints_own_ask_for_texts() -> None:
+    """Where the caller writes pairs otherwise, the checkpoint's own tokenizer is there for them."""
+
+    def shouting(pairs):
+        return _tokenizer("roberta").encode([(q.upper(), d) for q, d in pairs]).batch
+
+    backend = _load("roberta", encode=shouting)
+    assert backend.needs_texts
+    assert backend.info()["pass"] == "packed"
+    assert "with other ids" in backend.info()["fallback"]
+    np.testing.assert_allclose(
+        backend.logits_from_pairs(PAIRS), _expected("roberta"), rtol=0, atol=CLOSE
+    )
+    assert backend.logits_from_pairs([]).shape == (0, 1)
+    with pytest.raises(BackendError, match="scored by logits_from_pairs: its own tokenizer"):
+        backend.logits(_batch("roberta"))
+
+
+def test_the_same_ids_ask_for_no_texts(kind: str) -> None:
+    """Our pair encoding is the checkpoint's own, chat template and default prompt included."""
+    backend = _load(kind, encode=lambda pairs: _tokenizer(kind).encode(pairs).batch)
+    assert not backend.needs_texts, backend.fallback
+    np.testing.assert_allclose(
+        backend.logits_from_pairs(PAIRS[:9]), _expected(kind)[:9], rtol=0, atol=CLOSE
+    )
+
+
+REMOTE_CODE = '''
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+
+class OddConfig(BertConfig):
+    model_type = "odd"
+
+
+class OddBertForSequenceClassification(BertForSequenceClassification):
+    """Counts the tokens its attention mask lets through; no attention interface."""
+
+    config_class = OddConfig
+    _supports_attention_backend = False
+
+    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, **options):
+        output = super().forward(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        )
+        output.logits = output.logits + 0.01 * attention_mask.sum(dim=1, keepdim=True)
+        return output
+'''
+
+
+@pytest.fixture
+def remote_code(tmp_path: Path, monkeypatch) -> Path:
+    """A checkpoint whose network is code in its own folder."""
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
+    name = "OddBertForSequenceClassification"
+    folder = _copy(
+        "bert",
+        tmp_path,
+        model_type="odd",
+        auto_map={
+            "AutoConfig": "modeling_odd.OddConfig",
+            "AutoModelForSequenceClassification": f"modeling_odd.{name}",
+        },
+        architectures=[name],
+    )
+    (folder / "modeling_odd.py").write_text(REMOTE_CODE)
+    return folder
+
+
+def test_remote_code_runs_padded_and_is_right(remote_code: Path) -> None:
+    """A network of the checkpoint's own making goes the fallback way."""
+    backend = _load("bert", remote_code, trust_remote_code=True)
+    assert backend.info()["network"] == "OddBertForSequenceClassification"
+    assert backend.info()["pass"] == "padded"
+    expected = _expected("bert") + 0.01 * _batch("bert").lengths[:, None]
+    np.testing.assert_allclose(backend.logits(_batch("bert")), expected, rtol=0, atol=CLOSE)
+
+
+class _OldCrossEncoder(torch.nn.Module):
+    """The shape of a CrossEncoder in early 5.x: one transformers model and its tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_cross_encoder_of_early_5x_is_packed_as_well() -> None:
+    """Which API sentence-transformers has is asked of the object."""
+    checkpoint = Checkpoint(_OldCrossEncoder(build("bert")))
+    backend = TorchBackend(checkpoint, pad_id=0, pad_side="right")
+    assert backend.info()["pass"] == "packed"
+    np.testing.assert_allclose(
+        backend.logits_from_pairs(PAIRS), _expected("bert"), rtol=0, atol=CLOSE
+    )
+
+
+def test_a_network_that_wants_more_than_ids_gets_its_own_features(monkeypatch) -> None:
+    """Where padded ids do not give sentence-transformers' logits, its preprocessing runs as well."""
+    preprocess, forward = Checkpoint.preprocess, Checkpoint.forward
+
+    def with_extra(self, pairs, prompt):
+        return {**preprocess(self, pairs, prompt), "extra": torch.ones(1)}
+
+    def needs_extra(self, features):
+        known = dict(features)
+        return forward(self, known) if known.pop("extra", None) is not None else None
+
+    monkeypatch.setattr(Checkpoint, "preprocess", with_extra)
+    monkeypatch.setattr(Checkpoint, "forward", needs_extra)
+    backend = _load("bert")
+    assert backend.info()["pass"] == "features"
+    assert backend.needs_texts
+    np.testing.assert_allclose(
+        backend.logits_from_pairs(PAIRS), _expected("bert"), rtol=0, atol=CLOSE
+    )
+    with pytest.raises(BackendError, match="scored by logits_from_pairs: it wants more than"):
+        backend.logits(_batch("bert"))
+
+
+# --------------------------------------------------------------------------------- dtype, device
+
+
+def test_a_half_precision_checkpoint_is_upcast_on_the_cpu() -> None:
+    """Dtype "auto" is float32 on the CPU, whatever the file is stored in."""
+    stored = json.loads((build("bert_half") / "config.json").read_text())["dtype"]
+    assert stored in ("float16", "bfloat16")
+    assert _backend("bert_half").info()["dtype"] == "float32"
+
+
+@pytest.mark.skipif(not BFLOAT16_HERE, reason="this CPU has no bfloat16 instructions")
+@pytest.mark.parametrize("kind", ["bert", "xlm_roberta", "modernbert", "deberta_v2", "qwen3"])
+def test_bfloat16_on_a_cpu_that_has_it(kind: str) -> None:
+    """Explicit bfloat16 runs, packed where float32 is, near the float32 logits."""
+    backend = _load(kind, dtype="bfloat16")
+    assert backend.info()["dtype"] == "bfloat16"
+    assert backend.info()["pass"] == _backend(kind).info()["pass"]
+    # bfloat16 keeps 8 bits: a few hundredths on logits of standard deviation 1.5, some layers deep.
+    np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=0.25)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_half_dtype_this_cpu_lacks_is_an_error(name: str, monkeypatch) -> None:
+    """Law 5: not a silent float32, and not a pass that is slower for the asking."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(BackendError, match=f"'{name}' was asked for and this CPU has none of"):
+        _load("bert", dtype=name)
+
+
+def _overflowing(tmp_path: Path) -> Path:
+    folder = _copy("bert", tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.classifier.weight *= 1e6  # beyond float16's 65504
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_auto_goes_on_to_a_wider_dtype_where_one_overflows(tmp_path: Path, monkeypatch) -> None:
+    """What "auto" does on CUDA, tried with the dtypes the CPU has."""
+    monkeypatch.setattr(backend, "_dtypes", lambda name, device: (torch.float16, torch.float32))
+    assert _load("bert", _overflowing(tmp_path)).info()["dtype"] == "float32"
+
+
+def test_an_explicit_dtype_that_overflows_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    """float16 was asked for: no other dtype is put in its place."""
+    monkeypatch.setattr(loading, "_cpu_runs", lambda dtype: True)
+    with pytest.raises(BackendError, match=r"not finite in torch\.float16: pass another dtype"):
+        _load("bert", _overflowing(tmp_path), dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dtype": "int8"}, ConfigError, 'dtype "int8" needs backend "onnx"'),
+        ({"dtype": "float8"}, ConfigError, "dtype must be one of .*: got 'float8'"),
+        ({"device": "tpu"}, ConfigError, "device must be .*: got 'tpu'"),
+        ({"num_threads": 4}, ConfigError, "num_threads must be None .*: got 4"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, error, message) -> None:
+    """Law 7: the field, the rule, the value, the cure."""
+    with pytest.raises(error, match=message):
+        _load("bert", **options)
+
+
+def test_a_device_that_is_not_there_is_an_error_with_the_cure(monkeypatch) -> None:
+    """Law 5: never a silent CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(BackendError, match=r"'cuda:1' was asked for .* CUDA build of torch"):
+        resolve_device("cuda:1")
+    with pytest.raises(BackendError, match=r'"mps" was asked for .* pass device="cpu"'):
+        resolve_device("mps")
+    assert resolve_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BackendError, match=r"'cuda:1' .* sees 1 CUDA device\(s\)"):
+        resolve_device("cuda:1")
+    assert resolve_device("auto") == torch.device("cuda")
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.float16
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_a_model_error(
+    tmp_path: Path, remote_code: Path
+) -> None:
+    """An empty folder, damaged weights, and remote code that was not trusted."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ModelError, match="cannot load"):
+        _load("bert", empty)
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        _load("bert", remote_code)
+
+
+# ------------------------------------------------------------------------------ threads, lifetime
+
+
+def test_threads_score_as_one_does() -> None:
+    """Eight threads on one backend, each with its own batches: the logits of a serial run."""
+    names = ["bert", "deberta_v2"]
+    failures: list[str] = []
+
+    def work(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for kind in names * 3:
+            rows = random.permutation(len(PAIRS))[:12]
+            got = _backend(kind).logits(_batch(kind).take(rows))
+            if np.abs(got - _expected(kind)[rows]).max() > CLOSE:
+                failures.append(f"{kind} in thread {seed}")
+
+    for kind in names:
+        _backend(kind)
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_close_frees_the_network() -> None:
+    """After close there is no reference left to the weights; scoring says it is closed."""
+    backend = _load("bert")
+    alive = weakref.ref(backend._checkpoint.network)
+    backend.logits(_batch("bert").take([0]))
+    backend.close()
+    backend.close()
+    gc.collect()
+    assert alive() is None
+    with pytest.raises(ClosedError, match="closed"):
+        backend.logits(_batch("bert"))
+    with pytest.raises(ClosedError, match="closed"):
+        backend.logits_from_pairs(PAIRS)
+
+
+def test_nothing_global_changes() -> None:
+    """Law 8: torch's threads, grad mode, default dtype, seed, attention and warnings stay put."""
+
+    def state():
+        return (
+            torch.get_num_threads(),
+            torch.get_num_interop_threads(),
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+            torch.initial_seed(),
+            torch.backends.cuda.matmul.allow_tf32,
+            {k: v for k, v in AttentionInterface._global_mapping.items() if k != attention.NAME},
+            logging.getLogger("sentence_transformers").handlers,
+        )
+
+    before = state()
+    _load("bert").logits(_batch("bert"))
+    assert state() == before
+
+
+def test_no_pairs_give_no_logits() -> None:
+    """An empty batch keeps its number of labels."""
+    empty = _batch("bert_two_labels").take([])
+    assert _backend("bert_two_labels").logits(empty).shape == (0, 2)
+
+
+def test_a_pass_that_fails_says_where() -> None:
+    """A pair beyond the network's positions, and one without tokens, are errors of our own."""
+    ids = np.ones(500, np.int32)
+    long = TokenBatch(ids, np.zeros_like(ids), np.array([500]))
+    with pytest.raises(BackendError, match="the forward pass failed on cpu"):
+        _backend("bert_128").logits(long)
+    none = TokenBatch(ids[:0], ids[:0], np.array([0]))
+    with pytest.raises(BackendError, match="at least 1 token: got 0"):
+        _backend("bert").logits(none)
+
+
+def test_out_of_memory_surfaces_as_it_is(monkeypatch) -> None:
+    """The scheduler halves the batch by this error, so it is not dressed as another."""
+    backend = _load("bert")
+
+    def full(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(backend, "_run", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        backend.logits(_batch("bert"))
+
+
+# ------------------------------------------------------------------------------------- templates
+
+
+def test_the_chat_template_is_rendered_around_a_pair() -> None:
+    """The text is what sentence-transformers feeds a causal reranker, prompt included."""
+    folder, (query, document) = build("qwen3"), PAIRS[0]
+    tokenizer = encoder_for(folder).tokenizer
+    messages = [
+        {"role": "system", "content": "Find it"},
+        {"role": "query", "content": query},
+        {"role": "document", "content": document},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert render_chat(folder, "Find it").text(query, document) == text
+    assert "Find it" not in render_chat(folder, None).prefix
+
+
+def test_a_missing_tokenizer_json_is_converted(tmp_path: Path) -> None:
+    """From the vocabulary file alone come the ids of the checkpoint's own tokenizer.json."""
+    folder = _copy("bert", tmp_path)
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)))
+    converted = PairTokenizer.from_folder(folder, convert=convert_tokenizer)
+    batch = converted.encode(PAIRS).batch
+    np.testing.assert_array_equal(batch.input_ids, _batch("bert").input_ids)
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        convert_tokenizer(tmp_path / "nothing")
+
+
+# --------------------------------------------------------------------------------------- helpers
+
+
+def _copy(kind: str, tmp_path: Path, **config) -> Path:
+    """The checkpoint *kind*, its config.json changed by *config*."""
+    folder = Path(shutil.copytree(build(kind), tmp_path / kind))
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    return folder
+
+
+def _predict(folder: Path):
+    encoder = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+    scores = encoder.predict(list(PAIRS), batch_size=8, activation_fn=torch.nn.Identity())
+    return np.asarray(scores, np.float32).reshape(len(PAIRS), -1)
+
+
+def _checkpoint(kind: str) -> Checkpoint:
+    return Checkpoint.load(
+        build(kind),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        max_length=_tokenizer(kind).max_length,
+        trust_remote_code=False,
+    )

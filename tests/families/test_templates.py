@@ -1,0 +1,75 @@
+"""Chat templates come down to the text around a query and a document, or are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from rerank_adapters.errors import ModelError
+from rerank_adapters.families import render_template
+from rerank_adapters.tokenization import TextTemplate
+
+PICK = '{{ messages | selectattr("role", "eq", "%s") | map(attribute="content") | first }}'
+QUERY, DOCUMENT = PICK % "query", PICK % "document"
+
+
+def apply(template: str) -> Any:
+    """What transformers' `apply_chat_template(messages, tokenize=False)` does with *template*."""
+
+    def render(messages: list[dict[str, Any]]) -> str:
+        texts, _ = render_jinja_template(conversations=[messages], chat_template=template)
+        return str(texts[0])
+
+    return render
+
+
+def test_a_flat_template_is_the_text_around_the_texts() -> None:
+    """Prefix, middle and suffix are what stands around the two contents."""
+    template = apply(f"<q>{QUERY}</q>\n<d>{DOCUMENT}</d> yes or no?")
+    assert render_template(template, None) == TextTemplate("<q>", "</q>\n<d>", "</d> yes or no?")
+
+
+def test_a_template_of_structured_contents_is_found_too() -> None:
+    """Contents that are lists of parts are tried where plain ones do not arrive."""
+    template = apply(
+        "{% for message in messages %}[{{ message.role }}] "
+        "{% for part in message.content %}{{ part.text }}{% endfor %};{% endfor %}"
+    )
+    assert render_template(template, None) == TextTemplate("[query] ", ";[document] ", ";")
+
+
+def test_the_prompt_is_the_system_message() -> None:
+    """It is written where the template writes system messages; an empty one is no message."""
+    system = PICK % "system" + ";"
+    template = apply(
+        "{% if messages[0].role == 'system' %}" + system + "{% endif %}" + f"{QUERY}|{DOCUMENT}"
+    )
+    assert render_template(template, "Judge").prefix == "Judge;"
+    assert render_template(template, None).prefix == ""
+    assert render_template(template, "").prefix == ""
+
+
+def test_a_trimming_template_strips() -> None:
+    """`| trim` on both contents becomes `strip`."""
+    trimmed = [part.replace(" }}", " | trim }}") for part in (QUERY, DOCUMENT)]
+    template = render_template(apply(f"q: {trimmed[0]}\nd: {trimmed[1]}\n"), None)
+    assert template == TextTemplate("q: ", "\nd: ", "\n", strip=True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",  # drops both
+        f"{DOCUMENT} answers {QUERY}",  # the document first
+        f"{QUERY} {DOCUMENT} {QUERY}",  # the query twice
+        f"{QUERY} {DOCUMENT.replace(' }}', ' | upper }}')}",  # changes the document
+        f"{QUERY} {DOCUMENT.replace(' }}', ' | trim }}')}",  # strips one of the two
+        "{{ raise_exception('roles must alternate') }}",
+    ],
+)
+def test_a_template_that_is_no_text_around_the_texts_is_refused(template: str) -> None:
+    """It must write the query and then the document, once and as they are."""
+    with pytest.raises(ModelError, match="the chat template must write the query and then"):
+        render_template(apply(template), None)

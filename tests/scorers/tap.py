@@ -1,0 +1,110 @@
+"""A tap between the queue and a backend: it holds, watches and breaks forwards. Loads no runtime."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_adapters import Reranker, RerankerConfig
+from rerank_adapters.protocols import Backend
+from rerank_adapters.scorers.cross_encoder import CrossEncoder
+from rerank_adapters.tokenization import PairTokenizer
+from rerank_adapters.values import Scores, TokenBatch
+from tests.scorers.traffic import PATIENCE, checksum
+
+Rule = Callable[[TokenBatch], BaseException | None]
+Edit = Callable[[TokenBatch, NDArray[np.float32]], NDArray[np.float32]]
+
+
+class ChecksumBackend:
+    """The stub: a pair's one logit is a checksum of its tokens and their order, from 0 to 1."""
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        return checksum(batch)[:, None] / np.float32(99_991)
+
+    def info(self) -> dict[str, str]:
+        return {"backend": "stub", "device": "cpu", "dtype": "float32"}
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+class FirstLogit:
+    """The stub's ModelFamily."""
+
+    labels = 1
+    activation = "identity"
+
+    def scores(self, logits: NDArray[np.float32]) -> Scores:
+        return logits[:, 0]
+
+
+class Activations:
+    """Stands for what a forward's frames hold: device memory, if the exception is kept."""
+
+
+class Tap:
+    """A Backend around another: inside `held()` forwards wait, `rule` may raise in their place.
+
+    `edit` changes the logits that come out; `sizes` lists the pairs of every forward; `pinned`
+    counts forwards that began while the frames of an earlier one were still alive.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+        self.rule: Rule = lambda batch: None
+        self.edit: Edit = lambda batch, logits: logits
+        self.sizes: list[int] = []
+        self.pinned = 0
+        self.entered = threading.Event()
+        self.release = threading.Event()
+        self.release.set()
+        self._frames: list[weakref.ref[Activations]] = []
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        self.pinned += any(frame() is not None for frame in self._frames)
+        self.sizes.append(len(batch))
+        self.entered.set()
+        assert self.release.wait(PATIENCE), "nobody released the held forward"
+        activations = Activations()
+        self._frames.append(weakref.ref(activations))
+        errors = [self.rule(batch)]
+        if errors[0] is not None:
+            raise errors.pop()  # under no name: its frames must not keep themselves alive
+        return self.edit(batch, self.inner.logits(batch))
+
+    def info(self) -> dict[str, str]:
+        return self.inner.info()
+
+    def close(self) -> None:
+        self.inner.close()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, a forward that begins does not end; `entered` says that one began."""
+        self.entered.clear()
+        self.release.clear()
+        try:
+            yield
+        finally:
+            self.release.set()
+
+
+def tap_into(backend: str, folder: Path | str, **queue) -> tuple[Reranker, Tap]:
+    """A reranker over the checkpoint in *folder*, and its tap; "stub" uses the tokenizer alone."""
+    if backend == "stub":
+        tokenizer = PairTokenizer.from_folder(Path(folder), max_length=256)
+        scorer = CrossEncoder(tokenizer, FirstLogit(), [ChecksumBackend()])
+    else:
+        scorer = CrossEncoder.from_config(
+            RerankerConfig(model=str(folder), backend=backend, device="cpu")
+        )
+    tap = Tap(scorer.backends[0])
+    scorer.backends = (tap,)
+    return Reranker(scorer, **queue), tap

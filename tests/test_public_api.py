@@ -1,0 +1,192 @@
+"""The public surface, as literal tables: a difference here is a decision, not an accident."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import typing
+from importlib.resources import files
+
+import pytest
+
+import rerank_adapters
+from rerank_adapters import RankedDocument, Ranking, Reranker, RerankerConfig
+from rerank_adapters.protocols import Backend, ModelFamily, Ranker, Scorer
+from tests.fakes import ConstantBackend, FirstLogitFamily, LookupScorer, reranker_over
+
+NAMES = {
+    "rerank_adapters": [
+        "BackendError",
+        "ClosedError",
+        "ConfigError",
+        "InputError",
+        "MissingDependencyError",
+        "ModelError",
+        "OverloadedError",
+        "RankedDocument",
+        "Ranking",
+        "RerankError",
+        "Reranker",
+        "RerankerConfig",
+        "__version__",
+    ],
+    "rerank_adapters.langchain": [
+        "CrossEncoderCompressor",
+        "LangChainCrossEncoder",
+        "RerankingMiddleware",
+        "RerankingRetriever",
+    ],
+    "rerank_adapters.llama_index": ["CrossEncoderPostprocessor"],
+}
+
+# Positional parameters, then "*", then keyword-only ones with their defaults.
+SIGNATURES = {
+    "score": "query, texts, *, timeout=None",
+    "score_pairs": "pairs, *, timeout=None",
+    "rerank": "query, texts, *, top_n=None, score_threshold=None, timeout=None",
+    "rerank_many": "requests, *, top_n=None, score_threshold=None, timeout=None",
+    "submit": "query, texts, *, timeout=None",
+    "ascore": "query, texts, *, timeout=None",
+    "ascore_pairs": "pairs, *, timeout=None",
+    "arerank": "query, texts, *, top_n=None, score_threshold=None, timeout=None",
+    "arerank_many": "requests, *, top_n=None, score_threshold=None, timeout=None",
+    "info": "",
+    "stats": "",
+    "close": "",
+    "shared": "config",
+    "ashared": "config",
+    "from_config": "config",
+}
+
+CONFIG = {
+    "model": "default",
+    "backend": "auto",
+    "device": "auto",
+    "num_workers": 1,
+    "num_threads": None,
+    "dtype": "auto",
+    "revision": None,
+    "cache_folder": None,
+    "local_files_only": False,
+    "token": None,
+    "trust_remote_code": False,
+    "max_length": None,
+    "truncation": "longest_first",
+    "query_max_tokens": None,
+    "prompt": None,
+    "max_batch_tokens": None,
+    "activation": "default",
+    "file_name": None,
+    "max_queue_pairs": None,
+    "max_queue_tokens": None,
+    "when_full": "block",
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_public_names_are_these(module: str):
+    """`__all__` is the table above, and each name is there to be imported."""
+    loaded = importlib.import_module(module)
+    assert sorted(loaded.__all__) == NAMES[module]
+    assert all(getattr(loaded, name) is not None for name in NAMES[module])
+
+
+def test_dir_lists_the_public_names_and_unknown_ones_are_attribute_errors():
+    """Lazy loading looks like an ordinary module."""
+    assert dir(rerank_adapters) == NAMES["rerank_adapters"]
+    with pytest.raises(AttributeError, match="'rerank_adapters' has no attribute 'Rerank'"):
+        rerank_adapters.Rerank  # noqa: B018 (the access is the test)
+
+
+def _written(function: object) -> str:
+    """A signature as SIGNATURES writes it, without types and self."""
+    parameters = [it for it in inspect.signature(function).parameters.values() if it.name != "self"]
+    assert all(it.kind is not it.VAR_KEYWORD for it in parameters)
+    bare = [it.replace(annotation=it.empty) for it in parameters]
+    return str(inspect.Signature(bare)).strip("()")
+
+
+def test_signatures_are_these():
+    """Every method takes what the table says, options by keyword alone."""
+    assert {name: _written(getattr(Reranker, name)) for name in SIGNATURES} == SIGNATURES
+    methods = {name for name, _ in inspect.getmembers(Reranker, callable) if name[0] != "_"}
+    assert methods == {*SIGNATURES, "from_pretrained"}
+
+
+def test_configuration_fields_and_defaults_are_these():
+    """The options of `from_pretrained`, in the order of the documentation."""
+    fields = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
+    assert fields == CONFIG
+    assert list(fields) == list(CONFIG)
+
+
+UNKNOWN = [
+    lambda: Reranker.from_pretrained("default", batch_size=8),
+    lambda: Reranker.from_pretrained("default", "onnx"),
+    lambda: RerankerConfig("default"),
+    lambda: RerankerConfig(normalize=True),
+    lambda: reranker_over(ConstantBackend()).rerank("q", ["a"], 3),
+    lambda: reranker_over(ConstantBackend()).rerank("q", ["a"], top_k=3),
+    lambda: reranker_over(ConstantBackend()).score("q", ["a"], batch_size=8),
+]
+
+
+@pytest.mark.parametrize("call", UNKNOWN)
+def test_unknown_and_misplaced_arguments_raise(call: typing.Callable[[], object]):
+    """Law 7: a misspelt option is a TypeError, and options are not positional."""
+    with pytest.raises(TypeError):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "module"),
+    [
+        ("CrossEncoderCompressor", "rerank_adapters.langchain"),
+        ("CrossEncoderPostprocessor", "rerank_adapters.llama_index"),
+    ],
+)
+def test_adapters_refuse_unknown_fields(adapter: str, module: str):
+    """Law 7: the frameworks' own base classes would swallow them."""
+    made = getattr(importlib.import_module(module), adapter)
+    with pytest.raises((TypeError, ValueError), match="top_k"):
+        made(top_k=3)
+
+
+def test_the_seams_are_four_and_real_things_fit_them():
+    """Ranker, Scorer, ModelFamily and Backend: Reranker is the first two, fakes the others."""
+    with reranker_over(ConstantBackend()) as reranker:
+        assert isinstance(reranker, Ranker)
+        assert isinstance(reranker, Scorer)
+    assert isinstance(LookupScorer({}), Scorer)
+    assert isinstance(FirstLogitFamily(), ModelFamily)
+    assert isinstance(ConstantBackend(), Backend)
+    assert not isinstance(LookupScorer({}), Ranker)
+
+
+def test_values_are_frozen():
+    """A place and a ranking cannot be changed after the fact."""
+    place = RankedDocument(index=0, score=1.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        place.score = 2.0
+    with pytest.raises(TypeError):
+        Ranking([place])[0] = place
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RerankerConfig().model = "other"
+
+
+def test_the_package_is_typed_and_versioned():
+    """`py.typed` travels with it, and the version is a plain release number."""
+    assert files("rerank_adapters").joinpath("py.typed").is_file()
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", rerank_adapters.__version__)
+
+
+@pytest.mark.parametrize("name", [*SIGNATURES, "from_pretrained"])
+def test_every_public_method_says_what_it_does_and_is_annotated(name: str):
+    """A first line that ends a sentence, and a type on every parameter."""
+    method = getattr(Reranker, name)
+    assert (inspect.getdoc(method) or "").splitlines()[0].rstrip().endswith((".", ":"))
+    hints = inspect.get_annotations(inspect.unwrap(getattr(method, "__func__", method)))
+    parameters = [it for it in inspect.signature(method).parameters if it != "self"]
+    assert {*parameters, "return"} <= set(hints)
