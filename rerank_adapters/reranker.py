@@ -220,6 +220,10 @@ class Reranker:
         job, finish = self._ranking_job(requests, top_n, score_threshold)
         return await self._start_async(job, finish, timeout)
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of *texts* has by itself, uncut, special tokens not counted."""
+        return self._scorer.tokenizer.count(texts)
+
     def info(self) -> dict[str, Any]:
         """What really runs, and why: model, revision, fingerprint, backend, device, limits."""
         return self._scorer.info()

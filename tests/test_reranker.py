@@ -12,12 +12,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from rerank_adapters import ClosedError, InputError, RerankerConfig
 from rerank_adapters.batching import plan_batches
 from rerank_adapters.errors import BackendError
 from rerank_adapters.reranker import _SHARED, Reranker
-from tests.checkpoints import PAIRS
+from tests.checkpoints import PAIRS, build
 from tests.exported import exported
 from tests.fakes import ConstantBackend, CountingBackend, FaultyBackend, HeldBackend, reranker_over
 
@@ -202,6 +203,15 @@ def test_truncated_documents_are_told(counting) -> None:
     reranker, _ = counting
     ranking = reranker.rerank("q", ["short", "word " * 500])
     assert {place.index: place.truncated for place in ranking} == {0: False, 1: True}
+
+
+def test_tokens_are_counted_by_the_models_own_tokenizer(counting) -> None:
+    """Without special tokens and without a cut: equal to transformers' count."""
+    reranker, _ = counting
+    tokenizer = AutoTokenizer.from_pretrained(build("bert"))
+    texts = ["", "the ferry", "word " * 500]
+    expected = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    assert reranker.count_tokens(texts) == expected
 
 
 def test_a_closed_reranker_says_so(counting) -> None:

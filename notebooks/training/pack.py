@@ -1,10 +1,11 @@
-"""Trained checkpoint → the files the package ships: one weights file, two graphs over it, checksums.
+"""Trained checkpoint → the files the package ships: one weights file, two graphs, checksums.
 
     python notebooks/training/pack.py CHECKPOINT [FOLDER]
 
-CHECKPOINT is an ordinary folder of one sequence classifier; FOLDER defaults to rerank_adapters/bundled.
-Both graphs are scored against torch, on the checkpoint as `bundled.unpack` will give it back, before
-anything is put in place. `rerank_adapters.bundled` says how the files are laid out.
+CHECKPOINT is an ordinary folder of one sequence classifier; FOLDER defaults to
+rerank_adapters/bundled. Both graphs are scored against torch, on the checkpoint as `bundled.unpack`
+will give it back, before anything is put in place. `rerank_adapters.bundled` says how the files are
+laid out.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from rerank_adapters.export.int8 import SMALLEST, TABLE, quantize, seven_bits
 from rerank_adapters.export.smoothing import smooth
 
 Array = NDArray[np.generic]
-INLINE = 256
-"""Constants of fewer bytes stay in the graph."""
+INLINE = 4096
+"""Most bytes of a constant that may stay in the graph."""
 LIMIT = 30_000_000
 """Most bytes of all files together."""
 
 
 def pack(checkpoint: Path, folder: Path) -> None:
-    """Writes the files of `rerank_adapters.bundled` for *checkpoint*, or raises and writes nothing."""
+    """Writes `rerank_adapters.bundled`'s files for *checkpoint*, or raises and writes nothing."""
     encoder = network.load(checkpoint)
     probes = gate.probe(encoder)
     model = graph.trace(network.build(encoder))
@@ -97,11 +98,58 @@ def _stored(
         elif kinds.get(name) == "linear":
             matrix = np.ascontiguousarray(weights.T)
             if name in factors:
-                # The same two roundings as in `smooth`, so that the bytes are the graph's.
-                matrix = matrix * _factor_of(factors[name])
+                matrix = matrix * factors[name]
                 tensors[f"{name}.factor"] = factors[name]
             columns, scales = seven_bits(matrix, axis=0)
             tensors |= {name: np.ascontiguousarray(columns), f"{name}.scale": scales}
         else:
             tensors[name] = weights
     return tensors
+
+
+def _refer(model: onnx.ModelProto, tensors: Mapping[str, Array], starts: Mapping[str, int]) -> None:
+    """Points the graph's constants at the bytes they have in model.safetensors."""
+    places = {_key(values): starts[name] for name, values in tensors.items()}
+    for constant in model.graph.initializer:
+        values = numpy_helper.to_array(constant)
+        start = places.get(_key(values))
+        if start is None:
+            if values.nbytes > INLINE:
+                raise RuntimeError(f"{constant.name} {values.shape} is not in {bundled.WEIGHTS}")
+            continue
+        external_data_helper.set_external_data(
+            constant, bundled.WEIGHTS, offset=start, length=values.nbytes
+        )
+        constant.ClearField("raw_data")
+        constant.data_location = TensorProto.EXTERNAL
+
+
+def _key(values: Array) -> tuple[str, tuple[int, ...], bytes]:
+    """What makes two constants the same: type, shape but for dimensions of one, and values."""
+    shape = tuple(size for size in values.shape if size != 1)
+    return str(values.dtype), shape, np.ascontiguousarray(values).tobytes()
+
+
+def _check(place: Path, tensors: Mapping[str, Array], probes: list[gate.Probe]) -> None:
+    """Both graphs against torch: on the packed weights, and int8 on the trained ones as well."""
+    with tempfile.TemporaryDirectory() as temporary:
+        plain = Path(temporary)
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(place / name, plain / name)
+        bundled.write_safetensors(plain / bundled.WEIGHTS, bundled.plain(tensors))
+        packed = gate.probe(network.load(plain))
+    gate.check(place / FILE_NAMES["float32"], packed, "float32")
+    gate.check(place / FILE_NAMES["int8"], packed, "int8")
+    gate.check(place / FILE_NAMES["int8"], probes, "int8")
+
+
+def _checksums(place: Path) -> dict[str, str]:
+    return {file.name: bundled.checksum_of(file) for file in sorted(place.iterdir())}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=bundled.folder())
+    arguments = parser.parse_args()
+    pack(arguments.checkpoint, arguments.folder)

@@ -5,12 +5,12 @@
                                             evened out for int8, `….factor` (in, 1)
                           embedding tables  int8 (rows, width), `….scale` (rows, 1)
                           all else          float32
-    model.onnx          float32 arithmetic   \\ graphs only: their weights are
-    model_int8.onnx     int8 arithmetic      / external data inside model.safetensors
+    model.onnx          float32 arithmetic; a graph whose weights are external data inside the above
+    model_int8.onnx     int8 arithmetic; likewise
     tokenizer.json, tokenizer_config.json, config.json, checksums.json
 
-A float32 weight is values · scale · factor, transposed to (out, in) for linear layers; `unpack` writes
-that as an ordinary checkpoint, for torch.
+A float32 weight is values · scale / factor, transposed to (out, in) for linear layers; `unpack`
+writes that as an ordinary checkpoint, for torch.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def folder() -> Path:
 def verify(place: Path) -> dict[str, str]:
     """The sha256 of each file that `checksums.json` names, all as it says.
 
-    Raises ModelError naming the file that is missing, damaged or not of this model. Reads every byte:
-    about 20 ms for 24 MB.
+    Raises ModelError naming the file that is missing, damaged or not of this model. Reads every
+    byte: about 20 ms for 24 MB.
     """
     try:
         expected: dict[str, str] = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
@@ -61,19 +61,21 @@ def verify(place: Path) -> dict[str, str]:
     return expected
 
 
-def unpack(cache_folder: Path) -> Path:
+def unpack(cache_folder: str | Path | None = None) -> Path:
     """An ordinary float32 checkpoint of the default model, made once under *cache_folder*.
 
-    Its folder carries the checksum of the weights, so versions live side by side. It appears by one
-    rename, whole or not at all, also when several processes make it at once.
+    None is `~/.cache/rerank-adapters`. The folder's name carries the checksum of the weights, so
+    versions live side by side. It appears by one rename, whole or not at all, also when several
+    processes make it at once.
     """
     source = folder()
     version = verify(source)[WEIGHTS][:16]
-    target = cache_folder / f"default-{version}"
+    cache = Path.home() / ".cache" / "rerank-adapters" if cache_folder is None else cache_folder
+    target = Path(cache).expanduser() / f"default-{version}"
     if target.is_dir():
         return target
-    cache_folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache_folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(source / name, draft / name)
@@ -89,16 +91,16 @@ def unpack(cache_folder: Path) -> Path:
 
 
 def plain(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """float32 tensors under their usual names and in their usual layout, (out, in) for linear ones."""
+    """Float32 tensors under their usual names in their usual layout: linear ones (out, in)."""
     unpacked: dict[str, Array] = {}
     for name, values in tensors.items():
         if name.endswith((".scale", ".factor")):
             continue
         if values.dtype == np.int8:
             scale = tensors[f"{name}.scale"]
-            floats = values.astype(np.float32) * scale
+            floats = np.multiply(values, scale, dtype=np.float32)
             if f"{name}.factor" in tensors:
-                floats *= tensors[f"{name}.factor"]
+                floats /= tensors[f"{name}.factor"].astype(np.float32)
             values = np.ascontiguousarray(floats.T) if scale.ndim == 1 else floats
         unpacked[name] = values
     return unpacked
@@ -133,7 +135,9 @@ def write_safetensors(file: Path, tensors: Mapping[str, Array]) -> dict[str, int
     for name, values in ordered:
         span = [position, position + values.nbytes]
         entries[name] = {
-            "dtype": names[values.dtype], "shape": list(values.shape), "data_offsets": span
+            "dtype": names[values.dtype],
+            "shape": list(values.shape),
+            "data_offsets": span,
         }
         position = span[1]
     header = json.dumps(entries, separators=(",", ":")).encode()

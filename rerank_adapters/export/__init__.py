@@ -1,4 +1,4 @@
-"""Checkpoint → ONNX, without optimum: traced, rewritten, and kept only if it scores as torch does."""
+"""Checkpoint → ONNX without optimum: traced, rewritten, kept only if it scores as torch does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..hub import CONFIG_FILES, Source, open_model
 from . import files, gate, graph, network, template
 from .first_token import keep_first_token
 from .half import halve
-from .pooling import sum_in_order
 from .int8 import quantize
+from .pooling import sum_in_order
 from .residual import keep_norms_apart
 from .smoothing import smooth
 
@@ -40,11 +40,12 @@ def export_onnx(
 ) -> Path:
     """Writes *model*, a hub id or a local folder, as ONNX into *folder* and returns that folder.
 
-    The graph is `model.onnx`, `model_fp16.onnx` or `model_int8.onnx`: inputs int64 (batch, sequence)
-    named `input_ids`, `attention_mask` and, where the model has more than one token type,
-    `token_type_ids`; output `logits`, float32 (batch, labels), before any activation. Beside it go the
-    tokenizer and configuration files, and `rerank_adapters.json`, which says what was exported and,
-    for a yes/no language model, holds its rendered template. *folder* may be the checkpoint itself.
+    The graph is `model.onnx`, `model_fp16.onnx` or `model_int8.onnx`: inputs int64 (batch,
+    sequence) named `input_ids`, `attention_mask` and, where the model has more than one token type,
+    `token_type_ids`; output `logits`, float32 (batch, labels), before any activation. Beside it go
+    the tokenizer and configuration files, and `rerank_adapters.json`, which says what was exported
+    and, for a yes/no language model, holds its rendered template. *folder* may be the checkpoint
+    itself.
 
     int8 stores weights in 7 bits, one scale per output column and embedding row, and scales
     activations per token, so a score does not depend on its batch, bit for bit.
@@ -83,18 +84,20 @@ def _wanted(source: Source, *, trust_remote_code: bool) -> list[str]:
     return [*CONFIG_FILES, "*.safetensors" if safe else "*.bin", *code]
 
 
-def _rewrite(
-    model: onnx.ModelProto, dtype: Dtype, probes: Sequence[gate.Probe]
-) -> onnx.ModelProto:
-    """The traced graph made faster without changing a score, and then smaller where *dtype* says so."""
-    keep_first_token(model)
-    keep_norms_apart(model)
-    sum_in_order(model)
+def _rewrite(model: onnx.ModelProto, dtype: Dtype, probes: Sequence[gate.Probe]) -> onnx.ModelProto:
+    accelerate(model)
     if dtype == "int8":
         smooth(model, [probe.feed for probe in probes])
         quantize(model)
     elif dtype == "float16":
-        model = halve(model)
+        halve(model)
     facts = {"rerank_adapters.dtype": dtype, "rerank_adapters.version": __version__}
     onnx.helper.set_model_props(model, facts)
     return model
+
+
+def accelerate(model: onnx.ModelProto) -> None:
+    """Rewrites a traced float32 graph to run faster, and alike in every batch; scores stay."""
+    keep_first_token(model)
+    keep_norms_apart(model)
+    sum_in_order(model)

@@ -60,7 +60,11 @@ class Editor:
     ) -> str:
         """A new node with one output, whose name comes back."""
         name = output or self._name(operator)
-        self.graph.node.append(helper.make_node(operator, inputs, [name], **attributes))
+        made = helper.make_node(operator, inputs, [name])
+        made.attribute.extend(
+            helper.make_attribute(key, value) for key, value in attributes.items()
+        )
+        self.graph.node.append(made)
         self.producers[name] = self.graph.node[-1]
         return name
 

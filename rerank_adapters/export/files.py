@@ -50,7 +50,7 @@ def write_json(file: Path, content: object) -> None:
 
 
 def write_graph(model: onnx.ModelProto, file: Path) -> None:
-    """The graph as one file, or with its weights beside it in `<name>_data` where they are too many."""
+    """The graph as one file, or with its weights in `<name>_data` where they are too many."""
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weights <= ONE_FILE_LIMIT:
         onnx.save(model, file)

@@ -1,7 +1,8 @@
 """The parity gate: an ONNX file must score as torch does, at shapes the trace never saw.
 
 `probe` asks torch first, before the network is touched; `check` compares a finished file with its
-answers. The batches hold one pair and many, short and long, padded and not, cut at the model's limit.
+answers. The batches hold one pair and many, short and long, padded and not, cut at the model's
+limit.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ QUESTIONS = (
     "Was ist die Hauptstadt von Australien?",
 )
 PASSAGES = (
-    "Air scatters short wavelengths of sunlight more strongly than long ones. Blue light therefore "
-    "reaches the eye from every direction, while red light passes almost straight through.",
-    "Routine applications are processed in six to eight weeks; an expedited one takes two to three.",
-    "Open the sign-in page, choose \"Forgot password\", and follow the link sent to your address.",
+    (
+        "Air scatters short wavelengths of sunlight more strongly than long ones. Blue light "
+        "therefore reaches the eye from every direction, while red light passes almost straight "
+        "through."
+    ),
+    "Routine applications take six to eight weeks, expedited ones two to three.",
+    'Open the sign-in page, choose "Forgot password", and follow the link sent to your address.',
     "Canberra ist die Hauptstadt von Australien und liegt zwischen Sydney und Melbourne.",
     "The river rose two metres overnight, and the lower meadow was under water by the morning.",
     "",
@@ -40,7 +44,7 @@ Array = NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """One batch: the arrays fed, by input name, and torch's float32 logits of shape (batch, labels)."""
+    """One batch: the arrays fed, by input name, and torch's float32 logits (batch, labels)."""
 
     feed: Mapping[str, NDArray[np.int64]]
     logits: NDArray[np.float32]
@@ -56,9 +60,9 @@ class Probe:
 class Bound:
     """What a dtype may cost.
 
-    `absolute` and `relative` bound each logit's drift, as in numpy.allclose. `spread` bounds the root
-    mean square drift as a share of the logits' standard deviation over all probes, and `batch_drift`
-    how far a logit may move with the company it keeps (0: not by one bit).
+    `absolute` and `relative` bound each logit's drift, as in numpy.allclose. `spread` bounds the
+    root mean square drift as a share of the logits' standard deviation over all probes, and
+    `batch_drift` how far a logit may move with the company it keeps (0: not by one bit).
     """
 
     absolute: float
@@ -96,7 +100,7 @@ def _ask(encoder: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> Probe:
 
 
 def check(file: Path, probes: Sequence[Probe], dtype: str) -> None:
-    """Raises ModelError naming the shape and the drift where *file* does not score as torch does."""
+    """Raises ModelError naming shape and drift where *file* does not score as torch does."""
     session = open_session(file)
     bound = BOUNDS[dtype]
     answers = [run(session, probe.feed) for probe in probes]
@@ -132,7 +136,9 @@ def _check_company(
         together = run(session, feed)
         for row in range(case.shape[0]):
             length = int(feed["attention_mask"][row].sum())
-            alone = run(session, {name: array[row : row + 1, :length] for name, array in feed.items()})
+            alone = run(
+                session, {name: array[row : row + 1, :length] for name, array in feed.items()}
+            )
             drift = float(np.abs(alone[0] - together[row]).max())
             if drift > limit:
                 raise _failure(case, drift, f"{limit:g} between alone and in company")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from pathlib import Path
 
 import onnx
 import torch
@@ -16,8 +14,8 @@ OPSET = 20  # the first with Gelu as one operator
 
 
 def trace(network: Network) -> onnx.ModelProto:
-    """The network as a float32 ONNX graph, inputs (batch, sequence), output `logits` (batch, labels)."""
-    network.attend("eager")
+    """The network as a float32 graph: inputs (batch, sequence), output `logits` (batch, labels)."""
+    network.model.set_attn_implementation("eager")  # the smallest graph
     input_ids = torch.arange(3 * 17).reshape(3, 17) % 100 + 5
     example = (input_ids, torch.ones_like(input_ids), torch.zeros_like(input_ids))
     arguments = example[: len(network.inputs)]
@@ -34,15 +32,14 @@ def trace(network: Network) -> onnx.ModelProto:
             opset_version=OPSET,
             verbose=False,
         )
-    assert program is not None
-    model = program.model_proto
+    model: onnx.ModelProto = program.model_proto
     _name_dimensions(model)
     _forget_source(model)
     return model
 
 
 def _forget_source(model: onnx.ModelProto) -> None:
-    """Drops what the exporter notes of the code each node came from: paths, and most of the graph."""
+    """Drops the exporter's notes of the code each node came from: paths, and many bytes."""
     for item in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input):
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
@@ -54,7 +51,7 @@ def _forget_source(model: onnx.ModelProto) -> None:
 def _name_dimensions(model: onnx.ModelProto) -> None:
     """Calls the open dimensions "batch" and "sequence" wherever the graph speaks of them."""
     graph = model.graph
-    names = {}
+    names: dict[str, str] = {}
     for value in graph.input:
         batch, sequence = value.type.tensor_type.shape.dim
         names |= {batch.dim_param: "batch", sequence.dim_param: "sequence"}

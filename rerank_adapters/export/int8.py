@@ -1,11 +1,11 @@
 """int8 whose scores do not depend on the batch: one activation scale per token, plain operators.
 
-    s = max|x| / 127 for each token            x₈ = round(x / s), stored as uint8 with zero point 128
+    s = max|x| / 127 for each token          x₈ = round(x / s), stored as uint8 with zero point 128
     w₈ = round(w / c), one c per output column, |w₈| ≤ 63
-    x·w ≈ s · c · (x₈ · w₈)                    the integer product is exact in any order
+    x·w ≈ s · c · (x₈ · w₈)                  the integer product is exact in any order
 
-Weights have 7 bits because processors without VNNI add pairs of uint8·int8 products in 16 bits:
-2 · 255 · 63 fits, 2 · 255 · 127 does not. Embedding tables hold one scale per row. Attention, softmax,
+Weights have 7 bits because processors without VNNI add pairs of uint8·int8 products in 16 bits: 2 ·
+255 · 63 fits, 2 · 255 · 127 does not. Embedding tables hold one scale per row. Attention, softmax,
 normalisation and heads of fewer than 16 columns stay float32.
 """
 
@@ -29,8 +29,8 @@ Floats = NDArray[np.float32]
 def quantize(model: onnx.ModelProto, *, weights_only: bool = False) -> None:
     """Rewrites constant products and embedding tables of a float32 graph to int8, in place.
 
-    With *weights_only* weights are stored as int8 and made float32 inside the graph, which onnxruntime
-    does once when it loads the file; products are float32.
+    With *weights_only* weights are stored as int8 and made float32 inside the graph, which
+    onnxruntime does once when it loads the file; products are float32.
     """
     editor = Editor(model)
     quantizer = _Stored(editor) if weights_only else _Quantizer(editor)
@@ -111,7 +111,7 @@ class _Quantizer:
         return (weights.T if transposed else weights).astype(np.float32)
 
     def _scaled(self, inputs: str, weights: Floats, output: str | None = None) -> str:
-        """s · c · (x₈ · w₈) for x of shape (…, in)."""
+        """The product s · c · (x₈ · w₈) for x of shape (…, in)."""
         add, constant = self.editor.add, self.editor.constant
         rows, row_scales = self._quantized_rows(inputs)
         matrix, scales = self._whole(weights)
@@ -148,7 +148,7 @@ class _Stored(_Quantizer):
     """int8 weights, float32 arithmetic."""
 
     def _scaled(self, inputs: str, weights: Floats, output: str | None = None) -> str:
-        """x · (c · w₈) for x of shape (…, in)."""
+        """The product x · (c · w₈) for x of shape (…, in)."""
         matrix, scales = self._whole(weights)
         floats = self.editor.add("Cast", [matrix], to=onnx.TensorProto.FLOAT)
         return self.editor.add("MatMul", [inputs, self.editor.add("Mul", [floats, scales])], output)

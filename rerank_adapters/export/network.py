@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from sentence_transformers import CrossEncoder
@@ -31,14 +32,18 @@ class Network(nn.Module):
         self.inputs = inputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
+        """Raw logits, float32 of shape (batch, labels)."""
         features = dict(zip(self.inputs, tensors, strict=True))
         for stage in self.stages:
             features = stage(features)
-        return features["scores"]
+        scores: Tensor = features["scores"]
+        return scores
 
-    def attend(self, implementation: str) -> None:
-        """Switches the attention code; "eager" gives the smallest graph, "sdpa" is the reference."""
-        self.stages[0].model.set_attn_implementation(implementation)
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformer inside."""
+        model: PreTrainedModel = self.stages[0].model  # type: ignore[assignment]  # torch says Tensor
+        return model
 
 
 class CausalNetwork(Network):
@@ -50,16 +55,16 @@ class CausalNetwork(Network):
 
     def __init__(self, encoder: CrossEncoder) -> None:
         super().__init__(encoder, INPUTS[:2])
-        stage, head = encoder[0], encoder[1]
-        self.stages = nn.ModuleList([stage])
+        head: Any = encoder[1]  # a LogitScore: `build` looked
+        self.stages = nn.ModuleList([encoder[0]])
         tokens = [token for token in (head.true_token_id, head.false_token_id) if token is not None]
-        _keep_rows(stage.model, tokens)
+        _keep_rows(self.model, tokens)
 
     def forward(self, *tensors: Tensor) -> Tensor:
+        """One raw logit per pair, float32 of shape (batch, 1)."""
         input_ids, mask = tensors
-        model = self.stages[0].model
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = model(
+        logits: Tensor = self.model(
             input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).logits
         last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
@@ -68,7 +73,7 @@ class CausalNetwork(Network):
 
 
 def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
-    """The checkpoint in *folder*, float32 on the CPU, in eval mode, as sentence-transformers reads it.
+    """The checkpoint in *folder* as sentence-transformers reads it: float32, CPU, eval mode.
 
     Raises ModelError where sentence-transformers cannot load it.
     """
@@ -82,7 +87,8 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} could not be loaded for export: {error}") from error
-    return encoder.eval()
+    encoder.eval()
+    return encoder
 
 
 def build(encoder: CrossEncoder) -> Network:
@@ -94,16 +100,15 @@ def build(encoder: CrossEncoder) -> Network:
 
 def _inputs(encoder: CrossEncoder) -> tuple[str, ...]:
     """The inputs that the network reads; token types only where there is more than one of them."""
-    stage = encoder[0]
-    assert isinstance(stage, Transformer)
-    accepts = inspect.signature(stage.model.forward).parameters
-    types = getattr(stage.model.config, "type_vocab_size", 0) or 0
+    model = cast("Transformer", encoder[0]).model
+    accepts = inspect.signature(model.forward).parameters
+    types = getattr(model.config, "type_vocab_size", 0) or 0
     return INPUTS if types > 1 and "token_type_ids" in accepts else INPUTS[:2]
 
 
 def _keep_rows(model: PreTrainedModel, tokens: list[int]) -> None:
     """Cuts the output matrix to the rows of *tokens*; tied input embeddings stay whole."""
-    whole = model.get_output_embeddings()
+    whole: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # no types there
     head = nn.Linear(whole.in_features, len(tokens), bias=whole.bias is not None)
     with torch.no_grad():
         head.weight.copy_(whole.weight[tokens])
@@ -111,4 +116,4 @@ def _keep_rows(model: PreTrainedModel, tokens: list[int]) -> None:
             head.bias.copy_(whole.bias[tokens])
     model.config = copy.copy(model.config)
     model.config.tie_word_embeddings = False
-    model.set_output_embeddings(head)
+    model.set_output_embeddings(head)  # type: ignore[no-untyped-call]  # as above

@@ -12,8 +12,8 @@ def sum_in_order(model: onnx.ModelProto) -> None:
     """Turns sums over tokens, as mean pooling takes them, into a product with a matrix of ones.
 
     onnxruntime's ReduceSum groups its terms by the length of the axis, so zeros appended to it move
-    the last bit; a matrix product adds them one after the other. Two rows of ones are multiplied and
-    one is read: a single row would take a vector routine that groups by length again.
+    the last bit; a matrix product adds them one after the other. Two rows of ones are multiplied
+    and one is read: a single row would take a vector routine that groups by length again.
     """
     editor = Editor(model)
     for node in list(editor.graph.node):

@@ -1,7 +1,7 @@
 """Residual sums written as Sum, which onnxruntime leaves alone.
 
-Add before LayerNormalization is fused into SkipLayerNormalization, whose CPU kernel (1.31) is ten times
-slower than the two apart: 23 of 259 ms of MiniLM-L6. Sum of two tensors is the same addition.
+Add before LayerNormalization is fused into SkipLayerNormalization, whose CPU kernel (1.31) is ten
+times slower than the two apart: 23 of 259 ms of MiniLM-L6. Sum of two tensors is the same addition.
 """
 
 from __future__ import annotations

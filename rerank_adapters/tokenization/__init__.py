@@ -36,11 +36,12 @@ class PairTokenizer:
                  space
     """
 
-    __slots__ = ("_encoder", "max_length", "pad_id", "pad_side", "whole_pairs_reason")
+    __slots__ = ("_encoder", "_reader", "max_length", "pad_id", "pad_side", "whole_pairs_reason")
 
     def __init__(
         self,
         encoder: Encoder,
+        reader: Reader,
         *,
         max_length: int,
         pad_id: int,
@@ -48,6 +49,7 @@ class PairTokenizer:
         whole_pairs_reason: str = "",
     ) -> None:
         self._encoder = encoder
+        self._reader = reader
         self.max_length = max_length
         self.pad_id = pad_id
         self.pad_side: Side = pad_side
@@ -91,7 +93,7 @@ class PairTokenizer:
             encoder, reason = pair_encoder(reader, options, types=files.types)
         side: Side = "left" if template is not None or files.causal else "right"
         return cls(
-            encoder, max_length=limit, pad_id=files.pad_id, pad_side=side, whole_pairs_reason=reason
+            encoder, reader, max_length=limit, pad_id=files.pad_id, pad_side=side, whole_pairs_reason=reason
         )
 
     @property
@@ -105,6 +107,11 @@ class PairTokenizer:
         InputError where truncation="only_second" leaves a document no token.
         """
         return self._encoder.encode(pairs)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of *texts* has by itself, uncut, special tokens not counted."""
+        counts: list[int] = self._reader.counts(list(texts)).tolist()
+        return counts
 
 
 def _check(max_length: int | None, truncation: str, query_max_tokens: int | None) -> None:

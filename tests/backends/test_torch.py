@@ -371,7 +371,7 @@ def test_a_cross_encoder_of_early_5x_is_packed_as_well() -> None:
 
 
 def test_a_network_that_wants_more_than_ids_gets_its_own_features(monkeypatch) -> None:
-    """Where padded ids do not give sentence-transformers' logits, its preprocessing runs as well."""
+    """Where padded ids do not give the right logits, sentence-transformers' preprocessing runs."""
     preprocess, forward = Checkpoint.preprocess, Checkpoint.forward
 
     def with_extra(self, pairs, prompt):

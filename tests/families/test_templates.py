@@ -54,8 +54,8 @@ def test_the_prompt_is_the_system_message() -> None:
 def test_a_trimming_template_strips() -> None:
     """`| trim` on both contents becomes `strip`."""
     trimmed = [part.replace(" }}", " | trim }}") for part in (QUERY, DOCUMENT)]
-    template = render_template(apply(f"q: {trimmed[0]}\nd: {trimmed[1]}\n"), None)
-    assert template == TextTemplate("q: ", "\nd: ", "\n", strip=True)
+    template = render_template(apply(f"q: {trimmed[0]}\nd: {trimmed[1]};"), None)
+    assert template == TextTemplate("q: ", "\nd: ", ";", strip=True)
 
 
 @pytest.mark.parametrize(

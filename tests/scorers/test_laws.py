@@ -67,7 +67,7 @@ def _config(
 
 @pytest.fixture(scope="module")
 def load() -> Iterator[Load]:
-    """`load(kind, backend, ...)`: a Reranker; each configuration is loaded once, closed at the end."""
+    """`load(kind, backend, ...)`: a Reranker; each configuration is loaded once."""
     loaded: dict[RerankerConfig, Reranker] = {}
 
     def get(kind: str, backend: str, **options: object) -> Reranker:

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class TorchBackend:
     """A checkpoint on one device; `logits` may be called from several threads at once.
 
-    The packed pass (ours, no padding) runs where the load-time proof finds it equal to
-    sentence-transformers, else padded ids run through its `forward`. Where ids from the caller would
+    The packed pass (ours, no padding) runs where the load-time proof finds it equal to that of
+    sentence-transformers, else padded ids run through its `forward`. Where the caller's ids would
     not do, `needs_texts` is true and only `logits_from_pairs` scores.
     """
 

@@ -1,0 +1,186 @@
+"""The torch backend on a real CUDA device: right, never waiting, standing when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForSequenceClassification
+
+from rerank_adapters import Reranker
+from rerank_adapters.backends.torch import TorchBackend, attention, proof
+from rerank_adapters.values import TokenBatch
+from tests.backends.test_torch import _batch, _expected, _load
+from tests.checkpoints import PAIRS, build
+
+pytestmark = pytest.mark.gpu
+
+PACKED = [
+    "bert", "roberta", "xlm_roberta", "electra", "distilbert", "modernbert", "qwen3", "modular_bert"
+]  # fmt: skip
+CLOSE = 1e-4  # law 1
+HALF = {"float16": 0.03, "bfloat16": 0.25}  # 11 and 8 bits, on logits of standard deviation 1.5
+
+
+def _on_cuda(kind: str, dtype: str = "auto") -> TorchBackend:
+    return _load(kind, device="cuda", dtype=dtype)
+
+
+def test_float32_equals_the_cpu(kind: str) -> None:
+    """Law 1 across devices: CUDA in float32 gives sentence-transformers' logits of the CPU."""
+    backend = _on_cuda(kind, "float32")
+    np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
+    assert backend.info()["device"] == "cuda:0"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_near_the_cpus_float32(kind: str, dtype: str) -> None:
+    """Both half dtypes, for every kind, within what their bits can tell."""
+    backend = _on_cuda(kind, dtype)
+    np.testing.assert_allclose(
+        backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=HALF[dtype]
+    )
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_auto_is_float16_by_ragged_flash_attention(kind: str) -> None:
+    """What runs by default: nothing padded, torch's own varlen kernel where torch has it."""
+    info = _on_cuda(kind).info()
+    assert info["dtype"] == "float16"
+    assert info["pass"] == "packed"
+    assert info["attention"] == ("rectangle" if attention.flash is None else "varlen")
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_the_ragged_kernel_agrees_with_the_rectangle(kind: str, monkeypatch) -> None:
+    """Two kernels, one meaning; windows, causality and grouped heads included."""
+    ragged = _on_cuda(kind).logits(_batch(kind))
+    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.rectangle,))
+    padded = _on_cuda(kind).logits(_batch(kind))
+    np.testing.assert_allclose(ragged, padded, rtol=0, atol=HALF["float16"])
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize(("dtype", "drift"), [("float32", CLOSE), ("float16", 0.01)])
+def test_company_does_not_change_a_score(kind: str, dtype: str, drift: float) -> None:
+    """Law 2 on CUDA: each pair alone against all together."""
+    backend, batch = _on_cuda(kind, dtype), _batch(kind)
+    alone = np.concatenate([backend.logits(batch.take([row])) for row in range(len(batch))])
+    np.testing.assert_allclose(alone, backend.logits(batch), rtol=0, atol=drift)
+
+
+def test_auto_goes_on_to_bfloat16_where_float16_overflows(tmp_path: Path) -> None:
+    """Logits beyond 65504 are finite in bfloat16, so that is what runs."""
+    folder = Path(shutil.copytree(build("bert"), tmp_path / "bert"))
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.classifier.weight *= 1e6
+    model.save_pretrained(folder)
+    backend = _load("bert", folder, device="cuda")
+    wide = torch.cuda.is_bf16_supported(including_emulation=False)
+    assert backend.info()["dtype"] == ("bfloat16" if wide else "float32")
+    assert np.isfinite(backend.logits(_batch("bert"))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("kind", PACKED)
+def test_nothing_waits_for_the_device_inside_a_batch(kind: str, dtype: str) -> None:
+    """Any wait raises while a batch is copied and run; fetching the logits comes after."""
+    backend = _on_cuda(kind, dtype)
+    backend.logits(_batch(kind))  # lazy initialisation may wait, once
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            logits = backend._run(_batch(kind))
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert logits.device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_batch_is_fetched_once(dtype: str) -> None:
+    """By the profiler's count: one copy back, one wait, and no value read on the way."""
+    backend = _on_cuda("bert", dtype)
+    backend.logits(_batch("bert"))
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        backend.logits(_batch("bert"))
+    names = [event.name for event in recorded.events()]
+    assert sum(name.startswith("Memcpy DtoH") for name in names) == 1
+    assert names.count("aten::_local_scalar_dense") == 0
+    assert names.count("aten::nonzero") == 0
+    assert names.count("cudaStreamSynchronize") <= 1
+    copies = [name for name in names if name.startswith("Memcpy HtoD")]
+    assert copies
+    assert all("Pinned" in name for name in copies)
+
+
+def test_memory_that_runs_out_halves_the_batch() -> None:
+    """On the real device: a batch too large for its memory is split until it fits; scores hold."""
+    pairs = PAIRS * 60
+    reranker = Reranker.from_pretrained(
+        str(build("bert")), backend="torch", device="cuda", dtype="float32",
+        activation="identity", max_batch_tokens=10**7, max_queue_pairs=10**5,
+        max_queue_tokens=10**7,
+    )  # fmt: skip
+    total = torch.cuda.get_device_properties(0).total_memory
+    try:
+        reranker.score_pairs(PAIRS)  # kernels and workspaces are there before the limit is
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(
+            (torch.cuda.memory_reserved() + 24 * 2**20) / total
+        )
+        # Distinct texts: identical pairs would be scored once.
+        marked = [(query, f"{text} {number}") for number, (query, text) in enumerate(pairs)]
+        scores = reranker.score_pairs(marked)
+        assert reranker.stats()["splits"] > 0
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    np.testing.assert_allclose(scores, reranker.score_pairs(marked), rtol=0, atol=CLOSE)
+    reranker.close()
+
+
+def test_out_of_memory_keeps_its_name() -> None:
+    """The backend lets torch.OutOfMemoryError through and scores on afterwards."""
+    backend = _on_cuda("bert", "float32")
+    expected = backend.logits(_batch("bert"))
+    total = torch.cuda.get_device_properties(0).total_memory
+    large = TokenBatch.join([_batch("bert")] * 200)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 8 * 2**20) / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            backend.logits(large)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    np.testing.assert_allclose(backend.logits(_batch("bert")), expected, rtol=0, atol=CLOSE)
+
+
+def test_close_gives_the_memory_back() -> None:
+    """After close the device holds what it held before the load."""
+    _on_cuda("bert").close()  # workspaces that torch keeps for the process are there now
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    backend = _on_cuda("bert")
+    backend.logits(_batch("bert"))
+    assert torch.cuda.memory_allocated() > before
+    backend.close()
+    assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device is not two")
+def test_several_devices_share_one_queue() -> None:
+    """Two devices score what one does, and both take part."""
+    options = {"backend": "torch", "dtype": "float32", "max_batch_tokens": 2048}
+    both = Reranker.from_pretrained(str(build("bert")), device=["cuda:0", "cuda:1"], **options)
+    one = Reranker.from_pretrained(str(build("bert")), device="cuda:0", **options)
+    assert json.loads(json.dumps(both.info()))["devices"] == ["cuda:0", "cuda:1"]
+    np.testing.assert_allclose(both.score_pairs(PAIRS), one.score_pairs(PAIRS), rtol=0, atol=CLOSE)
+    both.close()
+    one.close()

@@ -1,0 +1,118 @@
+"""Rerank calls on a GPU: sentence-transformers' default and best half precision, and this library.
+
+    python tests/benchmarks/gpu.py [--model cross-encoder/ms-marco-MiniLM-L6-v2] [--rounds 7]
+
+Same weights, passages of natural length (log-normal, mean 154 tokens), the runs take turns.
+Its best half precision is the fastest of its batch sizes in float16 and bfloat16, found first.
+Prints a Markdown table for one call of 50 documents and one of 1000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from sentence_transformers import CrossEncoder
+from texts import QUERY, documents, machine, medians
+
+from rerank_adapters import Reranker, bundled
+
+BATCH_SIZES = (32, 64, 128, 256, 512)
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("torch sees no CUDA device: this benchmark needs one")
+    print(f"# Rerank calls on {torch.cuda.get_device_name()}\n\n{machine()}\n")
+    ours = {
+        dtype: Reranker.from_pretrained(options.model, backend="torch", device="cuda", dtype=dtype)
+        for dtype in ("float32", "auto")
+    }
+    folder = _folder(options.model)
+    theirs = {dtype: _cross_encoder(folder, dtype) for dtype in (torch.float32, *HALVES)}
+    for dtype, reranker in ours.items():
+        facts = reranker.info()
+        print(f"dtype {dtype!r}: {facts['dtype']}, {facts['pass']}, {facts.get('attention')}\n")
+    for count in (50, 1000):
+        _table(theirs, ours, documents(count), options.rounds)
+    for reranker in ours.values():
+        reranker.close()
+
+
+def _folder(model: str) -> str:
+    if model != "default":
+        return model
+    return str(bundled.unpack(Path(tempfile.mkdtemp())))
+
+
+def _cross_encoder(folder: str, dtype: torch.dtype) -> CrossEncoder:
+    return CrossEncoder(folder, device="cuda", model_kwargs={"dtype": dtype})
+
+
+def _table(
+    theirs: dict[torch.dtype, CrossEncoder],
+    ours: dict[str, Reranker],
+    texts: list[str],
+    rounds: int,
+) -> None:
+    pairs = [(QUERY, text) for text in texts]
+    dtype, size = _best_half(theirs, pairs)
+    runs: dict[str, Callable[[], object]] = {
+        "sentence-transformers, its default": lambda: theirs[torch.float32].predict(pairs),
+        f"sentence-transformers, {str(dtype)[6:]}, batch {size}": lambda: theirs[dtype].predict(
+            pairs, batch_size=size
+        ),
+        **{
+            f"rerank-adapters, {reranker.info()['dtype']}": (
+                lambda reranker=reranker: reranker.score(QUERY, texts)
+            )
+            for reranker in ours.values()
+        },
+    }
+    scores = {label: np.asarray(run()) for label, run in runs.items()}
+    reference = next(iter(scores.values()))
+    seconds = medians(runs, rounds=rounds)
+    default, half = list(seconds.values())[:2]
+    print(f"## {len(texts)} documents, median of {rounds}\n")
+    print("| | median ms | pairs/s | x default | x best half | largest score gap | Kendall tau |")
+    print("|---|---|---|---|---|---|---|")
+    for label, value in seconds.items():
+        gap = np.abs(scores[label] - reference).max()
+        tau = kendalltau(scores[label], reference).statistic
+        print(
+            f"| {label} | {value * 1e3:.1f} | {len(texts) / value:.0f} | {default / value:.2f} "
+            f"| {half / value:.2f} | {gap:.0e} | {tau:.4f} |"
+        )
+    print()
+
+
+def _best_half(
+    theirs: dict[torch.dtype, CrossEncoder], pairs: list[tuple[str, str]]
+) -> tuple[torch.dtype, int]:
+    """The fastest half dtype and batch size of sentence-transformers for these pairs."""
+    settings = [(dtype, size) for dtype in HALVES for size in BATCH_SIZES]
+    seconds = medians(
+        {
+            str(number): (
+                lambda dtype=dtype, size=size: theirs[dtype].predict(pairs, batch_size=size)
+            )
+            for number, (dtype, size) in enumerate(settings)
+        },
+        rounds=3,
+    )
+    return settings[int(min(seconds, key=seconds.__getitem__))]
+
+
+if __name__ == "__main__":
+    main()
