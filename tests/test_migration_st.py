@@ -56,6 +56,8 @@ def _plain(value, names):
     if isinstance(value, Reranker):
         with value:
             return value.score_pairs(names["pairs"])
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
     if isinstance(value, Ranking):
         return [(place.index, place.score) for place in value]
     if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..errors import BackendError, ClosedError, ConfigError, ModelError
 from ..values import TokenBatch
+
+# From 1.29 on, onnxruntime reports to its makers unless it is told not to before it is imported;
+# the reporting thread also hangs forked children when they exit. A user's own setting stands.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort  # noqa: E402 - see above
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,10 @@ import warnings
 
 import onnx
 import torch
+from torch import Tensor
 from torch.export import Dim
 
+from ..errors import ModelError
 from .network import Network
 
 OPSET = 20  # the first with Gelu as one operator
@@ -19,19 +21,12 @@ def trace(network: Network) -> onnx.ModelProto:
     input_ids = torch.arange(3 * 17).reshape(3, 17) % 100 + 5
     example = (input_ids, torch.ones_like(input_ids), torch.zeros_like(input_ids))
     arguments = example[: len(network.inputs)]
-    shape = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations, none about the result
-        program = torch.onnx.export(
-            network,
-            arguments,
-            dynamo=True,
-            input_names=list(network.inputs),
-            output_names=["logits"],
-            dynamic_shapes=((shape,) * len(arguments),),
-            opset_version=OPSET,
-            verbose=False,
-        )
+    try:
+        program = _program(network, arguments)
+    except torch.onnx.OnnxExporterError as error:
+        raise ModelError(f"torch could not export the network: {error}") from error
+    if program is None:  # the exporter's signature allows it for its old way
+        raise ModelError("torch.onnx.export returned no program")
     model: onnx.ModelProto = program.model_proto
     _name_dimensions(model)
     _forget_source(model)
@@ -46,6 +41,22 @@ def _forget_source(model: onnx.ModelProto) -> None:
     for item in (*model.graph.initializer, *model.graph.output):
         item.ClearField("doc_string")
     model.ClearField("functions")
+
+
+def _program(network: Network, arguments: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram | None:
+    shape = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, none about the result
+        return torch.onnx.export(
+            network,
+            arguments,
+            dynamo=True,
+            input_names=list(network.inputs),
+            output_names=["logits"],
+            dynamic_shapes=((shape,) * len(arguments),),
+            opset_version=OPSET,
+            verbose=False,
+        )
 
 
 def _name_dimensions(model: onnx.ModelProto) -> None:

@@ -24,7 +24,7 @@ def halve(model: onnx.ModelProto) -> None:
     heavy -= {name for name in heavy if types.get(name) != TensorProto.FLOAT}
     for node in list(model.graph.node):  # in order, so what it reads was seen before
         if any(name in heavy for name in node.input):
-            heavy.update(node.output)
+            heavy.update(name for name in node.output if types.get(name) == TensorProto.FLOAT)
             for place, name in enumerate(node.input):
                 if types.get(name) == TensorProto.FLOAT and not _computed(editor, heavy, name):
                     node.input[place] = _half(editor, name)

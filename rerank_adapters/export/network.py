@@ -49,8 +49,9 @@ class Network(nn.Module):
 class CausalNetwork(Network):
     """A language model whose score is the lead of the logit of "yes" over that of "no".
 
-    The output matrix keeps those two rows alone. The last real token is found from the mask and
-    positions count real tokens, so padding may stand on either side.
+    The output matrix keeps those two rows alone. Padding on the left, as these models are fed, is
+    moved to the right first: there it stands behind all that a real token sees, and a score stays
+    the same to the bit however much of it there is.
     """
 
     def __init__(self, encoder: CrossEncoder) -> None:
@@ -63,12 +64,14 @@ class CausalNetwork(Network):
     def forward(self, *tensors: Tensor) -> Tensor:
         """One raw logit per pair, float32 of shape (batch, 1)."""
         input_ids, mask = tensors
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        order = torch.minimum(columns + mask.argmax(-1, keepdim=True), columns[-1:])
+        lengths = mask.sum(-1)
+        input_ids, mask = input_ids.gather(1, order), (columns < lengths[:, None]).long()
         logits: Tensor = self.model(
-            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+            input_ids=input_ids, attention_mask=mask, use_cache=False
         ).logits
-        last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
-        chosen = logits[torch.arange(logits.shape[0], device=mask.device), last]
+        chosen = logits[torch.arange(logits.shape[0], device=mask.device), lengths - 1]
         return chosen[:, :1] - chosen[:, 1:] if chosen.shape[1] == 2 else chosen
 
 
@@ -78,7 +81,7 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
     Raises ModelError where sentence-transformers cannot load it.
     """
     try:
-        encoder = CrossEncoder(
+        encoder: CrossEncoder = CrossEncoder(
             str(folder),
             device="cpu",
             trust_remote_code=trust_remote_code,

@@ -93,7 +93,12 @@ class PairTokenizer:
             encoder, reason = pair_encoder(reader, options, types=files.types)
         side: Side = "left" if template is not None or files.causal else "right"
         return cls(
-            encoder, reader, max_length=limit, pad_id=files.pad_id, pad_side=side, whole_pairs_reason=reason
+            encoder,
+            reader,
+            max_length=limit,
+            pad_id=files.pad_id,
+            pad_side=side,
+            whole_pairs_reason=reason,
         )
 
     @property

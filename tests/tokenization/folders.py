@@ -104,6 +104,11 @@ def _reversed(folder: Path) -> None:
     file.write_text(json.dumps(content))
 
 
+def _reversed_left(folder: Path) -> None:
+    """The same, cut at the beginning of each text."""
+    _edit(folder_of("reversed"), folder, {"truncation_side": "left"})
+
+
 def _edit(source: Path, folder: Path, settings: dict[str, Any]) -> None:
     shutil.copytree(
         source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
@@ -120,6 +125,7 @@ _EXTRA: dict[str, Callable[[Path], None]] = {
     "left": _left,
     "qwen3_left": _qwen3_left,
     "reversed": _reversed,
+    "reversed_left": _reversed_left,
 }
 FRAMES = (
     *("bert", "roberta", "xlm_roberta", "modernbert", "deberta_v2", "mpnet", "distilbert"),

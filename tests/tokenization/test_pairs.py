@@ -52,7 +52,7 @@ def test_pairs_equal_transformers(name: str, max_length: int) -> None:
 
 
 @pytest.mark.parametrize("name", FRAMES)
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=6), max_length=st.integers(10, 40)
 )
@@ -163,6 +163,32 @@ def test_reversed_frame_is_encoded_whole() -> None:
     assert encoded.batch.input_ids.tolist() == [token for row in rows for token in row.ids]
     assert encoded.batch.type_ids.tolist() == [kind for row in rows for kind in row.type_ids]
     assert encoded.truncated.tolist() == [bool(row.overflowing) for row in rows]
+
+
+@pytest.mark.parametrize("max_length", [21, 22])
+@pytest.mark.parametrize("name", ["reversed", "reversed_left"])
+def test_long_texts_encoded_whole_are_shortened_first(name: str, max_length: int) -> None:
+    """Two long texts keep what they would, without the windows that would fill all memory."""
+    longer, shorter = f"{LONG_DOCUMENT} " * 5, f"{LONG_DOCUMENT} " * 4
+    tokenizer = tokenizer_of(name, max_length=max_length)
+    texts = {text: tokenizer._encoder.reader.ids(text) for text in (longer, shorter)}
+    cls, sep = 2, 3
+    for query, document in [(longer, shorter), (shorter, longer), (longer, longer)]:
+        half, odd = divmod(max_length - 3, 2)
+        left, right = (half + odd, half) if len(query) > len(document) else (half, half + odd)
+        if name == "reversed":
+            kept = texts[query][:left], texts[document][:right]
+        else:
+            kept = texts[query][-left:], texts[document][-right:]
+        encoded = tokenizer.encode([(query, document)])
+        assert encoded.batch.input_ids.tolist() == [cls, *kept[1], sep, *kept[0], sep]
+        assert encoded.truncated.all()
+
+
+def test_count_is_of_the_text_alone() -> None:
+    """No special tokens, no cut, no template: what chunkers need."""
+    ids = reference("bert")(LONG_DOCUMENT, add_special_tokens=False, truncation=False)["input_ids"]
+    assert tokenizer_of("bert", max_length=9).count([LONG_DOCUMENT, ""]) == [len(ids), 0]
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "reversed"])

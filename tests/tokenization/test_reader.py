@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding, Regex, Tokenizer, models, pre_tokenizers
 
 from rerank_adapters.tokenization import PairTokenizer
 from rerank_adapters.tokenization.reader import CHARACTERS_PER_TOKEN, Reader, cut_place
@@ -140,12 +140,25 @@ def test_the_odd_token_goes_to_the_longer_of_two_cut_texts(name: str) -> None:
 
 def test_a_cut_falls_between_words_and_never_inside_a_number() -> None:
     """In half a window: before a blank, else after what is no digit, else nowhere."""
-    assert cut_place("some words here", 8) == len("some")
+    assert cut_place("some words here", 6) == len("some")
     assert cut_place("a bb " + "c" * 20, 10) == 10
     assert cut_place("a" * 6 + "1" * 20, 10) == 6
     assert cut_place("1" * 30, 10) == 30
     assert cut_place(" " * 30, 10) == 30
     assert cut_place("short", 10) == 5
+
+
+def test_digits_grouped_from_the_right_are_cut_exactly() -> None:
+    """A rule that looks to the end of a number, however far, sees the number whole."""
+    letters = {letter: place for place, letter in enumerate(["x", " ", "1", "2", "12"])}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[("1", "2")]))
+    grouped = Regex(r"\d{1,3}(?=(?:\d{3})*(?!\d))")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(grouped, "isolated")
+    reader = Reader(tokenizer)
+    for digits in range(900, 903):
+        text = "x " * 20 + ("12" * digits)[:digits] + " x" * 900
+        column = reader.column([text], 60)
+        assert column.ids[:60].tolist() == reader.ids(text)[:60]
 
 
 def test_left_truncation_reads_to_the_end() -> None:

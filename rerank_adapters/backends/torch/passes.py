@@ -5,11 +5,10 @@ Packed: tokens end to end through the encoder, then one gathered row a pair thro
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPoolingAndCrossAttentions as EncoderOutput,
-)
 
 from ...values import TokenBatch
 from .attention import Kernel, Packing
+from .head import Head, encoder_of
 from .loading import Checkpoint
 
 
@@ -124,7 +121,7 @@ class PackedPass:
 
     def __init__(self, checkpoint: Checkpoint, *, kernel: Kernel) -> None:
         self.kernel = kernel
-        self._encoder: PreTrainedModel = _encoder(checkpoint)
+        self._encoder = encoder_of(checkpoint)
         self._head = Head(checkpoint)
         self._accepts = inspect.signature(self._encoder.forward).parameters.keys()
         self._type_ids = takes_type_ids(checkpoint)
@@ -207,63 +204,6 @@ class PackedPass:
             pool(hidden, packed), packed.inputs["input_ids"][0].index_select(0, ends)
         )
         return logits
-
-
-class Head(nn.Module):
-    """Everything after the encoder, run by its own code on rows already gathered.
-
-    Each pair is handed over as a sequence of one token, so a head that reads the first, the last or
-    the mean row reads the row given. The network is copied by reference, with the rows' stand-in
-    where its encoder was; no weight is doubled.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__()
-        network, encoder = checkpoint.network, _encoder(checkpoint)
-        self._tail = nn.ModuleList(checkpoint.tail)
-        self._output_name = checkpoint.output_name
-        self._network: PreTrainedModel | None = None
-        if encoder is not network:
-            self._network = copy.copy(network)
-            self._network._modules = dict(network._modules)
-            setattr(self._network, network.base_model_prefix, _StandIn(encoder))
-
-    def forward(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Rows of shape (pairs, width) and their token ids → logits of shape (pairs, labels)."""
-        ones = torch.ones_like(ids)[:, None]
-        output = rows[:, None]
-        if self._network is not None:
-            output = self._network(
-                input_ids=ids[:, None], inputs_embeds=output, attention_mask=ones
-            ).logits
-        features = {self._output_name: output, "attention_mask": ones}
-        for module in self._tail:
-            features = module(features)
-        logits = features["scores"]
-        return logits.reshape(len(rows), -1)
-
-
-class _StandIn(nn.Module):
-    """Answers for the encoder with the rows it is given as `inputs_embeds`."""
-
-    def __init__(self, encoder: PreTrainedModel) -> None:
-        super().__init__()
-        self.config = encoder.config
-        self._arguments = inspect.signature(encoder.forward)
-        self.pooler: nn.Module | None = getattr(encoder, "pooler", None)
-
-    def forward(self, *args: Any, **options: Any) -> EncoderOutput:
-        given = self._arguments.bind_partial(*args, **options).arguments
-        rows = given["inputs_embeds"]
-        return EncoderOutput(
-            last_hidden_state=rows,
-            pooler_output=None if self.pooler is None else self.pooler(rows),
-        )
-
-
-def _encoder(checkpoint: Checkpoint) -> PreTrainedModel:
-    encoder: Any = checkpoint.network.base_model
-    return cast(PreTrainedModel, encoder)
 
 
 def takes_type_ids(checkpoint: Checkpoint) -> bool:
