@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self
@@ -92,12 +93,12 @@ class LazyReranker:
 
 
 def config_from(fields: object, **changes: Any) -> RerankerConfig:
-    """The configuration in an adapter's attributes, with *changes*; ConfigError where it is wrong."""
+    """The configuration in an adapter's attributes, with *changes*. Raises ConfigError."""
     values = {name: getattr(fields, name) for name in CONFIG_FIELDS if hasattr(fields, name)}
     return RerankerConfig(**(values | changes))
 
 
-def check_reranker(reranker: Reranker | None, fields_set: Set[str]) -> None:
+def check_reranker(reranker: Reranker | None, fields_set: AbstractSet[str]) -> None:
     """Raise ConfigError where both a ready reranker and configuration fields were given."""
     given = sorted(set(CONFIG_FIELDS) & fields_set)
     if reranker is not None and given:

@@ -64,7 +64,7 @@ def test_a_batch_closes_only_when_the_next_pair_would_break_a_rule(lengths, budg
 
 
 def test_a_worked_example():
-    """Ten per cent of padding: 100 + 90 pads 5 %, 100 + 90 + 80 exactly 10 %, with 60 it is 17.5 %."""
+    """100 + 90 pads 5 %, 100 + 90 + 80 exactly the 10 % allowed, with 60 it would be 17.5 %."""
     batches = plan_batches(np.array([60, 100, 80, 90]), max_batch_tokens=1000)
     assert [rows.tolist() for rows in batches] == [[1, 3, 2], [0]]
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 DEPTH = 100
+SETS = ("scifact", "nq_qed", "selqa", "chunking_eval")
 BUCKETS = ((0, 64), (64, 128), (128, 256), (256, 10**6))  # tokens of a set's labelled passages
 Scores = dict[str, dict[str, float]]  # query id → document id → score
 
@@ -96,12 +97,16 @@ def selqa(file: Path, limit: int, seed: int) -> MeasuredSet:
     return measured
 
 
-def load(data: Path, limit: int, seed: int) -> Iterator[MeasuredSet]:
-    """The four measuring sets."""
-    yield beir("scifact test", data / "scifact", limit, seed)
-    yield beir("nq_qed dev", data / "nq_qed" / "dev_beir", limit, seed, joined=True)
-    yield selqa(data / "selqa" / "selqa-ass-test.json", limit, seed)
-    yield beir("chunking_eval", data / "chunking_eval" / "chunks_120w", limit, seed)
+def load(data: Path, limit: int, seed: int, names: list[str]) -> Iterator[MeasuredSet]:
+    """The measuring sets that are named, of at most `limit` queries each."""
+    if "scifact" in names:
+        yield beir("scifact test", data / "scifact", limit, seed)
+    if "nq_qed" in names:
+        yield beir("nq_qed dev", data / "nq_qed" / "dev_beir", limit, seed, joined=True)
+    if "selqa" in names:
+        yield selqa(data / "selqa" / "selqa-ass-test.json", limit, seed)
+    if "chunking_eval" in names:
+        yield beir("chunking_eval", data / "chunking_eval" / "chunks_120w", limit, seed)
 
 
 def by_base(measured: MeasuredSet, cache: Path | None) -> Scores:
@@ -214,12 +219,13 @@ def main() -> None:
     parser.add_argument("--model", default="default", help="name or folder for the library")
     parser.add_argument("--dtypes", default="float32,int8", help="empty: BM25 and base only")
     parser.add_argument("--packed", type=Path, help="a folder to score by the training forward")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--queries", type=int, default=10**9, help="at most so many of each set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="a folder to keep the base's vectors in")
     options = parser.parse_args()
     rows = []
-    for measured in load(options.data, options.queries, options.seed):
+    for measured in load(options.data, options.queries, options.seed, options.sets):
         systems = {"BM25": measured.lexical, "base": by_base(measured, options.cache)}
         for dtype in filter(None, options.dtypes.split(",")):
             systems[f"ours {dtype}"] = by_model(measured, options.model, dtype)

@@ -20,7 +20,7 @@ from ..values import TokenBatch
 # the reporting thread also hangs forked children when they exit. A user's own setting stands.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as ort  # noqa: E402 - see above
+import onnxruntime as ort
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import ctypes
 import math
 import os
 import threading
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -267,7 +268,10 @@ class Engine:
             while step():
                 pass
         except BaseException as error:  # noqa: BLE001 - nobody may wait for a thread that is gone
-            self._close(f"the engine broke, {error!r}: load the model again", error)
+            # As words: the frames would keep the batch and its memory for as long as the engine.
+            error.add_note("in the engine:\n" + traceback.format_exc())
+            cause = error.with_traceback(None)
+            self._close(f"the engine broke, {error!r}: load the model again", cause)
         with self._lock:
             self._threads.remove(threading.current_thread())
             last = not self._threads

@@ -145,9 +145,12 @@ class RequestQueue:
     cut: taking one batch out of a plan leaves the others as full as they were.
     """
 
-    def __init__(self, *, window_tokens: int, max_padding: float, max_passes: int) -> None:
+    def __init__(
+        self, *, window_tokens: int, max_padding: float, free_padding: int, max_passes: int
+    ) -> None:
         self._window_tokens = window_tokens
         self._max_padding = max_padding
+        self._free_padding = free_padding
         self._max_passes = max_passes
         self._requests: dict[Future[Scores], Request] = {}
         self._oldest_next = True
@@ -185,6 +188,7 @@ class RequestQueue:
             np.concatenate([r.lengths[:n] for r, n in zip(window, counts, strict=True)]),
             max_batch_tokens=max_batch_tokens,
             max_padding=self._max_padding,
+            free_padding=self._free_padding,
         )
         chosen = np.sort(next(rows for rows in plan if 0 in rows))
         batch = self._cut(window, np.cumsum([0, *counts]), chosen)

@@ -34,8 +34,10 @@ OUT_OF_MEMORY = (
     "alloc_failed",
 )
 
-MIN_WINDOW_TOKENS = 131_072
-"""Enough pairs to sort that padding stays near 2 %, few enough to plan in a millisecond."""
+WINDOW_BATCHES = 16
+"""A wider window pads less and lets every request end later: 64 requests of 20 pairs at once keep
+97 % of one large call's throughput and end after 70 % of its time on average; with four times the
+window it is 99 % and 90 %."""
 
 
 def looks_out_of_memory(error: BaseException) -> bool:
@@ -62,6 +64,7 @@ class Scheduler:
         max_batch_tokens: int = 16_384,
         window_tokens: int | None = None,
         max_padding: float = 0.10,
+        free_padding: int = 64,
         max_passes: int = 8,
         max_queue_pairs: int | None = None,
         max_queue_tokens: int | None = None,
@@ -73,13 +76,15 @@ class Scheduler:
     ) -> None:
         """One worker thread for each of *forwards*, which map tokens to float32 scores (pairs,).
 
-        A batch holds at most *max_batch_tokens* padded tokens, a share *max_padding* of them
-        padding, and is cut from the *window_tokens* that arrived first (None: 8 batches, at least
-        131,072); whoever was passed over *max_passes* times goes next. *max_queue_pairs* and
-        *max_queue_tokens* bound what waits (None: unbounded; a request over them is taken when
-        nothing waits); *when_full* says whether submitting then blocks or raises OverloadedError.
-        After a fork, *fork_safe* forwards run on in the child, others refuse with ClosedError.
-        *on_close* is called once, after the last thread has ended.
+        A batch holds at most *max_batch_tokens* padded tokens, of which padding may be the share
+        *max_padding*, or *free_padding* tokens where that is more: what one more forward costs
+        beside its tokens, little on a CPU and much on a GPU. It is cut from the *window_tokens*
+        that arrived first (None: 16 batches); whoever was passed over *max_passes* times goes next.
+        *max_queue_pairs* and *max_queue_tokens* bound what waits (None: unbounded; a request over
+        them is taken when nothing waits); *when_full* says whether submitting then blocks or raises
+        OverloadedError. After a fork, *fork_safe* forwards run on in the child, others refuse with
+        ClosedError; what was inherited is never freed there. *on_close* is called once, after the
+        last thread has ended.
         """
         numbers = {
             "max_batch_tokens": max_batch_tokens,
@@ -97,8 +102,9 @@ class Scheduler:
         self._engine = Engine(
             forwards,
             RequestQueue(
-                window_tokens=window_tokens or max(8 * max_batch_tokens, MIN_WINDOW_TOKENS),
+                window_tokens=window_tokens or WINDOW_BATCHES * max_batch_tokens,
                 max_padding=max_padding,
+                free_padding=free_padding,
                 max_passes=max_passes,
             ),
             limits=Limits(

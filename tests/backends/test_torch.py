@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import json
 import logging
 import shutil
@@ -132,6 +133,34 @@ def test_the_padded_rectangle_kernel_is_exact_too(kind: str, monkeypatch) -> Non
     monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.rectangle,))
     backend = _load(kind)
     assert backend.info()["attention"] == "rectangle"
+    np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
+
+
+def _varlen_attn(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1),
+    enable_gqa=False,
+):  # fmt: skip
+    """What `torch.nn.attention.varlen.varlen_attn` documents, written out for the CPU."""
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    groups, outputs = query.shape[1] // key.shape[1], []
+    for start, end in itertools.pairwise(cu_seq_k.tolist()):
+        q, k, v = (states[start:end].transpose(0, 1) for states in (query, key, value))
+        weights = q @ k.repeat_interleave(groups, 0).mT * (scale or q.shape[-1] ** -0.5)
+        behind = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        left, right = (side if side >= 0 else end - start for side in window_size)
+        weights = weights.masked_fill((behind > left) | (-behind > right), -torch.inf)
+        outputs.append(weights.softmax(-1) @ v.repeat_interleave(groups, 0))
+    return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, "qwen3"])
+def test_torchs_ragged_kernel_is_asked_for_the_right_thing(kind: str, monkeypatch) -> None:
+    """Bounds, windows, causality and grouped heads, as the CUDA kernel documents its arguments."""
+    monkeypatch.setattr(attention, "flash", _varlen_attn)
+    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.varlen,))
+    backend = _load(kind)
+    assert backend.info()["attention"] == "varlen"
     np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
 
 
@@ -486,6 +515,11 @@ def test_a_checkpoint_that_cannot_be_loaded_is_a_model_error(
         _load("bert", empty)
     with pytest.raises(ModelError, match="trust_remote_code"):
         _load("bert", remote_code)
+    cut = _copy("roberta", tmp_path)
+    with (cut / "model.safetensors").open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(ModelError, match="cannot load"):
+        _load("roberta", cut)
 
 
 # ------------------------------------------------------------------------------ threads, lifetime

@@ -1,4 +1,4 @@
-"""Many requests of random length through a scheduler with a stub forward: what grows?
+"""What grows when a scheduler with a stub forward serves many requests of random length.
 
     python -m tests.benchmarks.soak [requests]        # 1,000,000 without an argument
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
 from rerank_adapters import Reranker
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
@@ -18,15 +18,16 @@ from tests.llama_index_adapter.examples import QUERY, InMemoryRetriever, nodes, 
 
 pytestmark = pytest.mark.usefixtures("mocks")
 
-WORDS = ("lighthouse", "bread", "transistor", "sugar", "password", "treaty", "vaccine", "rain")
-QUERIES = [f"which {word} is it" for word in WORDS]
-# Texts of one length: what is counted are forwards, not how batches are cut by length.
-EQUAL = [f"a word about {word} here" for word in WORDS[:5]]
+QUERIES = [f"which {letter} is it" for letter in "abcdefgh"]
+# Texts of one length in tokens: forwards are counted, not how batches are cut by length.
+EQUAL = [f"a word about {letter} here" for letter in "abcde"]
+
+Outcome = list[tuple[str, float | None]]
 
 
 def engine(postprocessor: CrossEncoderPostprocessor) -> RetrieverQueryEngine:
     return RetrieverQueryEngine.from_args(
-        InMemoryRetriever(nodes(EQUAL)),
+        InMemoryRetriever(nodes(EQUAL, file="f")),
         node_postprocessors=[postprocessor],
         response_mode="no_text",
     )
@@ -44,12 +45,17 @@ async def began(event: threading.Event) -> None:
     assert await asyncio.to_thread(event.wait, 60)
 
 
-async def aqueries(
-    postprocessor: CrossEncoderPostprocessor,
-) -> list[list[tuple[str, float | None]]]:
+async def aquery(postprocessor: CrossEncoderPostprocessor, query: str) -> Outcome:
+    return outcome((await engine(postprocessor).aquery(query)).source_nodes)
+
+
+async def aqueries(postprocessor: CrossEncoderPostprocessor) -> list[Outcome]:
+    return await asyncio.gather(*(aquery(postprocessor, query) for query in QUERIES))
+
+
+def queries(postprocessor: CrossEncoderPostprocessor) -> list[Outcome]:
     it = engine(postprocessor)
-    answers = await asyncio.gather(*(it.aquery(query) for query in QUERIES))
-    return [outcome(answer.source_nodes) for answer in answers]
+    return [outcome(it.query(query).source_nodes) for query in QUERIES]
 
 
 async def test_eight_queries_share_two_forwards():
@@ -60,17 +66,18 @@ async def test_eight_queries_share_two_forwards():
     backend = HeldBackend()
     with reranker_over(backend) as reranker:
         postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
-        together = asyncio.ensure_future(aqueries(postprocessor))
+        texts = [it.node.get_content(MetadataMode.EMBED) for it in nodes(EQUAL, file="f")]
+        assert len({*reranker.count_tokens(texts)}) == len({*reranker.count_tokens(QUERIES)}) == 1
+        first = asyncio.ensure_future(aquery(postprocessor, QUERIES[0]))
         await began(backend.entered)
+        others = [asyncio.ensure_future(aquery(postprocessor, query)) for query in QUERIES[1:]]
         await queued(reranker, 7 * 5)
-        turns = sum([await asyncio.sleep(0, 1) for _ in range(1000)])
-        assert turns == 1000
-        assert not together.done()
+        assert sum([await asyncio.sleep(0, 1) for _ in range(1000)]) == 1000
+        assert not any(task.done() for task in (first, *others))
         backend.release.set()
-        results = await together
+        results = await asyncio.gather(first, *others)
         assert backend.forwards == 2
-        serial = [outcome(engine(postprocessor).query(query).source_nodes) for query in QUERIES]
-    assert results == serial
+        assert results == queries(postprocessor)
 
 
 def test_two_event_loops_in_turn():
@@ -85,14 +92,12 @@ def test_threads_and_loops_at_once():
     """§5.4: sync calls from threads and loops in other threads get the same results."""
     with reranker_over(CountingBackend()) as reranker:
         postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
-        wanted = [outcome(engine(postprocessor).query(query).source_nodes) for query in QUERIES]
+        wanted = queries(postprocessor)
         together = threading.Barrier(8)
 
-        def call(place: int) -> list[list[tuple[str, float | None]]]:
+        def call(place: int) -> list[Outcome]:
             together.wait()
-            if place % 2:
-                return asyncio.run(aqueries(postprocessor))
-            return [outcome(engine(postprocessor).query(query).source_nodes) for query in QUERIES]
+            return asyncio.run(aqueries(postprocessor)) if place % 2 else queries(postprocessor)
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(call, range(8))) == [wanted] * 8
@@ -105,7 +110,9 @@ async def test_a_cancelled_waiter_leaves_the_others():
         postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
 
         def start(query: str) -> asyncio.Future[list[NodeWithScore]]:
-            call: Awaitable = postprocessor.apostprocess_nodes(nodes(EQUAL), query_str=query)
+            call: Awaitable = postprocessor.apostprocess_nodes(
+                nodes(EQUAL, file="f"), query_str=query
+            )
             return asyncio.ensure_future(call)
 
         tasks = [start(QUERIES[0])]
@@ -122,7 +129,7 @@ async def test_a_cancelled_waiter_leaves_the_others():
             if place == 3:
                 assert isinstance(result, asyncio.CancelledError)
             else:
-                alone = postprocessor.postprocess_nodes(nodes(EQUAL), query_str=query)
+                alone = postprocessor.postprocess_nodes(nodes(EQUAL, file="f"), query_str=query)
                 assert outcome(result) == outcome(alone)
 
 

@@ -1,7 +1,8 @@
 """Which fault is tested on which backend, and why not on the others.
 
-Rows are faults 1 to 23 of the serving research. Cells: "real" (the thing itself happens), "injected"
-(a tap between the queue and the real backend raises, holds or edits), or the reason for no test.
+Rows are faults 1 to 23 of the serving research. Cells: "real" (the thing itself happens),
+"injected" (a tap between the queue and the real backend raises, holds or edits), or the reason for
+no test.
 `stub` is a counting backend under the tiny BERT's tokenizer, `onnx` and `torch` run the tiny BERT.
 """
 
@@ -71,7 +72,7 @@ FAULTS = {
 }
 
 
-def tested_on(number: int) -> list[str]:
+def backends_for(number: int) -> list[str]:
     """The backends on which fault *number* has a test."""
     cells = {name: getattr(FAULTS[number], name) for name in BACKENDS}
     return [name for name, cell in cells.items() if cell.startswith(("real", "injected"))]

@@ -1,4 +1,4 @@
-"""A tap between the queue and a backend: it holds, watches and breaks forwards. Loads no runtime."""
+"""A tap between queue and backend: it holds, watches and breaks forwards. Loads no runtime."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ class Tap:
         self.entered = threading.Event()
         self.release = threading.Event()
         self.release.set()
-        self._frames: list[weakref.ref[Activations]] = []
+        self.frames: list[weakref.ref[Activations]] = []
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        self.pinned += any(frame() is not None for frame in self._frames)
+        self.pinned += any(frame() is not None for frame in self.frames)
         self.sizes.append(len(batch))
         self.entered.set()
         assert self.release.wait(PATIENCE), "nobody released the held forward"
         activations = Activations()
-        self._frames.append(weakref.ref(activations))
+        self.frames.append(weakref.ref(activations))
         errors = [self.rule(batch)]
         if errors[0] is not None:
             raise errors.pop()  # under no name: its frames must not keep themselves alive

@@ -37,10 +37,10 @@ from rerank_adapters.errors import (
 from rerank_adapters.scorers._queue import Request
 from rerank_adapters.scorers.scheduling import Scheduler
 from tests.checkpoints import PAIRS, build
-from tests.scorers.fault_table import BACKENDS, FAULTS, tested_on
+from tests.scorers.fault_table import BACKENDS, FAULTS, backends_for
 from tests.scorers.tap import Tap
 from tests.scorers.tapped import TOLERANCE, checkpoint, has_row, tapped, until
-from tests.scorers.traffic import PATIENCE, Held, checksum, rerank_threads, request
+from tests.scorers.traffic import PATIENCE, Held, checksum, request, rerank_threads
 
 HERE = Path(__file__).parent
 QUERY = "how do whales breathe"
@@ -48,7 +48,7 @@ POISON = "the poisoned document"
 
 
 def on(number: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("backend", tested_on(number))
+    return pytest.mark.parametrize("backend", backends_for(number))
 
 
 def texts(count: int, *, start: int = 0) -> list[str]:
@@ -94,7 +94,7 @@ def test_every_fault_has_a_test_and_every_cell_a_word():
     for number, fault in FAULTS.items():
         assert f"def test_{number:02}_{fault.tests}" in sources
         assert all(getattr(fault, backend) for backend in BACKENDS)
-        assert tested_on(number)
+        assert backends_for(number)
 
 
 # -- 1 to 5: forwards that fail -------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_every_fault_has_a_test_and_every_cell_a_word():
 
 @on(1)
 def test_01_poison_fails_its_own_request_alone(backend):
-    """Sixteen threads share a batch; one caller gets the error with its pair, fifteen their scores."""
+    """Sixteen threads share a batch; one gets the error with its pair, fifteen their scores."""
     reranker, tap = tapped(backend)
     requests = [texts(2, start=10 * n) for n in range(16)]
     alone = [reranker.score(QUERY, documents) for documents in requests]
@@ -155,7 +155,7 @@ def out_of_memory(backend: str) -> Exception:
 
 @on(2)
 def test_02_oom_split_scores_everything_in_order(backend):
-    """A device that takes 40 pairs: 1000 documents are scored, the budget shrinks and comes back."""
+    """A device takes 40 pairs: 1000 documents are scored, the budget shrinks and comes back."""
     reranker, tap = tapped(backend)
     documents = texts(1000)
     expected = reranker.score(QUERY, documents)
@@ -307,7 +307,7 @@ def test_06_million_characters_score_as_their_truncated_prefix(backend, kind):
 
 @on(7)
 def test_07_empty_texts_have_scores_and_blank_queries_an_error(backend):
-    """Empty and blank documents score as the other runtime scores them; no documents are no scores."""
+    """Empty and blank documents score as on the other runtime; no documents are no scores."""
     reranker, _ = tapped(backend)
     other, _ = tapped("torch" if backend == "onnx" else "onnx")
     documents = ["", " ", "\n\t", "whales"]
@@ -362,7 +362,7 @@ UNICODE = {
 @pytest.mark.parametrize("case", UNICODE)
 def test_09_unicode_of_any_kind_is_scored(backend, case):
     """Hostile text scores finitely, alone as beside others; a lone surrogate scores as "?"."""
-    reranker, tap = tapped(backend)
+    reranker, _ = tapped(backend)
     text, same_as = UNICODE[case]
     alone = reranker.score(QUERY, [text])
     assert np.isfinite(alone).all()
@@ -417,7 +417,7 @@ def test_10_cancel_leaves_nothing_behind(backend):
 
 @on(11)
 def test_11_timeout_drops_the_request(backend):
-    """A request that waits too long fails with TimeoutError, leaves the queue, and is never scored."""
+    """Who waits too long gets TimeoutError; the request leaves the queue and is never scored."""
     reranker, tap = tapped(backend)
     with tap.held():
         first = reranker.submit(QUERY, ["held"])
@@ -468,12 +468,16 @@ def test_13_base_exception_wakes_every_waiter(backend, error):
         with pytest.raises(ClosedError, match="the engine broke") as caught:
             future.result(PATIENCE)
         assert isinstance(caught.value.__cause__, error)
+        assert "in logits" in caught.value.__cause__.__notes__[0]  # where it happened, as words
     assert first.done()
     with pytest.raises(ClosedError, match="the engine broke") as caught:
         reranker.score(QUERY, texts(1))
     assert isinstance(caught.value.__cause__, error)
     reranker.close()
     assert rerank_threads() == []
+    tap.rule = lambda batch: None
+    assert not tap.pinned
+    assert all(frame() is None for frame in tap.frames)
 
 
 # -- 16: event loops ------------------------------------------------------------------------------
@@ -546,7 +550,7 @@ async def test_16_loops_of_anyio_call_from_its_worker_threads(backend):
 
 @on(17)
 def test_17_overload_is_refused_at_once_with_a_hint(backend):
-    """A queue of 50 pairs and 100 callers: those with room are served, the others told when to retry."""
+    """A queue of 50 pairs, 100 callers: who has room is served, the others know when to retry."""
     reranker, tap = tapped(backend, max_queue_pairs=50, when_full="error")
     reranker.score(QUERY, texts(3))  # so that there is a speed to estimate from
     outcomes: list[object] = []
@@ -659,7 +663,7 @@ def test_17_overload_blocked_callers_can_time_out_and_be_closed(backend):
 
 @on(18)
 def test_18_starvation_of_a_large_request(backend):
-    """Beside an endless stream of single documents, 500 documents take under 3x their own batches."""
+    """In an endless stream of single documents, 500 take under 3x the batches they need alone."""
     forwards = 0
 
     def forward(batch):
@@ -793,7 +797,7 @@ DAMAGE = {
 @on(20)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_20_damaged_checkpoints_name_the_file(backend, damage, tmp_path):
-    """A ModelError says what is wrong with which file; no thread is left; a good folder still loads."""
+    """A ModelError says which file is wrong; no thread is left; a good folder still loads."""
     inflict, words, only = DAMAGE[damage]
     if only not in (None, backend):
         pytest.skip(f"only {only} reads that file")

@@ -1,4 +1,4 @@
-"""Faults that happen to whole processes: Ctrl-C, fork, exit. Each runs in an interpreter of its own.
+"""Faults that happen to whole processes: Ctrl-C, fork, exit. Each has an interpreter of its own.
 
 The scripts print "ok" when all went as it should; an alarm ends whatever hangs.
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
-from tests.scorers.fault_table import tested_on
+from tests.scorers.fault_table import backends_for
 from tests.scorers.tapped import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -44,14 +43,15 @@ def exit_code(pid):
 
 
 def run(script: str, backend: str, mode: str = "") -> subprocess.CompletedProcess[str]:
+    arguments = (backend, checkpoint(backend), mode)
     return subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(script), backend, checkpoint(backend), mode],
+        [sys.executable, "-c", PRELUDE + script, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
-    )  # fmt: skip
+    )
 
 
 def assert_ok(done: subprocess.CompletedProcess[str], *, code: int = 0) -> None:
@@ -93,13 +93,13 @@ print("ok")
 """
 
 
-@pytest.mark.parametrize("backend", tested_on(12))
+@pytest.mark.parametrize("backend", backends_for(12))
 def test_12_keyboard_interrupt_cancels_what_was_waited_for(backend):
     """Ctrl-C in a waiting caller drops its 1500 pairs; the reranker goes on; exit code 0."""
     assert_ok(run(CTRL_C, backend))
 
 
-@pytest.mark.parametrize("backend", tested_on(12))
+@pytest.mark.parametrize("backend", backends_for(12))
 def test_12_keyboard_interrupt_uncaught_ends_the_process_properly(backend):
     """Uncaught, it ends the process as SIGINT does (130 in a shell), not by an abort (134)."""
     assert_ok(run(CTRL_C, backend, "uncaught"), code=-signal.SIGINT)
@@ -161,10 +161,10 @@ print("ok")
 """
 
 
-@pytest.mark.parametrize("backend", tested_on(14))
+@pytest.mark.parametrize("backend", backends_for(14))
 @pytest.mark.parametrize("mode", ["used", "unused", "thread", "busy"])
 def test_14_fork_gives_a_working_engine_or_a_clear_error(backend, mode):
-    """A forked child scores (stub, onnx) or is told to load the model itself (torch); never hangs."""
+    """A forked child scores (stub, onnx) or is told to load its own (torch); it never hangs."""
     if backend == "torch" and mode in ("unused", "thread"):
         pytest.skip("refused in the same place as after use; loading torch costs 5 s")
     assert_ok(run(FORK, backend, mode))
@@ -191,7 +191,7 @@ print("ok")
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_14_fork_by_multiprocessing(method):
-    """Both start methods: a forked child uses the parent's reranker, a spawned one loads its own."""
+    """A forked child uses the parent's reranker, a spawned one loads its own."""
     assert_ok(run(MULTIPROCESSING, "onnx", method))
 
 
@@ -228,5 +228,5 @@ print("ok")
 @pytest.mark.parametrize(("backend", "repeats"), [("stub", 50), ("onnx", 50), ("torch", 8)])
 def test_15_exit_with_work_in_flight(backend, repeats):
     """Interpreters that end while a batch runs, with and without close(), end with code 0."""
-    assert backend in tested_on(15)
+    assert backend in backends_for(15)
     assert_ok(run(EXIT, backend, str(repeats)))

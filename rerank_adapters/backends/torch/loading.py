@@ -135,7 +135,9 @@ class Checkpoint:
                 local_files_only=True,
                 model_kwargs={"dtype": dtype},
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
             raise ModelError(f"sentence-transformers cannot load {folder}: {error}") from error
         checkpoint = cls(cross_encoder)
         if checkpoint.tokenizer is not None:

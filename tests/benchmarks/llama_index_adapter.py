@@ -1,6 +1,6 @@
 """LlamaIndex: SentenceTransformerRerank beside CrossEncoderPostprocessor, on the same weights.
 
-    python tests/benchmarks/llama_index.py [--rounds 5] [--model FOLDER] [--nodes 50]
+    python tests/benchmarks/llama_index_adapter.py [--rounds 5] [--model FOLDER] [--nodes 50]
 
 (a) one query with 50 nodes, (b) 32 concurrent aquery with 5 nodes each. The model is the bundled
 one unless a local folder is named. Prints Markdown; machines are noisy, so read the ratios.
