@@ -52,6 +52,7 @@ SIGNATURES = {
     "ascore_pairs": "pairs, *, timeout=None",
     "arerank": "query, texts, *, top_n=None, score_threshold=None, timeout=None",
     "arerank_many": "requests, *, top_n=None, score_threshold=None, timeout=None",
+    "count_tokens": "texts",
     "info": "",
     "stats": "",
     "close": "",

@@ -234,6 +234,7 @@ class Engine:
         self._tokenise = threading.Condition(self._lock)
         self._deadlines = threading.Condition(self._lock)
         self._threads: list[threading.Thread] = []
+        self._running = 0
         self._tokenisers = 0
         self._calls: deque[Call] = deque()
         self._open_calls = 0
@@ -255,12 +256,9 @@ class Engine:
 
     def _spawn(self, name: str, step: Callable[[], bool]) -> None:
         thread = threading.Thread(target=self._loop, args=(step,), name=name, daemon=True)
+        thread.start()
         self._threads.append(thread)
-        try:
-            thread.start()
-        except BaseException:
-            self._threads.remove(thread)
-            raise
+        self._running += 1
 
     def _loop(self, step: Callable[[], bool]) -> None:
         """A thread's life: *step* until it says no. Nothing of one step outlives it."""
@@ -273,12 +271,14 @@ class Engine:
             cause = error.with_traceback(None)
             self._close(f"the engine broke, {error!r}: load the model again", cause)
         with self._lock:
-            self._threads.remove(threading.current_thread())
-            last = not self._threads
+            self._running -= 1
+            last = not self._running
         if self._why_closed:
             self._fail_all()
         if last:
             self._finish()
+        with self._lock:
+            self._threads.remove(threading.current_thread())
 
     def _ending(self, busy: object) -> bool:
         """Whether a thread with nothing to do should end: closed, or dropped and not *busy*."""
