@@ -31,6 +31,8 @@ from .adapting import FIELDS_CONFIG, OnEmptyText, RerankerFields, split_empty
 from .reranker import Request, Reranker
 from .values import Ranking
 
+__all__ = ["CrossEncoderPostprocessor"]
+
 RETRIEVAL_SCORE = "retrieval_score"
 """Where `keep_retrieval_score` writes, as LlamaIndex's own rerankers do."""
 

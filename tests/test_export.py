@@ -408,8 +408,8 @@ def test_smoothing_keeps_scores_and_halves_outliers() -> None:
 def test_int8_drift(kind: str) -> None:
     """Over PAIRS int8 drifts by no more than the gate allows: a quarter of the logits' spread.
 
-    Tiny random networks: measured 6 to 24 %, as 64 dimensions average little noise away; the default
-    model's own bound is in test_bundled.
+    Tiny random networks: measured 6 to 24 %, as 64 dimensions average little noise away; the
+    default model's own bound is in test_bundled.
     """
     case = gate._ask(encoder_for(build(kind)), PAIRS[:24])
     model = session(exported(kind, "int8") / "model_int8.onnx")

@@ -68,8 +68,9 @@ class CausalNetwork(Network):
         order = torch.minimum(columns + mask.argmax(-1, keepdim=True), columns[-1:])
         lengths = mask.sum(-1)
         input_ids, mask = input_ids.gather(1, order), (columns < lengths[:, None]).long()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         logits: Tensor = self.model(
-            input_ids=input_ids, attention_mask=mask, use_cache=False
+            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).logits
         chosen = logits[torch.arange(logits.shape[0], device=mask.device), lengths - 1]
         return chosen[:, :1] - chosen[:, 1:] if chosen.shape[1] == 2 else chosen

@@ -151,8 +151,8 @@ class Engine:
             self._call_pairs += pairs
             self._open_calls += 1
             if self._tokenisers < min(self._open_calls, self._tokenise_threads):
-                self._tokenisers += 1
                 self._spawn("rerank-tokenise", self._tokenise_next)
+                self._tokenisers += 1
             self._tokenise.notify()
         return future
 
@@ -320,8 +320,8 @@ class Engine:
     def _watch_from(self, deadline: float) -> None:
         self._next_deadline = deadline
         if not self._watched:
-            self._watched = True
             self._spawn("rerank-deadlines", self._expire)
+            self._watched = True
         self._deadlines.notify()
 
     def _expire(self) -> bool:

@@ -21,7 +21,12 @@ LENGTHS = st.lists(st.lists(st.integers(1, 80), min_size=1, max_size=20), min_si
 
 
 def _queue(*sizes: list[int], **options: int) -> tuple[RequestQueue, list[Request]]:
-    settings = {"window_tokens": 10_000, "max_padding": 0.10, "free_padding": 0, "max_passes": 8} | options
+    settings = {
+        "window_tokens": 10_000,
+        "max_padding": 0.10,
+        "free_padding": 0,
+        "max_passes": 8,
+    } | options
     queue = RequestQueue(**settings)
     waiting = [Request(Future(), request(lengths, seed=at)) for at, lengths in enumerate(sizes)]
     for entry in waiting:

@@ -34,6 +34,10 @@ def render_chat(
 def convert_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Path:
     """Writes the tokenizer.json a checkpoint lacks; the file lives as long as the process."""
     tokenizer = _tokenizer(folder, trust_remote_code)
+    names = set(tokenizer.vocab_files_names.values())
+    if not any((folder / name).is_file() for name in names):
+        # transformers would go on with special tokens alone, and every word would be unknown.
+        raise ModelError(f"{folder} has no tokenizer: none of {', '.join(sorted(names))} is there")
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} of {folder} is written in Python: it cannot be converted "
