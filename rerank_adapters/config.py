@@ -32,7 +32,8 @@ class RerankerConfig:
     num_workers: int = 1
     """Threads that run forwards at once on each device."""
     num_threads: int | None = None
-    """CPU threads in one forward. None: the CPUs this process may use (affinity, cgroup quota)."""
+    """CPU threads in one forward, on onnx. None: the CPUs this process may use (affinity, cgroup
+    quota). torch has one pool for the process, so there it must be None."""
     dtype: DType = "auto"
     """"auto": int8 for the default model on onnx; else float32 on CPU, half precision on GPU."""
     revision: str | None = None

@@ -255,7 +255,8 @@ class Reranker:
 
     def __repr__(self) -> str:
         facts = self._scorer.info()
-        shown = ", ".join(f"{name}={facts[name]!r}" for name in ("model", "backend", "device"))
+        names = [name for name in ("model", "backend", "device") if name in facts]
+        shown = ", ".join(f"{name}={facts[name]!r}" for name in names)
         return f"Reranker({shown})"
 
     def _ranking_job(

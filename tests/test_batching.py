@@ -69,6 +69,13 @@ def test_a_worked_example():
     assert [rows.tolist() for rows in batches] == [[1, 3, 2], [0]]
 
 
+def test_padding_cheaper_than_a_forward_is_free():
+    """Padding 100, 90, 80 to 100 takes 30 tokens, which are free here; with 79 it would be 51."""
+    lengths = np.array([100, 90, 80, 79])
+    batches = plan_batches(lengths, max_batch_tokens=1000, max_padding=0.0, free_padding=30)
+    assert [rows.tolist() for rows in batches] == [[0, 1, 2], [3]]
+
+
 def test_the_budget_counts_padded_tokens():
     """Two pairs padded to 100 are 200 tokens, though they hold 195."""
     batches = plan_batches(np.array([100, 95]), max_batch_tokens=199)

@@ -353,3 +353,21 @@ def test_info_and_repr_tell_what_runs() -> None:
         assert "backend='onnx'" in repr(reranker)
         query, text = PAIRS[0]
         assert reranker.score(query, [text]).shape == (1,)
+
+
+def test_a_backend_that_needs_texts_gets_them_with_its_rows() -> None:
+    """Through cutting, sorting and joining, each row's pair travels beside its tokens."""
+
+    class Reading(CountingBackend):
+        needs_texts = True
+
+        def logits_from_pairs(self, pairs):
+            self.forwards += 1
+            return np.array([[len(text) / 100] for _, text in pairs], np.float32)
+
+    backend = Reading()
+    texts = ["word " * length for length in (3, 40, 1, 22, 9)]
+    with reranker_over(backend) as reranker:
+        scores = reranker.score("q", texts)
+    assert backend.forwards > 1
+    assert scores.tolist() == [np.float32(len(text) / 100) for text in texts]

@@ -107,6 +107,12 @@ class Batch:
             input_ids=np.concatenate([encoded.input_ids[span] for encoded, span in spans]),
             type_ids=np.concatenate([encoded.type_ids[span] for encoded, span in spans]),
             lengths=np.concatenate(lengths),
+            texts=tuple(
+                request.encoded.texts[row]
+                for request, rows in self.parts
+                if request.encoded.texts
+                for row in rows.tolist()
+            ),
         )
 
     def open(self) -> Batch:

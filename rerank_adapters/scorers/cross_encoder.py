@@ -12,7 +12,7 @@ from typing import Any
 from .. import bundled, hub
 from ..backends import choose_backend
 from ..config import DEFAULT_MODEL, RerankerConfig
-from ..errors import BackendError, MissingDependencyError
+from ..errors import BackendError, ConfigError, MissingDependencyError
 from ..families import Family, family_for
 from ..protocols import Backend
 from ..tokenization import EncodedPairs as Encoded
@@ -183,10 +183,11 @@ def _load_torch(config: RerankerConfig, source: hub.Source) -> Parts:
             trust_remote_code=config.trust_remote_code,
             num_threads=config.num_threads,
             prompt=config.prompt,
-            encode=_uncut(folder, family),
+            encode=_uncut(config, folder, family),
         )
         for device in config.devices
     ]
+    _check_texts(config, backends)
     return tokenizer, family, backends, folder
 
 
@@ -207,23 +208,40 @@ def _meaning(config: RerankerConfig, folder: Path) -> tuple[Family, PairTokenize
         prompt=family.prompt,
         template=family.template,
         position_limit=family.position_limit,
-        convert=lambda place: _torch().convert_tokenizer(
-            place, trust_remote_code=config.trust_remote_code
-        ),
+        convert=_converter(config),
     )
     return family, tokenizer
 
 
-def _uncut(folder: Path, family: Family) -> Callable[[Sequence[tuple[str, str]]], TokenBatch]:
+def _uncut(
+    config: RerankerConfig, folder: Path, family: Family
+) -> Callable[[Sequence[tuple[str, str]]], TokenBatch]:
     """How we write pairs where nothing is cut: what the torch backend compares with its own."""
     tokenizer = PairTokenizer.from_folder(
         folder,
         prompt=family.prompt,
         template=family.template,
         position_limit=family.position_limit,
-        convert=lambda place: _torch().convert_tokenizer(place),
+        convert=_converter(config),
     )
     return lambda pairs: tokenizer.encode(pairs).batch
+
+
+def _converter(config: RerankerConfig) -> Callable[[Path], Path]:
+    code = config.trust_remote_code
+    return lambda place: _torch().convert_tokenizer(place, trust_remote_code=code)  # type: ignore[no-any-return]  # the module comes as Any, for laziness
+
+
+def _check_texts(config: RerankerConfig, backends: Sequence[Backend]) -> None:
+    """Refuse options that only our own tokenizer honours where the checkpoint's must run."""
+    ours = config.truncation != "longest_first" or config.query_max_tokens is not None
+    if ours and any(getattr(backend, "needs_texts", False) for backend in backends):
+        raise ConfigError(
+            "truncation and query_max_tokens need pairs written by us, and this checkpoint "
+            f"writes its own ({backends[0].info().get('fallback')}): got "
+            f"truncation={config.truncation!r}, query_max_tokens={config.query_max_tokens!r}; "
+            "leave both at their defaults"
+        )
 
 
 def _torch() -> Any:
@@ -231,7 +249,7 @@ def _torch() -> Any:
     try:
         from ..backends import torch
     except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "torch") from error
+        raise MissingDependencyError((error.name or "torch").partition(".")[0], "torch") from error
     return torch
 
 

@@ -64,7 +64,7 @@ class Scheduler:
         max_batch_tokens: int = 16_384,
         window_tokens: int | None = None,
         max_padding: float = 0.10,
-        free_padding: int = 64,
+        free_padding: int = 0,
         max_passes: int = 8,
         max_queue_pairs: int | None = None,
         max_queue_tokens: int | None = None,

@@ -25,6 +25,9 @@ _WITHOUT_TYPE_IDS = {
 }
 
 
+_VOCABULARIES = ("vocab*", "merges*", "*.model", "*.spm", "*bpe*", "*.tiktoken")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Files:
     """The tokenizer, free of baked-in truncation and padding, and what goes with it.
@@ -89,6 +92,9 @@ def _load(folder: Path, convert: Convert | None) -> Tokenizer:
                 f"{file} is missing: pip install 'rerank-adapters[torch]' brings what converts the "
                 "older tokenizer files"
             )
+        if not any(found for kind in _VOCABULARIES for found in folder.glob(kind)):
+            # transformers would make a tokenizer of the special tokens alone, and score nonsense.
+            raise ModelError(f"{file} is missing, and {folder} holds no older vocabulary either")
         file = convert(folder)
     try:
         return Tokenizer.from_file(str(file))

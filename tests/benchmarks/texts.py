@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -13,20 +14,21 @@ from pathlib import Path
 import numpy as np
 
 CORPUS = Path(__file__).parents[2] / "notebooks" / "corpus" / "corpus.jsonl"
+TOKENS_PER_WORD = 1.35  # of this corpus, in BERT's English word pieces
 QUERY = "how long does the battery of the tide sensor last in winter"
 
 
 def documents(count: int = 50, *, mean_tokens: float = 154, seed: int = 0) -> list[str]:
     """*count* texts of log-normal length (sigma 0.6, mean about *mean_tokens*, at most 512 tokens).
 
-    Words come from the example corpus, so that they split into tokens as real words do (about 1.3
-    tokens a word).
+    Words come from the example corpus, so that they split into tokens as real words do.
     """
-    words = CORPUS.read_text(encoding="utf-8").split()
+    lines = CORPUS.read_text(encoding="utf-8").splitlines()
+    words = " ".join(json.loads(line)["text"] for line in lines).split()
     rng = np.random.default_rng(seed)
     median = mean_tokens / np.exp(0.6**2 / 2)
     tokens = np.clip(rng.lognormal(np.log(median), 0.6, count), 4, 512)
-    lengths = np.maximum(1, (tokens / 1.3).astype(int))
+    lengths = np.maximum(1, (tokens / TOKENS_PER_WORD).astype(int))
     starts = rng.integers(0, len(words) - lengths.max(), count)
     return [
         " ".join(words[start : start + length])
