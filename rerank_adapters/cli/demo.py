@@ -29,8 +29,8 @@ from ..reranker import Reranker
 from .corpus import Bm25, Passage, example_folder, passages
 
 QUESTIONS = (
-    "When does the last ferry leave Merrin Island in summer 2025?",
-    "Three days in bed with flu: do I need a letter from the doctor for my boss?",
+    "How can I get back the files that I threw away last week?",
+    "When can we stroll over to the Rock on foot, and what do we do if the sea has cut us off?",
 )
 CANDIDATES = 20
 TOP_N = 3
@@ -98,7 +98,9 @@ def _langchain(
                 for place, _ in index.search(query, CANDIDATES)
             ]
 
-    retriever = RerankingRetriever(base_retriever=Retriever(), reranker=reranker, top_n=TOP_N)
+    retriever = RerankingRetriever(
+        base_retriever=Retriever(), reranker=reranker, top_n=TOP_N, rank_fields=("title",)
+    )
     model = FakeListChatModel(responses=["(a mock model answers here, reading the passages above)"])
     prompt = ChatPromptTemplate.from_template("Answer {question} from:\n{context}")
     chain = (

@@ -16,20 +16,18 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter
 from typing import NoReturn
 
-import numpy as np
-
-from ..errors import BackendError, ClosedError, OverloadedError, RerankError
+from ..errors import ClosedError, OverloadedError
 from ..values import Scores, TokenBatch
-from ._queue import Batch, Request, RequestQueue
+from ._queue import Batch, Request, RequestQueue, settle
 from ._stats import Snapshot, Stats
+from ._worker import Forward, Worker
 
-Forward = Callable[[TokenBatch], Scores]
 Encode = Callable[[], TokenBatch]
 
 CLOSED = "the reranker is closed: load it again"
@@ -47,28 +45,6 @@ class Limits:
     pairs: int | None
     tokens: int | None
     block: bool
-
-
-@dataclass(slots=True)
-class Worker:
-    """One forward and the padded tokens it may be given: fewer after it ran out of memory."""
-
-    forward: Forward
-    budget: float
-    max_budget: int
-    passes_until_growth: int = 0
-
-    def shrink(self, padded_tokens: int) -> None:
-        self.budget = max(1.0, padded_tokens / 2)
-        self.passes_until_growth = 8
-
-    def recover(self) -> None:
-        """A tenth more after every eighth pass, so that a low ceiling is hit rarely."""
-        if self.budget < self.max_budget:
-            self.passes_until_growth -= 1
-            if self.passes_until_growth <= 0:
-                self.budget = min(float(self.max_budget), self.budget * 1.1)
-                self.passes_until_growth = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +72,10 @@ class Engine:
         fork_safe: bool,
         on_close: Callable[[], None] | None,
     ) -> None:
-        self._workers = [Worker(f, float(max_batch_tokens), max_batch_tokens) for f in forwards]
+        self._workers = [Worker(f, max_batch_tokens, is_out_of_memory) for f in forwards]
         self._queue = queue
         self._limits = limits
         self._tokenise_threads = tokenise_threads
-        self._is_out_of_memory = is_out_of_memory
         self._fork_safe = fork_safe
         self._on_close = on_close
         self._stats = Stats()
@@ -345,7 +320,7 @@ class Engine:
         if not batches:
             return False
         while batches:
-            batches.extend(self._run(worker, batches.pop()))
+            batches.extend(worker.run(batches.pop(), self._stats, self._lock))
         return True
 
     def _next_batch(self, worker: Worker) -> list[Batch]:
@@ -363,73 +338,6 @@ class Engine:
             if self._queue:
                 self._work.notify()
         return [batch]
-
-    def _run(self, worker: Worker, batch: Batch) -> list[Batch]:
-        """One forward pass; what of *batch* must be run again, in smaller batches."""
-        batch = batch.open()
-        if not batch.parts:
-            return []
-        tokens = batch.tokens()
-        padded = len(batch) * int(tokens.lengths.max())
-        started = perf_counter()
-        outcome = attempt(worker.forward, tokens)
-        seconds = perf_counter() - started
-        if isinstance(outcome, Exception):
-            try:
-                return self._again(worker, batch, padded, outcome)
-            finally:
-                del outcome  # its traceback knows this frame: a cycle would keep its memory
-        if outcome.shape != (len(batch),):
-            self._refuse(batch, outcome.shape)
-            return []
-        worker.recover()
-        with self._lock:
-            self._stats.count_batch(len(batch), len(tokens.input_ids), padded, seconds)
-        return self._deliver(batch, outcome)
-
-    def _again(self, worker: Worker, batch: Batch, padded: int, error: Exception) -> list[Batch]:
-        """Halves a batch that failed, down to the pair at fault, whose request alone fails.
-
-        The caller holds *error* no longer when the halves run: its frames may hold device memory.
-        """
-        no_memory = self._is_out_of_memory(error)
-        if no_memory:
-            worker.shrink(padded)
-        if len(batch) == 1:
-            settle(batch.parts[0][0].future, _pair_error(batch, error, no_memory))
-            return []
-        with self._lock:
-            if no_memory:
-                self._stats.splits += 1
-            else:
-                self._stats.retries += 1
-        return batch.halves()
-
-    def _refuse(self, batch: Batch, shape: tuple[int, ...]) -> None:
-        for request, _ in batch.parts:
-            message = f"the model returned scores of shape {shape} for {len(batch)} pairs"
-            settle(request.future, BackendError(message))
-
-    def _deliver(self, batch: Batch, scores: Scores) -> list[Batch]:
-        """Hands scores to their requests; pairs without a finite one are to run again, alone."""
-        finite = np.isfinite(scores)
-        if len(batch) == 1 and not finite[0]:
-            request, rows = batch.parts[0]
-            message = f"the score of pair {rows[0]} must be finite: got {scores[0]}"
-            settle(request.future, BackendError(message))
-            return []
-        complete = bool(finite.all())
-        finished = []
-        with self._lock:
-            for request, rows, part in batch.split_scores(scores):
-                request.scores[rows] = part
-                request.unscored -= len(rows) if complete else int(np.isfinite(part).sum())
-                if not request.unscored:
-                    finished.append(request)
-            self._stats.retries += int((~finite).sum())
-        for request in finished:
-            settle(request.future, request.scores)
-        return [] if complete else batch.only(np.flatnonzero(~finite))
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -504,37 +412,6 @@ def _renew_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)
-
-
-def attempt(forward: Forward, tokens: TokenBatch) -> Scores | Exception:
-    """The scores, or the exception as a value: retries must run outside the except block."""
-    try:
-        return np.asarray(forward(tokens), dtype=np.float32)
-    except Exception as error:  # noqa: BLE001 - whatever it is, its request gets it
-        return error
-
-
-def settle(future: Future[Scores], outcome: Scores | BaseException) -> None:
-    """Gives *future* its end, unless it was cancelled or timed out a moment ago."""
-    try:
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-    except InvalidStateError:
-        pass
-
-
-def _pair_error(batch: Batch, error: Exception, no_memory: bool) -> Exception:
-    if isinstance(error, RerankError):
-        return error
-    request, rows = batch.parts[0]
-    tokens = int(request.encoded.lengths[rows[0]])
-    what = f"ran out of memory, even alone, with {tokens} tokens" if no_memory else "failed"
-    wrapped = BackendError(f"the forward pass of pair {rows[0]} {what}: {error!r}")
-    # The frames of an error of memory hold that memory, which others need while the caller reads.
-    wrapped.__cause__ = error.with_traceback(None) if no_memory else error
-    return wrapped
 
 
 def _closed_error(why: str, cause: BaseException | None) -> ClosedError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -83,6 +83,17 @@ class Request:
         self.lengths = _without(self.lengths, start, stop)
         self.tokens -= tokens
         return np.sort(rows), tokens
+
+
+def settle(future: Future[Scores], outcome: Scores | BaseException) -> None:
+    """Gives *future* its end, unless it was cancelled or timed out a moment ago."""
+    try:
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except InvalidStateError:
+        pass
 
 
 def _without(rows: Rows, start: int, stop: int) -> Rows:

@@ -20,9 +20,10 @@ from typing import Literal, Self
 
 from ..errors import ConfigError, InputError
 from ..values import Scores, TokenBatch
-from ._engine import Encode, Engine, Forward, Limits
+from ._engine import Encode, Engine, Limits
 from ._queue import RequestQueue
 from ._stats import Snapshot
+from ._worker import Forward
 
 OUT_OF_MEMORY = (
     "out of memory",

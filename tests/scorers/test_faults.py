@@ -773,7 +773,12 @@ def _newer_opset(folder: Path) -> None:
 
 DAMAGE = {
     # what: (the damage, a word of the error, the only backend it concerns)
-    "weights cut in half": (lambda f: _truncate(_weights(f)), r"model\.(onnx|safetensors)", None),
+    # safetensors does not say which file it was reading, so torch's error names the folder.
+    "weights cut in half": (
+        lambda f: _truncate(_weights(f)),
+        r"model\.onnx|cannot load \S*checkpoint: ",
+        None,
+    ),
     "no weights": (lambda f: _weights(f).unlink(), r"model\.(onnx|safetensors)|weights", None),
     "config is not JSON": (
         lambda f: (f / "config.json").write_text('{"model_type": '),

@@ -24,7 +24,7 @@ from rerank_adapters.errors import ClosedError
 from tests.scorers.tap import tap_into
 
 backend, folder, mode = sys.argv[1:4]
-signal.alarm(120)  # a hang ends the process, and the test
+signal.alarm(300)  # a hang ends the process, and the test
 query, texts = "how do whales breathe", [f"document {n} on whales" for n in range(30)]
 
 
@@ -32,7 +32,7 @@ def in_child(work, leave=sys.exit):
     pid = os.fork()
     if pid:
         return pid
-    signal.alarm(60)
+    signal.alarm(100)
     work()
     leave(0)  # sys.exit: a real exit, with all its handlers
 
@@ -50,7 +50,7 @@ def run(script: str, backend: str, mode: str = "") -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=400,
     )
 
 
