@@ -14,7 +14,7 @@ $(VENV)/demo: pyproject.toml .ci/constraints.txt
 
 # torch comes first, by its exact pin: a bare `torch` would bring gigabytes of CUDA packages.
 $(VENV)/all: $(VENV)/demo
-	$(PIP) pip
+	$(PIP) --upgrade pip
 	$(PIP) $(TORCH)
 	$(PIP) --editable '.[all]' --group test
 	touch $@

@@ -138,6 +138,8 @@ class GroupMaker:
 
     def unlabelled(self, count: int) -> list[Group]:
         """Fragments and foreign questions against their neighbours in the whole union."""
+        if not count:
+            return []
         union, wanted = self.union, self.mixture.draw(UNLABELLED, count, self.rng)
         sources, queries, homes = [], [], []
         for found in union.sets:

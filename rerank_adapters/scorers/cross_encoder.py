@@ -229,7 +229,7 @@ def _uncut(
 
 def _converter(config: RerankerConfig) -> Callable[[Path], Path]:
     code = config.trust_remote_code
-    return lambda place: _torch().convert_tokenizer(place, trust_remote_code=code)  # type: ignore[no-any-return]  # the module comes as Any, for laziness
+    return lambda place: _torch().convert_tokenizer(place, trust_remote_code=code)
 
 
 def _check_texts(config: RerankerConfig, backends: Sequence[Backend]) -> None:
