@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from weakref import WeakValueDictionary
 
 from pydantic import (
@@ -126,13 +126,19 @@ def split_empty(
     return scored, blank if on_empty_text == "keep_last" else []
 
 
-PathText = Annotated[
-    str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)
-]
-Devices = Annotated[
-    str | tuple[str, ...] | None,
-    BeforeValidator(lambda given: "auto" if given is None else given),
-]
+if TYPE_CHECKING:  # what may be given, of which the validators below make one thing
+    PathText = str | Path
+    Devices = str | Sequence[str] | None
+    Token = SecretStr | str | None
+else:
+    PathText = Annotated[
+        str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)
+    ]
+    Devices = Annotated[
+        str | tuple[str, ...] | None,
+        BeforeValidator(lambda given: "auto" if given is None else given),
+    ]
+    Token = SecretStr | None
 
 FIELDS_CONFIG = ConfigDict(
     extra="forbid",
@@ -161,7 +167,7 @@ class RerankerFields(BaseModel):
     revision: str | None = None
     cache_folder: PathText | None = None
     local_files_only: bool = False
-    token: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    token: Token = Field(default=None, exclude=True, repr=False)
     trust_remote_code: bool = False
     max_length: int | None = None
     truncation: Truncation = "longest_first"
@@ -215,8 +221,10 @@ class RerankerFields(BaseModel):
         # By value: frameworks make copies by naming every field.
         changed = {name for name in CONFIG_FIELDS if getattr(self, name) != _DEFAULTS[name]}
         check_reranker(self.reranker, changed)
-        token = self.token.get_secret_value() if self.token else None
-        self._config = config_from(self, token=token)
+        token = self.token
+        if isinstance(token, SecretStr):
+            token = token.get_secret_value()
+        self._config = config_from(self, token=token or None)
         self._lazy = _lazy_for(self._config)
 
     def __setattr__(self, name: str, value: Any) -> None:
