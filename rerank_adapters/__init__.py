@@ -19,6 +19,7 @@ from .errors import (
 from .values import RankedDocument, Ranking
 
 if TYPE_CHECKING:
+    from .plotting import plot_rank_changes as plot_rank_changes
     from .reranker import Reranker
 
 __version__ = "0.1.0"
@@ -39,7 +40,8 @@ __all__ = [
     "__version__",
 ]
 
-_LAZY = {"Reranker": "reranker"}
+# plot_rank_changes is not in __all__, so that `import *` needs no matplotlib.
+_LAZY = {"Reranker": "reranker", "plot_rank_changes": "plotting"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .display import Row, Table, table
+from .errors import InputError
 
 Item = TypeVar("Item")
 Scores = NDArray[np.float32]
@@ -120,36 +122,41 @@ class Ranking(Sequence[RankedDocument]):
         """The *items* this ranking speaks of, in its order: texts, rows, documents, anything."""
         return [items[place.index] for place in self._places]
 
-    def show(self, texts: Sequence[str] | None = None, *, width: int = 100) -> str:
-        """A plain-text table: rank, score, a bar from lowest to highest score, index, text."""
-        lines = []
-        for rank, (place, share) in enumerate(zip(self._places, self._shares(), strict=True), 1):
-            bar = ("█" * round(share * 10)).ljust(10, "·")
-            text = "" if texts is None else _one_line(texts[place.index], width - 30)
-            cut = " …cut" if place.truncated else ""
-            lines.append(
-                f"{rank:>3}  {place.score:>8.4f}  {bar}  [{place.index}]{cut}  {text}".rstrip()
+    def show(self, texts: Sequence[str] | None = None, *, width: int = 100) -> Table:
+        """A table of rank, score, a bar from lowest to highest score, index, and text if given.
+
+        It is a string of lines of at most *width* terminal cells (a cut text ends in "…"), and
+        shows as HTML in notebooks. *texts* are those that were ranked. Raises InputError.
+        """
+        if width < 40:
+            raise InputError(f"width must be at least 40: got {width!r}")
+        return table(
+            [
+                Row(place.index, place.score, place.truncated, self._text(texts, place.index))
+                for place in self._places
+            ],
+            width=width,
+        )
+
+    @staticmethod
+    def _text(texts: Sequence[str] | None, index: int) -> str | None:
+        if texts is None:
+            return None
+        if isinstance(texts, str) or index >= len(texts):
+            raise InputError(
+                f"texts must be those that were ranked, and one of them was texts[{index}]: "
+                f"got {type(texts).__name__} of length {len(texts)}"
             )
-        return "\n".join(lines)
+        text = texts[index]
+        if not isinstance(text, str):
+            raise InputError(f"texts[{index}] must be a str: got {type(text).__name__}")
+        return text
+
+    def __str__(self) -> str:
+        return self.show()
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{rank}</td><td>{place.index}</td><td>{place.score:.4f}</td>"
-            f'<td><div style="background:#4c78a8;height:.8em;width:{share * 8:.2f}em"></div></td>'
-            f"<td>{'cut' if place.truncated else ''}</td></tr>"
-            for rank, (place, share) in enumerate(zip(self._places, self._shares(), strict=True), 1)
-        )
-        head = "".join(
-            f"<th>{html.escape(name)}</th>" for name in ("rank", "index", "score", "", "")
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return self.show().html
 
-    def _shares(self) -> list[float]:
-        scores = [place.score for place in self._places]
-        low, span = min(scores, default=0.0), max(scores, default=0.0) - min(scores, default=0.0)
-        return [(score - low) / span if span else 1.0 for score in scores]
-
-
-def _one_line(text: str, width: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002  # IPython's signature
+        printer.text(self.show())

@@ -63,6 +63,7 @@ PLANTS = {
         "rerank_adapters.langchain -> llama_index",
     ),
     "cli": ("values.py", "import typer", "rerank_adapters.values -> typer"),
+    "plotting": ("cli/models.py", "import matplotlib", "rerank_adapters.cli.models -> matplotlib"),
 }
 
 

@@ -1,0 +1,8 @@
+"""`python -m rerank_adapters` is `rerank-adapters`."""
+
+from __future__ import annotations
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()
