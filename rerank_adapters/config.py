@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -101,15 +102,15 @@ def _text(name: str, value: object) -> str:
     return value
 
 
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
+
+
 def _devices(value: object) -> str | tuple[str, ...]:
     several = (value,) if isinstance(value, str) else value
     if not isinstance(several, Sequence) or not several:
         raise ConfigError(f"device must be a str or a non-empty sequence of them: got {value!r}")
     for device in several:
-        kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (
-            number and not (kind == "cuda" and number.isdigit())
-        ):
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
             raise ConfigError(
                 f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got {device!r}'
             )
@@ -133,3 +134,5 @@ def _check(name: str, value: object, hint: Any) -> None:
             raise ConfigError(f"{name} must be an int of at least 1: got {value!r}")
     elif value is not None and name != "device" and not isinstance(value, str):
         raise ConfigError(f"{name} must be a str or None: got {value!r}")
+    elif name not in ("prompt", "device") and isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{name} must be None or a str that is not blank: got {value!r}")

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from numbers import Integral, Real
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -25,7 +26,7 @@ from .config import (
     Truncation,
     WhenFull,
 )
-from .errors import ClosedError, InputError
+from .errors import ClosedError, ConfigError, InputError
 from .scorers.cross_encoder import CrossEncoder, Encoded
 from .scorers.scheduling import Scheduler
 from .values import RankedDocument, Ranking, Scores, TokenBatch
@@ -103,7 +104,7 @@ class Reranker:
     def from_config(cls, config: RerankerConfig) -> Reranker:
         """Load what *config* says, afresh."""
         return cls(
-            CrossEncoder.from_config(config),
+            CrossEncoder.from_config(_checked_config(config)),
             num_workers=config.num_workers,
             max_queue_pairs=config.max_queue_pairs,
             max_queue_tokens=config.max_queue_tokens,
@@ -117,7 +118,7 @@ class Reranker:
         Loads on first use, once however many threads ask.
         """
         with _SHARED_LOCK:
-            entry = _SHARED.setdefault(config, _Shared(config))
+            entry = _SHARED.setdefault(_checked_config(config), _Shared(config))
         return entry.handle()
 
     @classmethod
@@ -222,7 +223,7 @@ class Reranker:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each of *texts* has by itself, uncut, special tokens not counted."""
-        return self._scorer.tokenizer.count(texts)
+        return self._scorer.tokenizer.count(_checked_texts(texts))
 
     def info(self) -> dict[str, Any]:
         """What really runs, and why: model, revision, fingerprint, backend, device, limits."""
@@ -382,8 +383,8 @@ def _ranking(
     scores: Scores, truncated: list[bool], top_n: int | None, score_threshold: float | None
 ) -> Ranking:
     order = np.argsort(-scores, kind="stable")
-    if score_threshold is not None:
-        order = order[scores[order] >= score_threshold]
+    if score_threshold is not None:  # compared as the Python floats that are handed out
+        order = order[scores[order].astype(np.float64) >= float(score_threshold)]
     return Ranking(
         [
             RankedDocument(int(index), float(scores[index]), truncated[index])
@@ -394,16 +395,35 @@ def _ranking(
 
 def check_selection(top_n: int | None, score_threshold: float | None) -> None:
     """Raise InputError unless top_n is None or ≥ 1 and score_threshold is None or a real number."""
-    if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
-        raise InputError(f"top_n must be an int of at least 1, or None for all: got {top_n!r}")
-    if score_threshold is None:
-        return
-    number = isinstance(score_threshold, int | float) and not isinstance(score_threshold, bool)
-    if not number or math.isnan(score_threshold):
-        raise InputError(f"score_threshold must be a number or None: got {score_threshold!r}")
+    whole = isinstance(top_n, Integral) and not isinstance(top_n, bool)
+    if top_n is not None and (not whole or top_n < 1):
+        raise InputError(f"top_n must be an int of at least 1, or None for all: got {top_n!r:.80}")
+    if score_threshold is not None and not _is_number(score_threshold):
+        raise InputError(f"score_threshold must be a number or None: got {score_threshold!r:.80}")
+
+
+def _is_number(value: object) -> bool:
+    """Whether *value* is real (NumPy's scalars too), not NaN and within what a float holds."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    except OverflowError:
+        return False
+
+
+def _checked_config(config: RerankerConfig) -> RerankerConfig:
+    if not isinstance(config, RerankerConfig):
+        raise ConfigError(f"config must be a RerankerConfig: got {config!r:.80}")
+    return config
+
+
+def _check_sequence(value: object, name: str, of: str) -> None:
+    """A generator, read here to be checked, would be empty when it is read to be scored."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InputError(f"{name} must be a sequence of {of}: got {value!r:.80}: pass a list")
 
 
 def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:
+    _check_sequence(requests, "requests", "(query, texts) pairs")
     for place, request in enumerate(requests):
         if not isinstance(request, tuple | list) or len(request) != 2:
             raise InputError(
@@ -414,15 +434,19 @@ def _checked_requests(requests: Sequence[Request]) -> Sequence[Request]:
 
 def _checked_request(query: str, texts: Sequence[str], where: str = "") -> list[tuple[str, str]]:
     _check_query(query, f"{where}query")
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise InputError(f"{where}texts must be a sequence of str: got {texts!r:.80}")
+    return [(query, text) for text in _checked_texts(texts, where)]
+
+
+def _checked_texts(texts: Sequence[str], where: str = "") -> Sequence[str]:
+    _check_sequence(texts, f"{where}texts", "str")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"{where}texts[{index}] must be a str: got {text!r:.80}")
-    return [(query, text) for text in texts]
+    return texts
 
 
 def _checked_pairs(pairs: Pairs) -> list[tuple[str, str]]:
+    _check_sequence(pairs, "pairs", "(query, text) pairs")
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InputError(f"pairs[{index}] must be a (query, text) pair: got {pair!r:.80}")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from rerank_adapters import ClosedError, InputError, RerankerConfig
+from rerank_adapters import ClosedError, ConfigError, InputError, RerankerConfig
 from rerank_adapters.batching import plan_batches
 from rerank_adapters.errors import BackendError
 from rerank_adapters.reranker import _SHARED, Reranker
@@ -91,8 +91,30 @@ REFUSED = [
     (lambda r: r.rerank("", ["a"]), "query must not be blank: got ''"),
     (lambda r: r.rerank(" \n", ["a"]), "query must not be blank: got ' \\n'"),
     (lambda r: r.rerank(None, ["a"]), "query must be a str: got None"),
-    (lambda r: r.rerank("q", "text"), "texts must be a sequence of str: got 'text'"),
-    (lambda r: r.rerank("q", {"a", "b"} - {"b"}), "texts must be a sequence of str: got {'a'}"),
+    (lambda r: r.rerank("q", "text"), "texts must be a sequence of str: got 'text': pass a list"),
+    (
+        lambda r: r.rerank("q", {"a"}),
+        "texts must be a sequence of str: got {'a'}: pass a list",
+    ),
+    (
+        lambda r: r.rerank("q", np.array(["a"])),
+        "texts must be a sequence of str: got array(['a'], dtype='<U1'): pass a list",
+    ),
+    (lambda r: r.score("q", None), "texts must be a sequence of str: got None: pass a list"),
+    (
+        lambda r: r.score_pairs(None),
+        "pairs must be a sequence of (query, text) pairs: got None: pass a list",
+    ),
+    (
+        lambda r: r.score_pairs({("q", "a"): 1}),
+        "pairs must be a sequence of (query, text) pairs: got {('q', 'a'): 1}: pass a list",
+    ),
+    (
+        lambda r: r.rerank_many(None),
+        "requests must be a sequence of (query, texts) pairs: got None: pass a list",
+    ),
+    (lambda r: r.count_tokens("ab"), "texts must be a sequence of str: got 'ab': pass a list"),
+    (lambda r: r.count_tokens([1]), "texts[0] must be a str: got 1"),
     (lambda r: r.rerank("q", ["a", None]), "texts[1] must be a str: got None"),
     (lambda r: r.rerank("q", ["a", b"b"]), "texts[1] must be a str: got b'b'"),
     (lambda r: r.score("q", [3]), "texts[0] must be a str: got 3"),
@@ -118,6 +140,18 @@ REFUSED = [
     (
         lambda r: r.rerank("q", ["a"], score_threshold=math.nan),
         "score_threshold must be a number or None: got nan",
+    ),
+    (
+        lambda r: r.rerank("q", ["a"], score_threshold=True),
+        "score_threshold must be a number or None: got True",
+    ),
+    (
+        lambda r: r.rerank("q", ["a"], score_threshold=10**400),
+        f"score_threshold must be a number or None: got 1{'0' * 79}",
+    ),
+    (
+        lambda r: r.rerank("q", ["a"], timeout="5"),
+        "timeout must be above 0 seconds, or None for no limit: got '5'",
     ),
     (
         lambda r: r.rerank("q", ["a"], score_threshold="0"),
@@ -153,6 +187,54 @@ def test_bad_input_names_argument_index_rule_and_value(call, message, counting) 
     assert str(caught.value) == message
     assert isinstance(caught.value, ValueError)
     assert backend.forwards == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda r, items: r.score("q", items),
+        lambda r, items: r.score_pairs(("q", it) for it in items),
+        lambda r, items: r.rerank_many(("q", [it]) for it in items),
+        lambda r, items: r.count_tokens(items),
+        lambda r, items: asyncio.run(r.ascore_pairs(("q", it) for it in items)),
+        lambda r, items: asyncio.run(r.arerank_many(("q", [it]) for it in items)),
+    ],
+)
+def test_a_generator_is_refused_and_never_read_as_empty(call, counting) -> None:
+    """Checking it would use it up, and an empty answer would look like an answer."""
+    reranker, backend = counting
+    with pytest.raises(InputError, match=r"must be a sequence of .*<generator.*: pass a list"):
+        call(reranker, (text for text in ["a", "b"]))
+    assert backend.forwards == 0
+
+
+def test_numbers_of_numpy_are_numbers(counting) -> None:
+    """A threshold or count computed with NumPy acts as the Python number it is."""
+    reranker, _ = counting
+    scores = reranker.score("a query", TEXTS)
+    middle = np.sort(scores)[2]
+    kept = reranker.rerank("a query", TEXTS, score_threshold=middle, top_n=np.int64(2))
+    assert kept == reranker.rerank("a query", TEXTS, score_threshold=float(middle), top_n=2)
+    assert len(kept) == 2
+
+
+def test_the_threshold_is_compared_with_the_scores_handed_out() -> None:
+    """float32 rounds 0.7 down: its place scores below 0.7, so 0.7 drops it, and it is not kept."""
+    with reranker_over(ConstantBackend(0.7)) as reranker:
+        (place,) = reranker.rerank("q", ["a"])
+        assert place.score < 0.7
+        assert len(reranker.rerank("q", ["a"], score_threshold=0.7)) == 0
+        assert len(reranker.rerank("q", ["a"], score_threshold=place.score)) == 1
+        assert len(reranker.rerank("q", ["a"], score_threshold=1e300)) == 0
+        assert len(reranker.rerank("q", ["a"], score_threshold=-math.inf)) == 1
+
+
+@pytest.mark.parametrize("load", [Reranker.from_config, Reranker.shared])
+def test_a_configuration_that_is_none_is_refused(load) -> None:
+    """The model's name in its place is named, and nothing is kept of it."""
+    with pytest.raises(ConfigError, match="config must be a RerankerConfig: got 'default'"):
+        load("default")
+    assert "default" not in _SHARED
 
 
 def test_every_way_to_ask_gives_the_same_numbers(counting) -> None:

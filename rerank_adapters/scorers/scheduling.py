@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from numbers import Real
 from time import perf_counter
 from types import TracebackType
 from typing import Literal, Self
@@ -189,6 +190,7 @@ class Scheduler:
 
 
 def _checked(timeout: float | None) -> float | None:
-    if timeout is not None and not timeout > 0:
+    number = isinstance(timeout, Real) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and timeout > 0):
         raise InputError(f"timeout must be above 0 seconds, or None for no limit: got {timeout!r}")
     return timeout
