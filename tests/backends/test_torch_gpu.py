@@ -25,7 +25,9 @@ PACKED = [
     "bert", "roberta", "xlm_roberta", "electra", "distilbert", "modernbert", "qwen3", "modular_bert"
 ]  # fmt: skip
 CLOSE = 1e-4  # law 1
-HALF = {"float16": 0.03, "bfloat16": 0.25}  # 11 and 8 bits, on logits of standard deviation 1.5
+HALF = {"float16": 0.06, "bfloat16": 0.5}
+"""How far half precision may be from float32: on the CPU these tiny networks, whose weights are ten
+times the usual size, are off by 0.02 (11 bits) and 0.2 (8 bits) on logits of deviation 1.5."""
 
 
 def _on_cuda(kind: str, dtype: str = "auto") -> TorchBackend:
@@ -53,7 +55,7 @@ def test_auto_is_float16_by_ragged_flash_attention(kind: str) -> None:
     """What runs by default: nothing padded, torch's own varlen kernel where torch has it."""
     info = _on_cuda(kind).info()
     assert info["dtype"] == "float16"
-    assert info["pass"] == "packed"
+    assert info["pass"] == "packed", info
     assert info["attention"] == ("rectangle" if attention.flash is None else "varlen")
 
 
@@ -67,9 +69,9 @@ def test_the_ragged_kernel_agrees_with_the_rectangle(kind: str, monkeypatch) -> 
 
 
 @pytest.mark.parametrize("kind", PACKED)
-@pytest.mark.parametrize(("dtype", "drift"), [("float32", CLOSE), ("float16", 0.01)])
+@pytest.mark.parametrize(("dtype", "drift"), [("float32", CLOSE), ("float16", HALF["float16"])])
 def test_company_does_not_change_a_score(kind: str, dtype: str, drift: float) -> None:
-    """Law 2 on CUDA: each pair alone against all together."""
+    """Law 2 on CUDA: each pair alone against all together; half precision rounds products anew."""
     backend, batch = _on_cuda(kind, dtype), _batch(kind)
     alone = np.concatenate([backend.logits(batch.take([row])) for row in range(len(batch))])
     np.testing.assert_allclose(alone, backend.logits(batch), rtol=0, atol=drift)
@@ -88,6 +90,7 @@ def test_auto_goes_on_to_bfloat16_where_float16_overflows(tmp_path: Path) -> Non
     assert np.isfinite(backend.logits(_batch("bert"))).all()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # said once
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("kind", PACKED)
 def test_nothing_waits_for_the_device_inside_a_batch(kind: str, dtype: str) -> None:
@@ -133,8 +136,9 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
     try:
         reranker.score_pairs(PAIRS)  # kernels and workspaces are there before the limit is
         torch.cuda.empty_cache()
+        # Room for cuBLAS's 32 MiB and some of the pairs; all of them at once need gigabytes.
         torch.cuda.set_per_process_memory_fraction(
-            (torch.cuda.memory_reserved() + 24 * 2**20) / total
+            (torch.cuda.memory_reserved() + 128 * 2**20) / total
         )
         # Distinct texts: identical pairs would be scored once.
         marked = [(query, f"{text} {number}") for number, (query, text) in enumerate(pairs)]

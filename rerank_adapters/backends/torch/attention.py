@@ -7,6 +7,7 @@ Position ids alone would not do it: encoders take a whole row for one sequence.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -150,8 +151,8 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, shape: S
     if shape.window is not None or shape.causal:
         side = -1 if shape.window is None else shape.window
         options["window_size"] = (side, 0 if shape.causal else side)
-    if query.shape[1] != key.shape[1]:
-        options["enable_gqa"] = True
+    if query.shape[1] != key.shape[1] and "enable_gqa" in inspect.signature(flash).parameters:
+        options["enable_gqa"] = True  # torch 2.10 and 2.11 group heads without being asked
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]
     bounds = (packing.offsets, packing.offsets, packing.longest, packing.longest)
     output: Tensor = flash(*rows, *bounds, **options)
