@@ -22,8 +22,8 @@ PLANTS = {
         "rerank_adapters.batching -> rerank_adapters.reranker",
     ),
     "adapters": (
-        "llama_index.py",
-        "def late():\n    from .scorers import cross_encoder",
+        "llama_index/__init__.py",
+        "def late():\n    from ..scorers import cross_encoder",
         "rerank_adapters.llama_index -> rerank_adapters.scorers.cross_encoder",
     ),
     "scorers": (

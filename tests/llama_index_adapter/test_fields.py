@@ -224,6 +224,14 @@ def test_the_token_is_never_shown(show: Callable[[object], object]):
     assert "hf_secret" not in str(raised.value)
 
 
+def test_it_has_a_json_schema():
+    """As LlamaIndex's own postprocessors: of what a saved configuration holds, not of code."""
+    schema = CrossEncoderPostprocessor.model_json_schema()
+    wanted = set(CHANGED) | {"callback_manager", "class_name", "token", "file_name"}
+    assert set(schema["properties"]) == wanted
+    assert schema["properties"]["class_name"]["default"] == "CrossEncoderPostprocessor"
+
+
 def test_text_fn_does_not_vanish():
     """A pickle keeps a function by name or fails; a saved configuration asks for it again."""
     postprocessor = CrossEncoderPostprocessor(text_fn=first_word)

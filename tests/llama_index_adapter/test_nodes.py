@@ -10,19 +10,23 @@ import numpy as np
 import pytest
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import (
+    BaseNode,
     Document,
     ImageNode,
     IndexNode,
     MediaResource,
     MetadataMode,
     Node,
+    NodeRelationship,
     NodeWithScore,
     QueryBundle,
+    RelatedNodeInfo,
     TextNode,
 )
 
 from rerank_adapters import BackendError, InputError, Reranker
-from rerank_adapters.llama_index import METADATA_SHARE, CrossEncoderPostprocessor
+from rerank_adapters.llama_index import CrossEncoderPostprocessor
+from rerank_adapters.llama_index.metadata import METADATA_SHARE
 from tests.checkpoints import build, oracle
 from tests.exported import exported
 from tests.fakes import ConstantBackend, CountingBackend, FaultyBackend, reranker_over
@@ -281,8 +285,9 @@ def test_long_metadata_do_not_cut_the_passage_away(reranker: Reranker):
 
 
 def test_where_metadata_goes_depends_on_its_tokens(reranker: Reranker):
-    """§5.7: metadata up to METADATA_SHARE of the window go before the body, others after it."""
-    room = int(reranker.info()["max_length"] * METADATA_SHARE)
+    """§5.7: before the body up to METADATA_SHARE of what the query leaves, after it beyond that."""
+    left = reranker.info()["max_length"] - reranker.count_tokens([QUERY])[0]
+    room = int(left * METADATA_SHARE)
     lead = reranker.count_tokens(["file: the"])[0]
     fits, over = (
         TextNode(text=TEXTS[2], metadata={"file": " ".join(["the"] * (count - lead + 1))})
@@ -305,6 +310,39 @@ def test_where_metadata_goes_depends_on_its_tokens(reranker: Reranker):
     }
 
 
+@pytest.mark.parametrize("truncation", ["longest_first", "only_second"])
+def test_a_long_query_leaves_its_share_to_the_passage(truncation: str):
+    """§5.7: metadata that would fit the window, but not beside this query, go after the body."""
+    postprocessor = CrossEncoderPostprocessor(
+        model=str(exported("bert")), backend="onnx", truncation=truncation, top_n=None
+    )
+    over = postprocessor._ranker()
+    window, query, metadata = over.info()["max_length"], "the " * 200, "the " * 55
+    assert over.count_tokens([metadata])[0] < window * METADATA_SHARE
+    given = [
+        NodeWithScore(node=TextNode(text=text, metadata={"m": metadata})) for text in TEXTS[:2]
+    ]
+    first, second = postprocessor.postprocess_nodes(given, query_str=query)
+    assert first.score - second.score > 0.01
+    texts = [f"{it.node.text}\n\n{it.node.get_metadata_str().strip()}" for it in (first, second)]
+    wanted = over.score(query.strip(), texts).tolist()
+    assert [first.score, second.score] == pytest.approx(wanted, abs=1e-5)  # law 2
+
+
+def test_only_long_metadata_are_counted(monkeypatch: pytest.MonkeyPatch, counting):
+    """Short metadata are not tokenised twice; long ones are counted once each, with the query."""
+    over, _ = counting
+    counted: list[str] = []
+    count = over.count_tokens
+    monkeypatch.setattr(over, "count_tokens", lambda texts: counted.extend(texts) or count(texts))
+    postprocessor = CrossEncoderPostprocessor(reranker=over)
+    postprocessor.postprocess_nodes(nodes(TEXTS, file="f"), query_str="whales?")
+    assert counted == []
+    long = {"file": "f" * 64}
+    postprocessor.postprocess_nodes(nodes(TEXTS[:2], **long) * 2, query_str="whales?")
+    assert counted == [f"file: {long['file']}", "whales?"]
+
+
 def test_a_window_of_128_positions_is_kept():
     """§5.7: a passage beyond the positions of the model is cut, not a crash."""
     postprocessor = CrossEncoderPostprocessor(model=str(build("bert_128")), backend="torch")
@@ -321,6 +359,15 @@ class Tagged(NodeWithScore):
     """A subclass, as applications make them."""
 
     tag: str = ""
+
+
+KINDS = [
+    TextNode(text=TEXTS[0], id_="text", metadata={"a": "b"}),
+    Document(text=TEXTS[1], id_="document"),
+    Node(text_resource=MediaResource(text=TEXTS[2]), id_="node"),
+    IndexNode(text=TEXTS[3], id_="index", index_id="i", obj=TextNode(text="what it stands for")),
+    ImageNode(text=TEXTS[4], id_="image", image_path="i.png"),
+]
 
 
 def test_node_zoo(reranker: Reranker):
@@ -347,6 +394,32 @@ def test_node_zoo(reranker: Reranker):
     assert by_id["index"].node.obj is obj
     assert isinstance(by_id["tagged"], Tagged)
     assert by_id["tagged"].tag == "kept"
+
+
+@pytest.mark.parametrize("node", KINDS, ids=lambda node: type(node).__name__)
+def test_a_kept_retrieval_score_copies_no_more_than_it_must(counting, node: BaseNode):
+    """§5.3, §5.10: the copy is of the same class and shares embedding, relationships and object."""
+    over, _ = counting
+    node.embedding = [0.5] * 8
+    node.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="source")}
+    before = node.model_dump()
+    postprocessor = CrossEncoderPostprocessor(reranker=over, keep_retrieval_score=True)
+    (result,) = postprocessor.postprocess_nodes(
+        [Tagged(node=node, score=0.25, tag="kept")], query_str=QUERY
+    )
+    assert isinstance(result, Tagged)
+    assert result.tag == "kept"
+    copied = result.node
+    assert type(copied) is type(node)
+    assert copied is not node
+    assert copied.embedding is node.embedding
+    assert copied.relationships is node.relationships
+    assert getattr(copied, "obj", None) is getattr(node, "obj", None)
+    after = copied.model_dump()
+    assert after.pop("metadata") == {**before.pop("metadata"), "retrieval_score": 0.25}
+    for key in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"):
+        assert after.pop(key) == [*before.pop(key), "retrieval_score"]
+    assert after == before
 
 
 def without_text() -> list[NodeWithScore]:
@@ -449,3 +522,33 @@ def test_a_batch_names_the_request_at_fault(counting):
     with pytest.raises(InputError, match=r"requests\[0\]: nodes\[1\]"):
         postprocessor.postprocess_nodes_batch([(QUERY, [nodes()[0], "a str"])])
     assert backend.rows == 0
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        (None, "requests must be"),
+        ("ab", "requests must be"),
+        ((QUERY, nodes()), r"requests\[0\] must be a \(query, nodes\) pair"),
+        (["ab"], r"requests\[0\] must be"),
+        ([(QUERY, nodes(), 2)], r"requests\[0\] must be"),
+        ([(QUERY, nodes()), (QUERY, None)], r"requests\[1\]: nodes must be"),
+        ([(QUERY, "ab")], r"requests\[0\]: nodes must be"),
+    ],
+)
+async def test_what_is_no_batch_is_an_input_error(requests: object, message: str):
+    """Neither a TypeError from inside, nor a str taken apart into a query and nodes."""
+    postprocessor = CrossEncoderPostprocessor(model="no/such-model", local_files_only=True)
+    with pytest.raises(InputError, match=message):
+        postprocessor.postprocess_nodes_batch(requests)
+    with pytest.raises(InputError, match=message):
+        await postprocessor.apostprocess_nodes_batch(requests)
+
+
+def test_a_batch_may_be_a_generator(counting):
+    """Requests are read once, in order."""
+    over, _ = counting
+    postprocessor = CrossEncoderPostprocessor(reranker=over)
+    listed = postprocessor.postprocess_nodes_batch(REQUESTS)
+    generated = postprocessor.postprocess_nodes_batch(request for request in REQUESTS)
+    assert [outcome(it) for it in generated] == [outcome(it) for it in listed]
