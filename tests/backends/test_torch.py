@@ -19,7 +19,7 @@ from sentence_transformers import CrossEncoder
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForSequenceClassification, AutoTokenizer
 
-from rerank_adapters import BackendError, ClosedError, ConfigError, ModelError
+from rerank_adapters import BackendError, ClosedError, ConfigError, ModelError, Reranker
 from rerank_adapters.backends.torch import (
     TorchBackend,
     attention,
@@ -164,6 +164,30 @@ def test_torchs_ragged_kernel_is_asked_for_the_right_thing(kind: str, monkeypatc
     np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
 
 
+def test_grouped_heads_are_asked_for_only_where_torch_has_the_argument(monkeypatch) -> None:
+    """In torch 2.10 and 2.11 the kernel groups heads by itself and knows no `enable_gqa`."""
+    calls = []
+
+    def of_torch_2_11(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *,
+        return_aux=None, scale=None, window_size=(-1, -1),
+    ):  # fmt: skip
+        calls.append(query.shape[1] // key.shape[1])
+        return _varlen_attn(
+            query, key, value, cu_seq_q, cu_seq_k, max_q, max_k,
+            scale=scale, window_size=window_size, enable_gqa=True,
+        )  # fmt: skip
+
+    monkeypatch.setattr(attention, "flash", of_torch_2_11)
+    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.varlen,))
+    backend = _load("qwen3")
+    assert backend.info()["pass"] == "packed"
+    np.testing.assert_allclose(
+        backend.logits(_batch("qwen3")), _expected("qwen3"), rtol=0, atol=CLOSE
+    )
+    assert set(calls) == {2}
+
+
 def test_modernberts_cls_pooling_is_found(tmp_path: Path) -> None:
     """The head reads the row its config names, whichever row that is."""
     folder = _copy("modernbert", tmp_path, classifier_pooling="cls")
@@ -264,6 +288,28 @@ def test_wrong_products_of_linear_layers_are_undone(monkeypatch) -> None:
     monkeypatch.setattr(proof, "can_pack", lambda device, dtype: True)
     backend = _load("bert")
     assert backend.info()["linears"] == "torch"
+    np.testing.assert_allclose(
+        backend.logits(_batch("bert")), _expected("bert"), rtol=0, atol=CLOSE
+    )
+
+
+def test_a_layout_onednn_refuses_leaves_the_layers_as_they_were(monkeypatch) -> None:
+    """A CPU that cannot lay weights out for a dtype loses speed by it, not the checkpoint."""
+    prepare, made = linears.PackedLinear.__init__, []
+
+    def second_refused(self, linear) -> None:
+        if made:
+            raise RuntimeError("the bf16 path needs CPU support")
+        made.append(linear)
+        prepare(self, linear)
+
+    monkeypatch.setattr(proof, "can_pack", lambda device, dtype: True)
+    monkeypatch.setattr(linears.PackedLinear, "__init__", second_refused)
+    backend = _load("bert")
+    assert made
+    assert backend.info()["linears"] == "torch"
+    layers = backend._checkpoint.network.modules()
+    assert not any(isinstance(layer, linears.PackedLinear) for layer in layers)
     np.testing.assert_allclose(
         backend.logits(_batch("bert")), _expected("bert"), rtol=0, atol=CLOSE
     )
@@ -546,6 +592,29 @@ def test_threads_score_as_one_does() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize(
+    "options", [{"device": ["cpu", "cpu"]}, {"device": "cpu", "num_workers": 2}]
+)
+def test_devices_and_workers_share_one_plan(options, monkeypatch) -> None:
+    """Two forwards of one call run at the same time, and the scores are those of one device."""
+    both, inside, logits = threading.Barrier(2), threading.local(), TorchBackend.logits
+
+    def meeting(self, batch):
+        if not hasattr(inside, "met"):  # a thread's first batch waits until the other has one too
+            inside.met = both.wait(timeout=60)
+        return logits(self, batch)
+
+    with Reranker.from_pretrained(
+        str(build("bert")), backend="torch", max_batch_tokens=1024, **options
+    ) as reranker:
+        monkeypatch.setattr(TorchBackend, "logits", meeting)
+        scores = reranker.score_pairs(PAIRS)
+        assert reranker.stats()["batches"] > 2
+        assert reranker.stats()["pairs"] == len(set(PAIRS))
+    expected = encoder_for(build("bert")).predict(PAIRS, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=CLOSE)
 
 
 def test_close_frees_the_network() -> None:

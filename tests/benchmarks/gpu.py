@@ -41,13 +41,15 @@ def main() -> None:
     print(f"# Rerank calls on {torch.cuda.get_device_name()}\n\n{machine()}\n")
     folder = _folder(options.model)
     ours = {
-        dtype: Reranker.from_pretrained(folder, backend="torch", device="cuda", dtype=dtype)
-        for dtype in ("float32", "auto")
+        f"{dtype}, {workers} worker{'s' * (workers > 1)}": Reranker.from_pretrained(
+            folder, backend="torch", device="cuda", dtype=dtype, num_workers=workers
+        )
+        for dtype, workers in (("float32", 1), ("auto", 1), ("auto", 2))
     }
     theirs = {dtype: _cross_encoder(folder, dtype) for dtype in (torch.float32, *HALVES)}
-    for dtype, reranker in ours.items():
+    for label, reranker in ours.items():
         facts = reranker.info()
-        print(f"dtype {dtype!r}: {facts['dtype']}, {facts['pass']}, {facts.get('attention')}\n")
+        print(f"{label}: {facts['dtype']}, {facts['pass']}, {facts.get('attention')}\n")
     for count in (50, 1000):
         _table(theirs, ours, documents(count), options.rounds)
     for reranker in ours.values():
@@ -86,10 +88,8 @@ def _table(
             pairs, batch_size=size
         ),
         **{
-            f"rerank-adapters, {reranker.info()['dtype']}": (
-                lambda reranker=reranker: reranker.score(QUERY, texts)
-            )
-            for reranker in ours.values()
+            f"rerank-adapters, {label}": (lambda reranker=reranker: reranker.score(QUERY, texts))
+            for label, reranker in ours.items()
         },
     }
     scores = {label: np.asarray(run()) for label, run in runs.items()}

@@ -42,15 +42,19 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack_linears(encoder: nn.Module) -> Callable[[], None]:
-    """Replaces the encoder's linear layers in place; returns what puts them back."""
+    """Replaces the encoder's linear layers in place; returns what puts them back.
+
+    All or none: where oneDNN refuses one of them, its error comes before anything is replaced.
+    """
     places = [
         (parent, name, child)
         for parent in encoder.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Linear
     ]
-    for parent, name, child in places:
-        setattr(parent, name, PackedLinear(child))
+    packed = [PackedLinear(child) for _, _, child in places]
+    for (parent, name, _), layer in zip(places, packed, strict=True):
+        setattr(parent, name, layer)
 
     def undo() -> None:
         for parent, name, child in places:

@@ -129,7 +129,10 @@ def _layout(checkpoint: Checkpoint, features: Mapping[str, Any], expected: Tenso
     """Packs the encoder's linear layers if that changes nothing; says which product runs."""
     if not can_pack(checkpoint.network.device, checkpoint.network.dtype):
         return "torch"
-    undo = pack_linears(checkpoint.network.base_model)
+    try:
+        undo = pack_linears(checkpoint.network.base_model)
+    except RuntimeError:  # this CPU lacks what oneDNN's layout for the dtype is made of
+        return "torch"
     if _flaw(lambda: checkpoint.forward(features), expected, checkpoint.network.dtype) is None:
         return "oneDNN"
     undo()
