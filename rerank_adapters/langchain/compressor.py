@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Unpack
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import get_config_list
-from pydantic import Field
+from pydantic import BeforeValidator
 from typing_extensions import TypedDict
 
+from ..errors import RerankError
 from ..reranker import Request, Reranker
 from . import pool, tracing
 from .fields import FIELDS_CONFIG, RankingFields
-from .settings import Settings
+from .settings import Overrides, Settings, check_top_n
 from .tracing import Facts
 
 FACTS = ("model", "backend", "device", "dtype")
@@ -29,7 +30,7 @@ class RerankInput(TypedDict):
 
 
 class CrossEncoderCompressor(
-    RankingFields, BaseDocumentCompressor, RunnableSerializable[RerankInput, list[Document]]
+    RankingFields, BaseDocumentCompressor, RunnableSerializable[Mapping[str, Any], list[Document]]
 ):
     """Keeps the *top_n* most relevant documents, best first, each with its score in its metadata.
 
@@ -38,23 +39,27 @@ class CrossEncoderCompressor(
     `RunnableParallel(documents=retriever, query=RunnablePassthrough()) | compressor`, and `batch`
     over many queries scores all their pairs as one pool. `top_n`, `score_threshold`, `score_key`,
     `text_fn`, `rank_fields`, `on_empty_text` and `dedupe` can be given per call: as arguments,
-    through `bind`, or in config["configurable"]. A document without text that is kept carries no
-    score of the model but 0.0, or the lowest score of its list where that is lower.
+    through `bind`, or in config["configurable"].
 
     Raises InputError (query, documents, an argument) and what loading the model raises.
     """
 
     model_config = FIELDS_CONFIG
 
-    top_n: int | None = Field(default=3)
-    """Documents that come back. None: all."""
+    top_n: Annotated[int | None, BeforeValidator(check_top_n)] = 3
+    """Documents that come back, at least 1. None: all."""
+
+    @property
+    def InputType(self) -> type[RerankInput]:  # noqa: N802 (the name is Runnable's)
+        """What a schema shows; a chain's step may hand over any mapping with these two keys."""
+        return RerankInput
 
     def compress_documents(
         self,
         documents: Sequence[Document],
         query: str,
         callbacks: Callbacks | None = None,
-        **overrides: Any,
+        **overrides: Unpack[Overrides],
     ) -> list[Document]:
         """Rerank *documents* for *query*."""
         return self.invoke(_input(documents, query), _config(callbacks), **overrides)
@@ -64,14 +69,14 @@ class CrossEncoderCompressor(
         documents: Sequence[Document],
         query: str,
         callbacks: Callbacks | None = None,
-        **overrides: Any,
+        **overrides: Unpack[Overrides],
     ) -> list[Document]:
         """`compress_documents`, awaited; nothing blocks the event loop, loading included."""
         return await self.ainvoke(_input(documents, query), _config(callbacks), **overrides)
 
     def invoke(
         self,
-        input: RerankInput,  # noqa: A002 (the name is Runnable's)
+        input: Mapping[str, Any],  # noqa: A002 (the name is Runnable's)
         config: RunnableConfig | None = None,
         **overrides: Any,
     ) -> list[Document]:
@@ -80,7 +85,7 @@ class CrossEncoderCompressor(
 
     async def ainvoke(
         self,
-        input: RerankInput,  # noqa: A002 (the name is Runnable's)
+        input: Mapping[str, Any],  # noqa: A002 (the name is Runnable's)
         config: RunnableConfig | None = None,
         **overrides: Any,
     ) -> list[Document]:
@@ -89,7 +94,7 @@ class CrossEncoderCompressor(
 
     def batch(
         self,
-        inputs: list[RerankInput],
+        inputs: list[Mapping[str, Any]],
         config: RunnableConfig | list[RunnableConfig] | None = None,
         *,
         return_exceptions: bool = False,
@@ -110,7 +115,7 @@ class CrossEncoderCompressor(
 
     async def abatch(
         self,
-        inputs: list[RerankInput],
+        inputs: list[Mapping[str, Any]],
         config: RunnableConfig | list[RunnableConfig] | None = None,
         *,
         return_exceptions: bool = False,
@@ -133,7 +138,7 @@ class CrossEncoderCompressor(
 
     def _calls(
         self,
-        inputs: Sequence[RerankInput],
+        inputs: Sequence[Mapping[str, Any]],
         config: RunnableConfig | list[RunnableConfig] | None,
         overrides: dict[str, Any],
     ) -> list[pool.Call]:
@@ -173,7 +178,10 @@ class CrossEncoderCompressor(
 
 
 def _facts(ranker: Reranker) -> dict[str, Any]:
-    info = ranker.info()
+    try:
+        info = ranker.info()
+    except RerankError:  # it is closed; whoever asks it to score is told
+        return {}
     return {name: info[name] for name in FACTS if name in info}
 
 

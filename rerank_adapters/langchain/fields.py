@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from langchain_core.documents import Document
 from langchain_core.load.serializable import (
@@ -14,30 +14,47 @@ from langchain_core.load.serializable import (
 from pydantic import BeforeValidator, Field
 
 from ..adapting import FIELDS_CONFIG, OnEmptyText, RerankerFields
-from .settings import Dedupe, check_key
+from .settings import Dedupe, check_key, check_threshold
 
 __all__ = ["FIELDS_CONFIG", "RankingFields", "RerankerFields"]
+
+if TYPE_CHECKING:  # a list may be given; it is kept as a tuple
+    Names = Sequence[str]
+else:
+    Names = tuple[str, ...]
 
 
 class RankingFields(RerankerFields, Serializable):
     """What is scored, and what comes back. All of it but the model can be overridden per call."""
 
-    score_threshold: float | None = Field(default=None, allow_inf_nan=False)
-    """The lowest score kept (inclusive), before the cut to `top_n`. None: no bound."""
+    score_threshold: Annotated[float | None, BeforeValidator(check_threshold)] = Field(
+        default=None, allow_inf_nan=False
+    )
+    """The lowest score kept (inclusive), on the scale of `activation`, before the cut to `top_n`.
+    None: no bound. Documents that have no text are not scored, and so meet no bound."""
     score_key: Annotated[str, BeforeValidator(check_key)] = "relevance_score"
-    """Where in a document's metadata its score is written, as a Python float."""
+    """Where in a document's metadata its score is written, as a Python float. What was there is
+    overwritten in the copy that comes back."""
     text_fn: Callable[[Document], str] | None = None
-    """Builds the text that is scored. None: `rank_fields`, then the page content."""
-    rank_fields: tuple[str, ...] | None = None
-    """Metadata that are scored with the content, each as a line "name: value" before it."""
+    """Builds the text that is scored, in place of `rank_fields` and the page content; what comes
+    back keeps its content. Runs where the call is made: on the event loop, if that is awaited."""
+    rank_fields: Names | None = None
+    """Metadata that are scored with the content, each as a line "name: value" before it, in this
+    order; a document that lacks one goes without that line. None: the content alone."""
     on_empty_text: OnEmptyText = "keep_last"
-    """Documents without text: after all others and unscored, left out, or an InputError."""
+    """Documents without text. "keep_last": after all others, with no score of the model but 0.0,
+    or the lowest score of their list where that is lower. "drop": left out. "error": InputError."""
     dedupe: Dedupe | None = None
-    """Keep only the first of several documents of equal id, or of equal content. None: keep all."""
+    """Score and return only the first of several documents of equal "id", or of equal "content".
+    A document whose id is None is like no other. None: keep all."""
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """Configurations are saved by `dumps`, without weights and token."""
+        """Configurations are saved by `dumps`, without weights and token.
+
+        `loads` has to be told that it may read them: `valid_namespaces=["rerank_adapters"]` and
+        `allowed_objects=[CrossEncoderCompressor]`.
+        """
         return True
 
     @classmethod

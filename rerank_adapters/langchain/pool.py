@@ -108,4 +108,9 @@ def _scored(job: Job | Exception) -> bool:
 def _outcome(job: Job | Exception, ranking: Ranked) -> list[Document] | Exception:
     if isinstance(job, Exception):
         return job
-    return ranking if isinstance(ranking, Exception) else job.answer(ranking)
+    if isinstance(ranking, Exception):
+        return ranking
+    try:
+        return job.answer(ranking)
+    except Exception as error:  # noqa: BLE001 (a Document subclass may refuse to be copied)
+        return error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -14,13 +14,13 @@ from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, patch_config
 from langchain_core.vectorstores import VectorStoreRetriever
-from pydantic import Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from ..errors import ConfigError
-from ..reranker import check_selection
 from . import pool, tracing
 from .compressor import CrossEncoderCompressor
 from .fields import FIELDS_CONFIG, RankingFields
+from .settings import check_top_n
 from .tracing import Outcome
 
 Compressor = Runnable[Any, list[Document]]
@@ -38,12 +38,18 @@ class RerankingRetriever(RankingFields, BaseRetriever):
     model_config = FIELDS_CONFIG
 
     base_retriever: RetrieverLike
+    """Finds the candidates: any Runnable from a query to documents."""
     compressor: Compressor | None = None
+    """Reranks them, with settings and a model of its own. None: this class's fields do."""
     rerank_count: int | None = Field(default=None, ge=1)
     """At most so many candidates are scored, the first ones. A vector store's retriever is asked
     for just as many; others have a setting of their own for what they find. None: all of it."""
-    top_n: int | Literal["compressor"] | None = "compressor"
-    """Documents that come back. None: all. "compressor": what that says, 3 unless it was told."""
+    top_n: Annotated[
+        int | Literal["compressor"] | None,
+        BeforeValidator(lambda given: given if given == "compressor" else check_top_n(given)),
+    ] = "compressor"
+    """Documents that come back, at least 1, handed to the compressor as an argument of the call.
+    None: all. "compressor": what that says, 3 unless it was told."""
 
     _compressor: Compressor = PrivateAttr()
 
@@ -207,7 +213,6 @@ class RerankingRetriever(RankingFields, BaseRetriever):
 
     def _prepare(self) -> None:
         super()._prepare()
-        check_selection(None if self.top_n == "compressor" else self.top_n, self.score_threshold)
         names = RankingFields.model_fields
         if self.compressor is None:
             fields = {name: getattr(self, name) for name in names}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from langchain_core.documents import Document
+from typing_extensions import TypedDict
 
 from ..adapting import OnEmptyText, split_empty
 from ..errors import InputError
@@ -38,7 +39,7 @@ class Settings:
             raise InputError(f"text_fn must be callable or None: got {self.text_fn!r}")
         if self.text_fn is not None and self.rank_fields is not None:
             raise InputError("text_fn builds the whole text: give either it or rank_fields")
-        if isinstance(self.rank_fields, str):
+        if self.rank_fields is not None and not _are_names(self.rank_fields):
             raise InputError(f"rank_fields must be a sequence of str: got {self.rank_fields!r}")
 
     @classmethod
@@ -69,7 +70,22 @@ class Settings:
             return text
         values = ((name, document.metadata.get(name)) for name in self.rank_fields or ())
         lines = [f"{name}: {value}" for name, value in values if value is not None]
-        return "\n".join([*lines, document.page_content])
+        content = document.page_content
+        if not isinstance(content, str):
+            raise InputError(f"documents[{place}].page_content must be a str: got {content!r:.80}")
+        return "\n".join([*lines, content])
+
+
+class Overrides(TypedDict, total=False):
+    """The same as arguments of a call, for type checkers."""
+
+    top_n: int | None
+    score_threshold: float | None
+    score_key: str
+    text_fn: Callable[[Document], str] | None
+    rank_fields: Sequence[str] | None
+    on_empty_text: OnEmptyText
+    dedupe: Dedupe | None
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -108,6 +124,18 @@ class Job:
         return document.model_copy(update={"metadata": metadata})
 
 
+def check_top_n(top_n: object) -> object:
+    """*top_n*, if it can be one: a field keeps the rule that a call keeps."""
+    check_selection(top_n, None)  # type: ignore[arg-type]  # what it is, is what is checked
+    return top_n
+
+
+def check_threshold(score_threshold: object) -> object:
+    """*score_threshold*, if it can be one."""
+    check_selection(None, score_threshold)  # type: ignore[arg-type]  # likewise
+    return score_threshold
+
+
 def check_key(key: object) -> str:
     """*key*, if it can be a metadata key."""
     if not isinstance(key, str) or not key:
@@ -120,6 +148,12 @@ def _check_word(name: str, value: object, words: tuple[object, ...]) -> None:
         raise InputError(f"{name} must be one of {', '.join(map(repr, words))}: got {value!r}")
 
 
+def _are_names(names: object) -> bool:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        return False
+    return all(isinstance(name, str) for name in names)
+
+
 def _checked(documents: Iterable[Document]) -> list[Document]:
     if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
         raise InputError(f"documents must be an iterable of Document: got {documents!r:.80}")
@@ -127,6 +161,10 @@ def _checked(documents: Iterable[Document]) -> list[Document]:
     for place, document in enumerate(given):
         if not isinstance(document, Document):
             raise InputError(f"documents[{place}] must be a Document: got {document!r:.80}")
+        if not isinstance(document.metadata, dict):
+            raise InputError(
+                f"documents[{place}].metadata must be a dict: got {document.metadata!r:.80}"
+            )
     return given
 
 
