@@ -10,14 +10,13 @@ import pytest
 from llama_index.core import SummaryIndex, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
-from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.indices.query.query_transform.base import IdentityQueryTransform
 from llama_index.core.llms import ChatMessage, MockLLM
-from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.objects import ObjectIndex
+from llama_index.core.postprocessor import LongContextReorder, SimilarityPostprocessor
 from llama_index.core.query_engine import (
     CitationQueryEngine,
     RetrieverQueryEngine,
@@ -27,6 +26,7 @@ from llama_index.core.query_engine import (
 )
 from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuestion
 from llama_index.core.retrievers import QueryFusionRetriever
+from llama_index.core.retrievers.fusion_retriever import FUSION_MODES
 from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index.core.tools import QueryEngineTool, RetrieverTool, ToolMetadata
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
@@ -165,16 +165,41 @@ class Places:
         assert list(answer.response_gen)
         return answer.source_nodes
 
+    async def streamed_chat_awaited(self) -> Nodes:
+        engine = CondensePlusContextChatEngine.from_defaults(
+            self.retriever, memory=ChatMemoryBuffer.from_defaults(), **self.reranked
+        )
+        answer = await engine.astream_chat(QUERY)
+        assert [token async for token in answer.async_response_gen()]
+        return answer.source_nodes
+
+    async def streamed_answer(self) -> Nodes:
+        engine = self.index.as_query_engine(similarity_top_k=5, streaming=True, **self.reranked)
+        answer = engine.query(QUERY)
+        assert list(answer.response_gen)
+        return answer.source_nodes
+
+    async def among_other_postprocessors(self) -> Nodes:
+        others = [SimilarityPostprocessor(), self.postprocessor, LongContextReorder()]
+        engine = self.index.as_query_engine(similarity_top_k=5, node_postprocessors=others)
+        return sorted(engine.query(QUERY).source_nodes, key=lambda it: -it.score)
+
     async def fusion(self) -> Nodes:
+        return self._fusion().query(QUERY).source_nodes
+
+    async def fusion_awaited(self) -> Nodes:
+        return (await self._fusion().aquery(QUERY)).source_nodes
+
+    def _fusion(self) -> RetrieverQueryEngine:
         fusion = QueryFusionRetriever(
             [self.retriever, self.bm25],
             num_queries=1,
             use_async=False,
             similarity_top_k=5,
+            mode=FUSION_MODES.RECIPROCAL_RANK,
             llm=MockLLM(),
         )
-        engine = RetrieverQueryEngine.from_args(fusion, **self.reranked)
-        return engine.query(QUERY).source_nodes
+        return RetrieverQueryEngine.from_args(fusion, **self.reranked)
 
     async def bm25_retriever(self) -> Nodes:
         engine = RetrieverQueryEngine.from_args(self.bm25, **self.reranked)
@@ -199,6 +224,10 @@ class Places:
         return (await tool.acall(QUERY)).raw_output
 
     async def function_agent(self) -> Nodes:
+        # Not at the top: they came with llama-index-core 0.14, and all other places run on 0.13.
+        from llama_index.core.base.llms.types import ToolCallBlock
+        from llama_index.core.llms.mock import MockFunctionCallingLLM
+
         def choose(messages: Sequence[ChatMessage], **kwargs: Any) -> ChatMessage:
             if any(message.role == "tool" for message in messages):
                 return ChatMessage(role="assistant", content="done")
