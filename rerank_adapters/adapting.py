@@ -230,11 +230,14 @@ class RerankerFields(BaseModel):
     def __setattr__(self, name: str, value: Any) -> None:
         # pydantic checks fields against each other after it has set them: undo what does not fit.
         before = dict(self.__dict__)
+        closed = name in type(self).model_fields and self._lazy is None
         try:
             super().__setattr__(name, value)
         except ValueError:
             self.__dict__.update(before)
             raise
+        if closed:  # LlamaIndex's engines assign a callback manager: that reopens nothing
+            self.close()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with the fields of *update*, unchecked by pydantic, whose model is theirs."""

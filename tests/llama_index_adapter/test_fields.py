@@ -309,6 +309,9 @@ def test_closing_lets_go_of_the_model():
         postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
     with pytest.raises(ClosedError):
         postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
+    postprocessor.callback_manager = CallbackManager([])  # as an engine does that is built later
+    with pytest.raises(ClosedError):
+        postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
 
 
 def test_the_onnx_backend_needs_no_torch():
