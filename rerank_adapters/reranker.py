@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import copy
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -118,7 +119,9 @@ class Reranker:
         Loads on first use, once however many threads ask.
         """
         with _SHARED_LOCK:
-            entry = _SHARED.setdefault(_checked_config(config), _Shared(config))
+            entry = _SHARED.get(_checked_config(config))
+            if entry is None or entry.ended:
+                entry = _SHARED[config] = _Shared(config)
         return entry.handle()
 
     @classmethod
@@ -138,12 +141,13 @@ class Reranker:
 
     def score(self, query: str, texts: Sequence[str], *, timeout: float | None = None) -> Scores:
         """float32 scores of shape (texts,), in the order of *texts*."""
-        return self._wait(self.submit(query, texts, timeout=timeout))
+        job = _Job(self._scorer, _checked_request(query, texts))
+        return self._run(job, job.scores, timeout)
 
     def score_pairs(self, pairs: Pairs, *, timeout: float | None = None) -> Scores:
         """float32 scores of shape (pairs,), in order; identical pairs are scored once."""
         job = _Job(self._scorer, _checked_pairs(pairs))
-        return self._wait(self._start(job, job.scores, timeout))
+        return self._run(job, job.scores, timeout)
 
     def rerank(
         self,
@@ -173,7 +177,7 @@ class Reranker:
     ) -> list[Ranking]:
         """One ranking per (query, texts), in order: one pool of pairs, one plan of batches."""
         job, finish = self._ranking_job(requests, top_n, score_threshold)
-        return self._wait(self._start(job, finish, timeout))
+        return self._run(job, finish, timeout)
 
     def submit(
         self, query: str, texts: Sequence[str], *, timeout: float | None = None
@@ -280,6 +284,12 @@ class Reranker:
 
         return job, finish
 
+    def _run(self, job: _Job, finish: Callable[[Scores], Result], timeout: float | None) -> Result:
+        self._check_open()
+        if not job.pairs:
+            return finish(np.zeros(0, np.float32))
+        return finish(self._scheduler.score(job.encode, timeout=timeout))
+
     def _start(
         self, job: _Job, finish: Callable[[Scores], Result], timeout: float | None
     ) -> Future[Result]:
@@ -311,14 +321,6 @@ class Reranker:
         if not self._end.alive:
             raise ClosedError("the reranker is closed: load it again")
 
-    @staticmethod
-    def _wait(future: Future[Result]) -> Result:
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C in the caller: what it waited for need not run
-            raise
-
 
 class _Shared:
     """The one loaded reranker of a configuration, and how many handles are out."""
@@ -329,6 +331,12 @@ class _Shared:
         self._lock = threading.RLock()
         self._loaded: Reranker | None = None
         self._handles = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether what is loaded serves nobody any more: it broke, or did not survive a fork."""
+        loaded = self._loaded
+        return loaded is not None and loaded._scheduler.closed
 
     def handle(self) -> Reranker:
         with self._lock:
@@ -351,6 +359,18 @@ class _Shared:
 
 _SHARED: dict[RerankerConfig, _Shared] = {}
 _SHARED_LOCK = threading.Lock()
+
+
+def _renew_locks() -> None:
+    """In a forked child: a thread that did not come along may have held them, loading a model."""
+    global _SHARED_LOCK
+    _SHARED_LOCK = threading.Lock()
+    for entry in _SHARED.values():
+        entry._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class _Job:

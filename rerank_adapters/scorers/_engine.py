@@ -14,6 +14,7 @@ import os
 import threading
 import traceback
 import weakref
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -87,16 +88,21 @@ class Engine:
 
     # -- requests: any thread -----------------------------------------------------------------
 
-    def register(self, timeout: float | None) -> Future[Scores]:
-        """A Future for one request, which fails by itself *timeout* seconds from now."""
+    def register(self, timeout: float | None, *, tokenise_seconds: float = 0.0) -> Future[Scores]:
+        """A Future for one request, which fails by itself *timeout* seconds after its caller began.
+
+        That is *tokenise_seconds* ago, which go into the statistics too.
+        """
+        deadline = math.inf if timeout is None else monotonic() + timeout - tokenise_seconds
         future: Future[Scores] = Future()
         with self._lock:
             self._check_open()
             self._start()
-            self._live[future] = math.inf if timeout is None else monotonic() + timeout
+            if deadline < self._next_deadline:
+                self._watch_from(deadline)
             self._stats.requests += 1
-            if self._live[future] < self._next_deadline:
-                self._watch_from(self._live[future])
+            self._stats.tokenise_seconds += tokenise_seconds
+            self._live[future] = deadline, self._stats.requests
         future.add_done_callback(self._settled)
         return future
 
@@ -107,7 +113,8 @@ class Engine:
             settle(future, request.scores)
             return
         with self._lock:
-            if self._limits.block:
+            # A worker that waited for room would wait for itself: its callbacks are refused.
+            if self._limits.block and not self.serving():
                 self._wait_for_room(request)
             elif not self._fits(len(encoded), request.tokens):
                 self._live.pop(future, None)
@@ -119,7 +126,7 @@ class Engine:
     def call(self, encode: Encode, timeout: float | None, pairs: int) -> Future[Scores]:
         """Registers a request whose tokens *encode* will bring, off the calling thread."""
         with self._lock:
-            if not self._limits.block and not self._fits(pairs + self._call_pairs, 0):
+            if not self._limits.block and not self._fits(pairs, 0, untokenised=self._call_pairs):
                 self._reject(pairs)
             future = self.register(timeout)
             self._calls.append(Call(future, encode, contextvars.copy_context(), pairs))
@@ -131,10 +138,14 @@ class Engine:
             self._tokenise.notify()
         return future
 
-    def count_tokenising(self, seconds: float) -> None:
-        """Adds time spent tokenising to the statistics."""
-        with self._lock:
-            self._stats.tokenise_seconds += seconds
+    def serving(self) -> bool:
+        """Whether the calling thread is a worker: it runs the callbacks of what it scored."""
+        return threading.current_thread() in self._servers
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: closed, broken, or lost in a fork."""
+        return bool(self._why_closed) or self._abandoned
 
     def snapshot(self) -> Snapshot:
         """The statistics and the queue's state at this moment."""
@@ -149,30 +160,35 @@ class Engine:
             }
 
     def _check_open(self) -> None:
-        if self._why_closed:
-            raise ClosedError(self._why_closed) from self._cause
+        if self.closed:
+            raise ClosedError(self._why_closed or CLOSED) from self._cause
 
-    def _fits(self, pairs: int, tokens: int) -> bool:
-        if not self._queue.pairs:
+    def _fits(self, pairs: int, tokens: int, *, untokenised: int = 0) -> bool:
+        waiting, limits = self._queue.pairs + untokenised, self._limits
+        if not waiting:
             return True  # a request larger than the limits must be served too
-        limits, queue = self._limits, self._queue
-        return (limits.pairs is None or queue.pairs + pairs <= limits.pairs) and (
-            limits.tokens is None or queue.tokens + tokens <= limits.tokens
+        return (limits.pairs is None or waiting + pairs <= limits.pairs) and (
+            limits.tokens is None or self._queue.tokens + tokens <= limits.tokens
         )
 
     def _wait_for_room(self, request: Request) -> None:
-        """Blocks until it is this request's turn and it fits, or it was settled meanwhile."""
+        """Blocks until it is this request's turn and it fits, or it was settled meanwhile.
+
+        Turns go by when requests were made, not by when they were tokenised: few threads tokenise
+        for all async callers, who would otherwise join the line one by one, behind sync ones.
+        """
         future, pairs, tokens = request.future, len(request.rows), request.tokens
-        if not self._blocked and self._fits(pairs, tokens):
+        if future.done() or (not self._blocked and self._fits(pairs, tokens)):
             return
-        self._blocked.append(future)
+        _, place = self._live[future]
+        insort(self._blocked, place)
         try:
             while not future.done() and not (
-                self._blocked[0] is future and self._fits(pairs, tokens)
+                self._blocked[0] == place and self._fits(pairs, tokens)
             ):
                 self._room.wait()
         finally:
-            self._blocked.remove(future)
+            self._blocked.remove(place)
             self._room.notify_all()
 
     def _reject(self, pairs: int) -> NoReturn:
@@ -209,13 +225,15 @@ class Engine:
         self._tokenise = threading.Condition(self._lock)
         self._deadlines = threading.Condition(self._lock)
         self._threads: list[threading.Thread] = []
+        self._servers: list[threading.Thread] = []  # those of them that run forwards
         self._running = 0
         self._tokenisers = 0
         self._calls: deque[Call] = deque()
         self._open_calls = 0
         self._call_pairs = 0
-        self._blocked: deque[Future[Scores]] = deque()
-        self._live: dict[Future[Scores], float] = {}  # every unfinished request, and its deadline
+        self._blocked: list[int] = []  # whoever waits for room, the first to ask first
+        # Every unfinished request, its deadline and its number in the order of asking.
+        self._live: dict[Future[Scores], tuple[float, int]] = {}
         self._next_deadline = math.inf
         self._watched = False
         self._queue.clear()
@@ -227,13 +245,15 @@ class Engine:
         # inside one when the interpreter goes would abort the process.
         atexit.register(self.close)
         for number, worker in enumerate(self._workers):
-            self._spawn(f"rerank-worker-{number}", partial(self._serve_next, worker))
+            step = partial(self._serve_next, worker)
+            self._servers.append(self._spawn(f"rerank-worker-{number}", step))
 
-    def _spawn(self, name: str, step: Callable[[], bool]) -> None:
+    def _spawn(self, name: str, step: Callable[[], bool]) -> threading.Thread:
         thread = threading.Thread(target=self._loop, args=(step,), name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
         self._running += 1
+        return thread
 
     def _loop(self, step: Callable[[], bool]) -> None:
         """A thread's life: *step* until it says no. Nothing of one step outlives it."""
@@ -287,26 +307,27 @@ class Engine:
     def _encode(self, call: Call) -> None:
         started = perf_counter()
         encoded = call.encode()
-        self.count_tokenising(perf_counter() - started)
+        with self._lock:
+            self._stats.tokenise_seconds += perf_counter() - started
         self.admit(call.future, encoded)
 
     # -- deadlines ------------------------------------------------------------------------------
 
     def _watch_from(self, deadline: float) -> None:
-        self._next_deadline = deadline
         if not self._watched:
             self._spawn("rerank-deadlines", self._expire)
             self._watched = True
+        self._next_deadline = deadline
         self._deadlines.notify()
 
     def _expire(self) -> bool:
         with self._lock:
             now = monotonic()
-            late = [future for future, deadline in self._live.items() if deadline <= now]
+            late = [future for future, (deadline, _) in self._live.items() if deadline <= now]
             if not late:
                 if self._ending(busy=self._live):
                     return False
-                self._next_deadline = min(self._live.values(), default=math.inf)
+                self._next_deadline, _ = min(self._live.values(), default=(math.inf, 0))
                 seconds = min(self._next_deadline - now, threading.TIMEOUT_MAX)
                 self._deadlines.wait(None if seconds == threading.TIMEOUT_MAX else seconds)
         for future in late:
@@ -341,22 +362,18 @@ class Engine:
 
     # -- the end --------------------------------------------------------------------------------
 
-    def close(self, *, wait: bool = True) -> None:
-        """Fails what is unfinished with ClosedError, ends the threads, then calls `on_close` once.
-
-        wait=False returns at once and leaves all of it to the threads; finalizers need that.
-        """
+    def close(self) -> None:
+        """Fails what is unfinished with ClosedError, ends the threads, calls `on_close` once."""
         threads = self._close(CLOSED, None)
         if not threads:
             self._finish()
-        if wait:
-            self._fail_all()
-            for thread in threads:
-                if thread is not threading.current_thread():
-                    thread.join()
+        self._fail_all()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
     def abandon(self) -> None:
-        """Nobody can submit any more: finish what waits, then end."""
+        """Nobody submits any more: finish what waits, then end. Returns at once, for finalizers."""
         with self._lock:
             self._abandoned = True
             self._wake_all()
@@ -395,11 +412,10 @@ class Engine:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object([worker.forward for worker in self._workers]))
         if not self._fork_safe and not self._why_closed:
             self._why_closed = FORKED_ENGINE
-        for future in inherited:
-            # A thread that did not come along may have held this lock; then nobody can be told.
-            if future._condition.acquire(blocking=False):
-                future._condition.release()
-                settle(future, ClosedError(FORKED_REQUEST))
+        if inherited:
+            # Not here: a callback may want a lock of a thread that did not come along.
+            telling = partial(_fail_inherited, inherited)
+            threading.Thread(target=telling, name="rerank-forked", daemon=True).start()
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -412,6 +428,14 @@ def _renew_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_all)
+
+
+def _fail_inherited(futures: list[Future[Scores]]) -> None:
+    for future in futures:
+        # A thread that did not come along may have held this lock; then nobody can be told.
+        if future._condition.acquire(blocking=False):
+            future._condition.release()
+            settle(future, ClosedError(FORKED_REQUEST))
 
 
 def _closed_error(why: str, cause: BaseException | None) -> ClosedError:

@@ -19,7 +19,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Literal, Self
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, RerankError
 from ..values import Scores, TokenBatch
 from ._engine import Encode, Engine, Limits
 from ._queue import RequestQueue
@@ -127,11 +127,12 @@ class Scheduler:
 
         After *timeout* seconds the Future fails with TimeoutError and the pairs are dropped; its
         `cancel()` drops them too. Blocks or raises OverloadedError when the queue is full; raises
-        ClosedError after close. *tokenise_seconds* goes into the statistics.
+        ClosedError after close. *tokenise_seconds*, spent before, count against the timeout and go
+        into the statistics. Callbacks of the Future run in a worker, which they hold up: they may
+        submit more, but not wait for it, and raise OverloadedError where they would have to.
         """
-        future = self._engine.register(_checked(timeout))
+        future = self._engine.register(_checked(timeout), tokenise_seconds=tokenise_seconds)
         try:
-            self._engine.count_tokenising(tokenise_seconds)
             self._engine.admit(future, encoded)
         except BaseException:
             future.cancel()
@@ -149,7 +150,15 @@ class Scheduler:
         return self._engine.call(encode, _checked(timeout), pairs)
 
     def score(self, encode: Encode, *, timeout: float | None = None) -> Scores:
-        """Tokenises here, waits here; whatever ends the wait, Ctrl-C too, drops the request."""
+        """Tokenises here, waits here; whatever ends the wait, Ctrl-C too, drops the request.
+
+        Raises RerankError in a worker, that is in a callback of a Future of this scheduler.
+        """
+        if self._engine.serving():
+            raise RerankError(
+                "score and rerank wait, and must not be called in a callback of a Future of the "
+                "same reranker: its thread would wait for itself. Use submit there"
+            )
         started = perf_counter()
         encoded = encode()
         seconds = perf_counter() - started
@@ -172,10 +181,18 @@ class Scheduler:
     def close(self, *, wait: bool = True) -> None:
         """Fails what is unfinished with ClosedError, waits for the batches that run. Twice is once.
 
-        wait=False returns at once and leaves the rest to the workers: for finalizers, which may run
-        in any thread at any time.
+        wait=False takes no more requests, returns at once and lets the workers finish what they
+        have: for finalizers, which may run in any thread at any time, and which nobody asked for.
         """
-        self._engine.close(wait=wait)
+        if wait:
+            self._engine.close()
+        else:
+            self._engine.abandon()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: closed, broken, or lost in a fork."""
+        return self._engine.closed
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import uvloop
 
-from rerank_adapters import Reranker
+from rerank_adapters import Reranker, RerankerConfig
 from rerank_adapters.errors import (
     BackendError,
     ClosedError,
@@ -447,6 +447,22 @@ def test_11_timeout_ends_a_wait_for_the_running_batch_too(backend):
     reranker.close()
 
 
+def test_11_timeout_counts_from_when_the_caller_began():
+    """Tokenising that took longer than the timeout leaves none of it to wait."""
+    held = Held()
+    with Scheduler([held]) as scheduler:
+        first = scheduler.submit(request([5]))
+        assert held.entered.wait(PATIENCE)
+        late = scheduler.submit(request([6]), timeout=PATIENCE, tokenise_seconds=2 * PATIENCE)
+        with pytest.raises(TimeoutError, match="no scores within the timeout"):
+            late.result(PATIENCE / 2)
+        early = scheduler.submit(request([7]), timeout=2 * PATIENCE, tokenise_seconds=1.0)
+        held.release.set()
+        wait([first, early], PATIENCE)
+    assert held.sizes == [1, 1]
+    assert early.result().shape == (1,)
+
+
 # -- 13: a worker that dies -----------------------------------------------------------------------
 
 
@@ -477,6 +493,29 @@ def test_13_base_exception_wakes_every_waiter(backend, error):
     reranker.close()
     assert rerank_threads() == []
     assert all(frame() is None for frame in tap.frames)
+
+
+@on(13)
+def test_13_base_exception_is_got_over_by_loading_again(backend):
+    """As the error says: the next to ask for the broken reranker's configuration loads it anew."""
+    if backend == "stub":
+        pytest.skip("a stub has no configuration to share")
+    config = RerankerConfig(model=str(checkpoint(backend)), backend=backend, device="cpu")
+    broken = Reranker.shared(config)
+    expected = broken.score(QUERY, texts(3))
+
+    def die(batch):
+        raise Death("gone")
+
+    broken._scheduler._engine._workers[0].forward = die
+    with pytest.raises(ClosedError, match="load the model again"):
+        broken.score(QUERY, texts(3))
+    again, more = Reranker.shared(config), Reranker.shared(config)
+    broken.close()  # a share of the broken one alone
+    more.close()
+    np.testing.assert_array_equal(again.score(QUERY, texts(3)), expected)
+    again.close()
+    assert rerank_threads() == []
 
 
 # -- 16: event loops ------------------------------------------------------------------------------
@@ -519,7 +558,7 @@ def test_16_loops_at_once_share_a_batch(backend):
 
 
 @on(16)
-def test_16_loops_closed_while_pending(backend):
+def test_16_loops_closed_while_pending(backend, caplog):
     """A loop that ends with a request in flight cancels it; the forward's end disturbs nobody."""
     reranker, tap = tapped(backend)
 
@@ -532,6 +571,7 @@ def test_16_loops_closed_while_pending(backend):
     until(lambda: reranker.stats()["cancelled"] == 1)
     assert_serves(reranker)
     reranker.close()
+    assert caplog.records == []  # "exception was never retrieved", "exception calling callback"
 
 
 @on(16)
@@ -658,6 +698,87 @@ def test_17_overload_blocked_callers_can_time_out_and_be_closed(backend):
     for future in (first, full):
         with pytest.raises(ClosedError):
             future.result(PATIENCE)
+
+
+def test_17_overload_lets_callers_in_by_when_they_asked():
+    """An async call that waited to be tokenised goes before a sync one that asked after it."""
+    turns = threading.Semaphore(0)
+    order: list[int] = []
+
+    def forward(batch):
+        order.extend(batch.lengths.tolist())
+        assert turns.acquire(timeout=PATIENCE)
+        return checksum(batch)
+
+    with Scheduler([forward], max_queue_pairs=1, tokenise_threads=1) as scheduler:
+        engine = scheduler._engine
+        futures = [scheduler.submit(request([1]))]
+        until(lambda: order == [1])
+        futures.append(scheduler.submit(request([2])))  # fills the queue
+        futures += [scheduler.submit_call(lambda n=n: request([n])) for n in (3, 4)]
+        until(lambda: len(engine._blocked) == 1)  # 3 is tokenised and waits; 4 is neither
+        sync = threading.Thread(target=lambda: futures.append(scheduler.submit(request([5]))))
+        sync.start()
+        until(lambda: len(engine._blocked) == 2)
+        turns.release()
+        until(lambda: not engine._calls and len(engine._blocked) == 2)  # 3 is in, 4 tokenised
+        for _ in range(4):
+            turns.release()
+        sync.join(PATIENCE)
+        wait(futures, PATIENCE)
+    assert order == [1, 2, 3, 4, 5]
+
+
+def test_17_overload_counts_what_is_not_tokenised_yet():
+    """A burst of async calls fills an idle queue before any of them is tokenised."""
+    release = threading.Event()
+    ran = []
+
+    def encode():
+        ran.append(True)
+        assert release.wait(PATIENCE)
+        return request([5] * 20)
+
+    limits = {"max_queue_pairs": 50, "when_full": "error", "tokenise_threads": 1}
+    with Scheduler([checksum], **limits) as scheduler:
+        first = scheduler.submit_call(encode, pairs=20)
+        until(lambda: len(ran) == 1)  # it is being tokenised, and no longer waits
+        accepted = [scheduler.submit_call(encode, pairs=20) for _ in range(2)]
+        for _ in range(3):
+            with pytest.raises(OverloadedError):
+                scheduler.submit_call(encode, pairs=20)
+        assert len(ran) == 1
+        release.set()
+        assert [future.result(PATIENCE).shape for future in (first, *accepted)] == [(20,)] * 3
+
+
+@on(17)
+def test_17_overload_in_a_callback_never_waits_for_itself(backend):
+    """A Future's callback runs in the worker: there score() raises, a full queue refuses."""
+    reranker, tap = tapped(backend, max_queue_pairs=1)
+    outcomes: list[object] = []
+    asked = threading.Event()
+
+    def callback(_: Future) -> None:
+        kept = [reranker.submit(QUERY, texts(1, start=8))]
+        for call in (reranker.submit, reranker.score, reranker.rerank):
+            try:
+                outcomes.append(call(QUERY, texts(1, start=9)))
+            except RerankError as error:
+                outcomes.append(error)
+        outcomes.extend(kept)
+        asked.set()
+
+    with tap.held():
+        reranker.submit(QUERY, ["held"]).add_done_callback(callback)
+        assert tap.entered.wait(PATIENCE)
+    assert asked.wait(PATIENCE)
+    refused, *waited, kept = outcomes
+    assert isinstance(refused, OverloadedError)
+    assert all("must not be called in a callback" in str(error) for error in waited)
+    assert kept.result(PATIENCE).shape == (1,)
+    assert_serves(reranker)
+    reranker.close()
 
 
 @on(18)
@@ -961,8 +1082,74 @@ def test_22_close_by_collection_lets_pending_requests_finish():
     until(lambda: rerank_threads() == [])
 
 
+@on(22)
+def test_22_close_by_collection_answers_what_was_submitted(backend):
+    """A reranker dropped while its Futures are kept scores them: nobody closed it."""
+    reranker, tap = tapped(backend)
+    expected = reranker.score(QUERY, texts(3))
+    with tap.held():
+        first = reranker.submit(QUERY, ["held"])
+        assert tap.entered.wait(PATIENCE)
+        second = reranker.submit(QUERY, texts(3))
+        del reranker
+        gc.collect()
+    np.testing.assert_allclose(second.result(PATIENCE), expected, atol=TOLERANCE[backend], rtol=0)
+    assert first.result(PATIENCE).shape == (1,)
+    until(lambda: rerank_threads() == [])
+
+
+def test_22_close_while_a_request_is_tokenised():
+    """Who is being tokenised, and who waits for it, fail at once; nothing reaches the forward."""
+    entered, release = threading.Event(), threading.Event()
+    held = Held()
+
+    def encode():
+        entered.set()
+        assert release.wait(PATIENCE)
+        return request([5])
+
+    scheduler = Scheduler([held], tokenise_threads=1)
+    futures = [scheduler.submit_call(encode), scheduler.submit_call(encode)]
+    assert entered.wait(PATIENCE)
+    closer = threading.Thread(target=scheduler.close)
+    closer.start()
+    for future in futures:  # while `encode` is still held
+        with pytest.raises(ClosedError, match="the reranker is closed"):
+            future.result(PATIENCE)
+    release.set()
+    closer.join(PATIENCE)
+    assert held.sizes == []
+    assert rerank_threads() == []
+
+
+@on(22)
+def test_22_close_ends_a_search_for_the_culprit(backend):
+    """Closed while a failed batch is being halved, the engine runs no further half."""
+    reranker, tap = tapped(backend)
+    halving = threading.Event()
+
+    def fail(batch):
+        if len(tap.sizes) == 2:  # the first half of 16
+            halving.set()
+            assert closed.wait(PATIENCE)
+        return ValueError("never")
+
+    closed = threading.Event()
+    tap.rule = fail
+    future = reranker.submit(QUERY, texts(16))
+    assert halving.wait(PATIENCE)
+    closer = threading.Thread(target=reranker.close)
+    closer.start()
+    with pytest.raises(ClosedError):
+        future.result(PATIENCE)
+    closed.set()
+    closer.join(PATIENCE)
+    assert tap.sizes == [16, 8]
+    assert rerank_threads() == []
+
+
 def test_22_close_without_waiting_is_for_finalizers():
-    """wait=False returns while the forward is held; the workers then fail what is left."""
+    """wait=False returns while the forward is held, takes no more, and what waits is answered."""
     ended = threading.Event()
     held = Held()
     scheduler = Scheduler([held], on_close=ended.set)
@@ -971,9 +1158,12 @@ def test_22_close_without_waiting_is_for_finalizers():
     second = scheduler.submit(request([5]))
     scheduler.close(wait=False)
     assert not first.done()
+    assert scheduler.closed
+    for call in (scheduler.submit, lambda it: scheduler.submit_call(lambda: it)):
+        with pytest.raises(ClosedError, match="the reranker is closed"):
+            call(request([5]))
     held.release.set()
-    with pytest.raises(ClosedError):
-        second.result(PATIENCE)
+    np.testing.assert_array_equal(second.result(PATIENCE), checksum(request([5])))
     assert first.done()
     assert ended.wait(PATIENCE)
 
