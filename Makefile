@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 TORCH := $(shell grep '^torch==' .ci/constraints.txt)
 
-.PHONY: demo test check bench wheel clean
+.PHONY: demo test check bench docs notebooks wheel clean
 
 $(VENV)/demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,12 @@ test: check ## set up and run every test
 
 bench: $(VENV)/all ## speed beside sentence-transformers, on this machine
 	$(RUN) tests/benchmarks/speed.py
+
+docs: $(VENV)/all ## the API reference, into build/reference
+	$(RUN) -W error .docs/reference.py build/reference
+
+notebooks: $(VENV)/all ## run the notebooks again, offline, and keep their outputs
+	$(RUN) -m tests.notebooks
 
 wheel: $(VENV)/all ## build the wheel and score with it in empty environments
 	.ci/wheel $(RUN)
