@@ -56,7 +56,10 @@ def open_model(
     Raises ModelError naming *model* where neither is found or the hub cannot be reached and the
     cache lacks it.
     """
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:  # no such user
+        folder = Path(model)
     if folder.is_dir():
         return LocalFolder(folder)
     if folder.is_file() or folder.is_absolute() or model.startswith((".", "~")):
@@ -122,24 +125,23 @@ class HubModel:
 
     def _remote_files(self) -> frozenset[str]:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HfHubHTTPError
 
         if self.local_files_only or constants.HF_HUB_OFFLINE:
             return frozenset()
-        try:
-            return frozenset(
-                HfApi(token=self.token).list_repo_files(self.model, revision=self.revision)
-            )
-        except (HfHubHTTPError, OSError):
+        try:  # `list_repo_files` would try a dead hub six times, for half a minute
+            info = HfApi(token=self.token).model_info(self.model, revision=self.revision)
+        except Exception:  # noqa: BLE001  # the HTTP client's own classes, which differ by version
             # The cache answered though the hub did not: what is cached is what there is.
             return frozenset()
+        return frozenset(sibling.rfilename for sibling in info.siblings or ())
 
     def _missing(self, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return (
             f"model {self.model!r} is no local folder and could not be had from the hub "
             f"({reason}): "
-            'check the name, go online once, or use model="default", which needs no network'
+            "check the name, pass token= for a private or gated model, go online once, or use "
+            'model="default", which needs no network'
         )
 
 

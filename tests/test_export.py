@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rerank_adapters import export
 from rerank_adapters.errors import ConfigError, ModelError
-from rerank_adapters.export import export_onnx, files, gate, graph, int8, smoothing
+from rerank_adapters.export import export_onnx, files, gate, graph, int8, network, smoothing
 from rerank_adapters.export.editing import Editor
 
 from .checkpoints import KINDS, PAIRS, build, encoder_for
@@ -166,9 +168,7 @@ def test_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 class Mutant(torch.nn.Module):
     """A network whose inputs are changed on their way in."""
 
-    def __init__(
-        self, network: export.network.Network, change: Callable[..., torch.Tensor]
-    ) -> None:
+    def __init__(self, network: network.Network, change: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         self.network, self.change = network, change
         self.inputs, self.model = network.inputs, network.model
@@ -191,6 +191,71 @@ def test_gate_catches_wrong_traces(
     monkeypatch.setattr(graph, "trace", lambda network: honest(Mutant(network, change)))
     with pytest.raises(ModelError, match=r"drifts from torch by .* at batch \d+, sequence \d+"):
         export_onnx(build("bert"), tmp_path / "bert")
+    assert leftovers(tmp_path) == []
+
+
+def legacy_trace(
+    net: network.Network, *, inputs: Sequence[str], batch: int, sequence: int
+) -> onnx.ModelProto:
+    """torch.onnx.export's old way: one run is recorded, with sdpa attention, dimensions open."""
+    net.model.set_attn_implementation("sdpa")
+    net.inputs = tuple(inputs)
+    ids = torch.arange(batch * sequence).reshape(batch, sequence) % 100 + 5
+    graph_bytes = io.BytesIO()
+    open_sizes = {name: {0: "batch", 1: "sequence"} for name in inputs} | {"logits": {0: "batch"}}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the old way is deprecated, and says what it freezes
+        torch.onnx.export(
+            net,
+            (ids, torch.ones_like(ids))[: len(inputs)],
+            graph_bytes,
+            dynamo=False,
+            input_names=list(inputs),
+            output_names=["logits"],
+            dynamic_axes=open_sizes,
+            opset_version=17,
+        )
+    return onnx.load_from_string(graph_bytes.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "modernbert"])
+def test_gate_catches_the_legacy_tracer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Traced as tutorials do, without a mask, sdpa is right at every shape until a pair is padded.
+
+    Such a graph exports and runs without a word, its open dimensions included; what is wrong is
+    each score that shares its batch with a longer one, by as much as the logits' own spread.
+    """
+    made = []
+
+    def trace(net: network.Network) -> onnx.ModelProto:
+        made.append(legacy_trace(net, inputs=("input_ids",), batch=3, sequence=17))
+        return made[0]
+
+    monkeypatch.setattr(graph, "trace", trace)
+    with pytest.raises(ModelError, match=r"drifts from torch by .* at batch 3, sequence \d\d"):
+        export_onnx(build(kind), tmp_path / "out")
+    assert leftovers(tmp_path) == []
+    legacy = ort.InferenceSession(made[0].SerializeToString(), providers=["CPUExecutionProvider"])
+    for case in gate.probe(encoder_for(build(kind))):
+        answer, padded = gate.run(legacy, case.feed), case.feed["attention_mask"].min(axis=1) == 0
+        np.testing.assert_allclose(answer[~padded], case.logits[~padded], rtol=0, atol=1e-4)
+        assert not padded.any() or np.abs(answer - case.logits)[padded].max() > 0.5
+
+
+def test_gate_catches_a_graph_that_runs_at_one_shape_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced at one token, the legacy graph of a causal model cannot run at others: ModelError."""
+    inputs = ("input_ids", "attention_mask")
+    monkeypatch.setattr(
+        graph, "trace", lambda net: legacy_trace(net, inputs=inputs, batch=1, sequence=1)
+    )
+    with pytest.raises(
+        ModelError, match=r"does not run at batch 1, sequence \d+: no file was kept"
+    ):
+        export_onnx(build("qwen3"), tmp_path / "out")
     assert leftovers(tmp_path) == []
 
 
@@ -254,7 +319,7 @@ def test_rewrites_keep_scores(kind: str) -> None:
 
     1e-5: the same products, in routines for fewer rows.
     """
-    traced = graph.trace(export.network.build(export.network.load(build(kind))))
+    traced = graph.trace(network.build(network.load(build(kind))))
     plain = ort.InferenceSession(traced.SerializeToString(), providers=["CPUExecutionProvider"])
     export.accelerate(traced)
     fast = ort.InferenceSession(traced.SerializeToString(), providers=["CPUExecutionProvider"])

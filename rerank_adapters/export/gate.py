@@ -103,7 +103,7 @@ def check(file: Path, probes: Sequence[Probe], dtype: str) -> None:
     """Raises ModelError naming shape and drift where *file* does not score as torch does."""
     session = open_session(file)
     bound = BOUNDS[dtype]
-    answers = [run(session, probe.feed) for probe in probes]
+    answers = [_answer(session, probe) for probe in probes]
     spread = float(np.concatenate([probe.logits for probe in probes]).std(axis=0).max())
     for case, answer in zip(probes, answers, strict=True):
         _check_shape(case, answer)
@@ -133,6 +133,16 @@ def _check_company(
             drift = float(np.abs(run(session, feed)[0] - answer[row]).max())
             if drift > limit:
                 raise _failure(case, drift, f"{limit:g} between alone and in company")
+
+
+def _answer(session: ort.InferenceSession, case: Probe) -> NDArray[np.float32]:
+    try:
+        return run(session, case.feed)
+    except Exception as error:  # onnxruntime raises a class per failure, with no common base
+        raise ModelError(
+            f"the exported graph does not run at batch {case.shape[0]}, sequence {case.shape[1]}: "
+            f"no file was kept ({error})"
+        ) from error
 
 
 def _check_shape(case: Probe, answer: NDArray[np.float32]) -> None:

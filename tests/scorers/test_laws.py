@@ -17,11 +17,13 @@ from typing import Literal
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import helper
 
 from rerank_adapters import Reranker, RerankerConfig
 from rerank_adapters.backends.onnx import OnnxBackend
+from rerank_adapters.backends.torch import loading
 from rerank_adapters.protocols import Backend
 from rerank_adapters.scorers.cross_encoder import CrossEncoder
 from rerank_adapters.values import Scores, TokenBatch
@@ -259,6 +261,9 @@ def test_an_int8_score_does_not_depend_on_its_batch(load: Load, kind: str):
     )
 
 
+@pytest.mark.skipif(
+    not loading._cpu_runs(torch.bfloat16), reason="this CPU has no bfloat16 instructions"
+)
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "qwen3"])
 def test_bfloat16_keeps_the_ranking_up_to_its_drift(load: Load, kind: str):
     """Law 2, half precision: pairs further apart than twice the drift keep their order.

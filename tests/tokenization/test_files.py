@@ -119,6 +119,10 @@ def test_a_missing_tokenizer_is_converted_or_named(tmp_path: Path) -> None:
         asked.append(source)
         return moved
 
+    with pytest.raises(ModelError, match="holds no older vocabulary either"):
+        PairTokenizer.from_folder(folder, convert=convert)
+    assert not asked
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     converted = PairTokenizer.from_folder(folder, convert=convert)
     assert asked == [folder]
     pair = [("blue", "sky")]
