@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.soak [requests]        # 1,000,000 without an argument
 
-Prints a markdown report: memory after each twentieth, its slope, threads and descriptors.
+Prints a markdown report: memory after each twentieth, its slope, threads and descriptors; ends with
+code 1 where something was wrong, left over or grew.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from rerank_adapters.values import Scores, TokenBatch
 
 IN_FLIGHT = 64
 POOL = 2_000
+MAX_SLOPE = 1.0
+"""MB per 100,000 requests."""
 
 
 @dataclass(slots=True)
@@ -44,6 +47,19 @@ class Report:
         start = len(self.memory) // 4
         steps = np.arange(start, len(self.memory)) * self.requests / (len(self.memory) - 1)
         return float(np.polyfit(steps, self.memory[start:], 1)[0] * 100_000)
+
+    def faults(self) -> list[str]:
+        """What a soak must not show; MAX_SLOPE counts from 200,000 requests on."""
+        short = self.requests < 200_000  # until then allocators still grow into their pools
+        seen = {
+            "wrong scores": self.wrong,
+            "requests left in the queue": self.queue_length,
+            "requests unfinished": self.unfinished,
+            "more threads": self.threads[-1] - self.threads[0],
+            "more descriptors": self.descriptors[-1] - self.descriptors[0],
+            "memory grew": not short and self.slope > MAX_SLOPE,
+        }
+        return [name for name, count in seen.items() if count]
 
 
 def first_tokens(batch: TokenBatch) -> Scores:
@@ -127,6 +143,8 @@ def main() -> None:
         print(f"| {report.requests * at // last:,} | {memory:.1f} | {threads} | {descriptors} |")
     print(f"\nslope {report.slope:.3f} MB per 100,000 requests; wrong {report.wrong}; ", end="")
     print(f"queue {report.queue_length}; unfinished {report.unfinished}")
+    if faults := report.faults():
+        sys.exit(f"not clean: {', '.join(faults)}")
 
 
 if __name__ == "__main__":
