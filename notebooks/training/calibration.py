@@ -8,8 +8,8 @@ about the share in a short list.
 from collections import defaultdict
 
 import numpy as np
-from mining import Group
 from numpy.typing import NDArray
+from prepared import Group
 
 ANSWER_SHARE = 1 / 3
 Fit = tuple[float, float]

@@ -1,7 +1,7 @@
 """The training sets in one shape: documents, questions, and which document answers which.
 
 Sets come from the folder given on the command line; code and its documentation from the library of
-the running interpreter.
+the running interpreter and from PACKAGES, at the versions of `.ci/constraints.txt`.
 The measuring sets (SciFact test, nq_qed dev, SelQA test, chunking_eval) are never opened here.
 """
 
@@ -12,6 +12,7 @@ import json
 import random
 import re
 import sysconfig
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,11 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 WINDOW_WORDS, WINDOW_STRIDE = 70, 55  # about the length of a web-search passage
+PACKAGES = (
+    "aiohttp", "huggingface_hub", "joblib", "langchain_core", "matplotlib", "networkx", "nltk",
+    "numpy", "rich", "scipy", "sklearn", "sqlalchemy", "tornado",
+)  # fmt: skip
+"""Documented packages under BSD, MIT, Apache or PSF licences."""
 HELD_EVERY = 12  # one question in twelve is held out, for choices and for calibration
 
 
@@ -147,31 +153,27 @@ def ares(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
     found, by_query = RelevanceSet("ares"), defaultdict(lambda: ([], []))
     for row in read_jsonl(folder / "ares_synthetic" / "pairs.jsonl"):
         by_query[row["query"]][0 if row["label"] else 1].append(row["passage"])
-    for query, (good, bad) in rng.sample(sorted(by_query.items()), 1500):
+    for query, (good, bad) in rng.sample(sorted(by_query.items()), min(len(by_query), 5000)):
         if good:
             given = tuple(found.add(p) for p in bad)
             found.questions.append(Question(query, tuple(found.add(p) for p in good), (), given))
     yield found
 
 
-def covid_qa(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
-    """Expert questions over the chunks of half of the articles, to save the teacher's time."""
+def covid_qa(folder: Path, _: random.Random) -> Iterator[RelevanceSet]:
+    """Expert questions over the chunks of articles."""
     source, found = folder / "covid_qa" / "chunks_120w", RelevanceSet("covid_qa")
-    rows = read_jsonl(source / "corpus.jsonl")
-    articles = sorted({row["_id"].split("#")[0] for row in rows})
-    kept = set(rng.sample(articles, len(articles) // 2))
-    found_at = {r["_id"]: found.add(r["text"]) for r in rows if r["_id"].split("#")[0] in kept}
+    found_at = {row["_id"]: found.add(row["text"]) for row in read_jsonl(source / "corpus.jsonl")}
     yield _with_qrels(found, read_jsonl(source / "queries.jsonl"), source / "qrels.tsv", found_at)
 
 
-def scifact(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
-    """The training claims over half of the abstracts; test claims and their labels stay unread."""
+def scifact(folder: Path, _: random.Random) -> Iterator[RelevanceSet]:
+    """The training claims over the abstracts; test claims and their labels stay unread."""
     source, found = folder / "scifact", RelevanceSet("scifact")
-    cited = {row["corpus-id"] for row in _tsv(source / "train_qrels.tsv")}
-    found_at = {}
-    for row in read_jsonl(source / "corpus.jsonl"):
-        if row["_id"] in cited or rng.random() < 0.4:
-            found_at[row["_id"]] = found.add(f"{row['title']} {row['text']}".strip())
+    found_at = {
+        row["_id"]: found.add(f"{row['title']} {row['text']}".strip())
+        for row in read_jsonl(source / "corpus.jsonl")
+    }
     claims = read_jsonl(source / "train_queries.jsonl")
     yield _with_qrels(found, claims, source / "train_qrels.tsv", found_at)
 
@@ -199,7 +201,7 @@ def medquad(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
     found, by_focus = RelevanceSet("medquad"), defaultdict(list)
     for row in read_jsonl(folder / "medquad" / "qa_pairs.jsonl"):
         by_focus[row["focus"]].append(row)
-    for focus in rng.sample(sorted(by_focus, key=str), 700):
+    for focus in rng.sample(sorted(by_focus, key=str), 2000):
         answers = defaultdict(list)
         for row in by_focus[focus][:6]:
             text = " ".join(re.sub(r"\s+", " ", row["answer"]).split()[:450])
@@ -223,18 +225,29 @@ def python_library(_: Path, rng: random.Random) -> Iterator[RelevanceSet]:
     """Code and documentation search over the interpreter's own library (PSF licence)."""
     code, docs = RelevanceSet("python_code"), RelevanceSet("python_docs")
     library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        if not {"site-packages", "test", "tests", "idle_test"} & set(path.parts):
-            _python_module(path, path.relative_to(library), code, docs)
+    _python_modules(library, library, code, docs)
     for key in sorted(topics):
         text = re.sub(r"\n[*=~\-^\"]{4,}\n", "\n", topics[key])
         heading = text.strip().splitlines()[0]
         pieces = tuple(docs.add(w) for w in windows(text, 90, 80)[:8])
         docs.questions.append(Question(f"python {heading}", pieces[:1]))
-    for found, count in ((code, 2200), (docs, 1400)):
-        rng.shuffle(found.questions)
-        del found.questions[count:]
-        yield _only_used(found)
+    yield from (_sampled(code, 2200, rng), _sampled(docs, 1400, rng))
+
+
+def packages(_: Path, rng: random.Random) -> Iterator[RelevanceSet]:
+    """The same over third-party packages: science, plotting, databases, the web."""
+    code, docs = RelevanceSet("packages_code"), RelevanceSet("packages_docs")
+    site = Path(sysconfig.get_paths()["purelib"])
+    for name in PACKAGES:
+        _python_modules(site / name, site, code, docs)
+    yield from (_sampled(code, 6000, rng), _sampled(docs, 6000, rng))
+
+
+def _sampled(found: RelevanceSet, count: int, rng: random.Random) -> RelevanceSet:
+    """The set with `count` of its questions and the documents that they name."""
+    rng.shuffle(found.questions)
+    del found.questions[count:]
+    return _only_used(found)
 
 
 def _only_used(found: RelevanceSet) -> RelevanceSet:
@@ -246,10 +259,21 @@ def _only_used(found: RelevanceSet) -> RelevanceSet:
     return used
 
 
+def _python_modules(
+    folder: Path, root: Path, code: RelevanceSet, docs: RelevanceSet
+) -> None:  # fmt: skip
+    skipped = {"site-packages", "test", "tests", "idle_test", "_vendor", "vendored"}
+    for path in sorted(folder.rglob("*.py")):
+        short = path.relative_to(root)
+        if not skipped & set(short.parts):
+            _python_module(path, short, code, docs)
+
+
 def _python_module(path: Path, short: Path, code: RelevanceSet, docs: RelevanceSet) -> None:
     try:
         source = path.read_text(encoding="utf-8")
-        tree = ast.parse(source)
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes of other people's code
+            tree = ast.parse(source)
     except (UnicodeDecodeError, SyntaxError):  # templates and codec samples of the library
         return
     module = " ".join(short.with_suffix("").parts).replace("__init__", "").strip()
@@ -282,7 +306,7 @@ def _python_entry(
 
 
 LOADERS: tuple[Callable[[Path, random.Random], Iterator[RelevanceSet]], ...] = (
-    nq_qed, squad, ares, covid_qa, scifact, medquad, selqa, python_library,
+    nq_qed, squad, ares, covid_qa, scifact, medquad, selqa, python_library, packages,
 )  # fmt: skip
 
 

@@ -4,23 +4,23 @@ import math
 
 import parallel
 import torch
-from mining import Group
 from model import logits
-from texts import Texts
+from prepared import Group, Prepared
 from transformers import BertForSequenceClassification
 
 
 @torch.inference_mode()
 def score_groups(
-    model: BertForSequenceClassification, groups: list[Group], texts: Texts, limit: int
+    model: BertForSequenceClassification, groups: list[Group], prepared: Prepared, limit: int
 ) -> list[list[float]]:
     """Logits of every group's candidates, in order of length, shared between the workers."""
     mine = groups[parallel.rank() :: parallel.world()]
-    pairs = [pair for group in mine for pair in texts.pairs(group, limit)]
+    pairs = [pair for group in mine for pair in prepared.pairs(group, limit)]
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     flat = [0.0] * len(pairs)
-    for begin in range(0, len(order), 32):
-        rows = order[begin : begin + 32]
+    size = 32 if model.device.type == "cpu" else 512
+    for begin in range(0, len(order), size):
+        rows = order[begin : begin + size]
         for row, z in zip(rows, logits(model, [pairs[i] for i in rows]).tolist(), strict=True):
             flat[row] = z
     numbers = iter(flat)

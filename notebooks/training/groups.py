@@ -1,43 +1,44 @@
-"""From questions and retrievals to the seeded list of groups that a run walks through once."""
+"""From questions and retrievals to the seeded list of groups that a run walks through."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from data import Question, RelevanceSet, contains
-from mining import TEACHER_SCALE, Group, Retriever, Union, embed_texts, fragment, pick
+from mining import Retriever, Union, embed_texts, fragment, pick
 from numpy.typing import NDArray
+from prepared import Group
 
 # How often a group comes from each set: with labels, and without.
 LABELLED = {
-    "nq": 30, "nq_long": 7, "squad": 13, "squad_long": 3, "ares": 3, "covid_qa": 5, "scifact": 8,
-    "medquad": 6, "selqa": 8, "python_code": 8, "python_docs": 5,
+    "nq": 28, "nq_long": 4, "squad": 20, "squad_long": 4, "ares": 5, "covid_qa": 5, "scifact": 5,
+    "medquad": 6, "selqa": 5, "python_code": 5, "python_docs": 3, "packages_code": 6,
+    "packages_docs": 6,
 }  # fmt: skip
 UNLABELLED = {
-    "nq": 22, "nq_long": 7, "squad": 9, "squad_long": 2, "ares": 2, "covid_qa": 5, "scifact": 10,
-    "medquad": 10, "selqa": 8, "python_code": 16, "python_docs": 11,
+    "nq": 20, "nq_long": 5, "squad": 9, "squad_long": 2, "ares": 4, "covid_qa": 6, "scifact": 10,
+    "medquad": 10, "selqa": 8, "python_code": 6, "python_docs": 4, "packages_code": 9,
+    "packages_docs": 9,
 }  # fmt: skip
 LONG = {"nq_long", "squad_long", "scifact", "medquad"}  # costlier documents, so fewer to a group
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a run is made of; every field is a knob of the variants."""
+    """What is prepared; every field is an option of `prepare.py`."""
 
-    groups: int = 6500
+    groups: int = 100_000
     labelled: float = 0.5
-    size: int = 6
-    long_size: int = 5
-    lexical: float = 1.5  # BM25's part in the teacher, chosen on held-out training questions
+    size: int = 8
+    long_size: int = 6
     hard: str = "both"  # where hard negatives come from: "both", "bm25", "base" or "random"
-    only: tuple[str, ...] = ()  # sets to restrict to; empty: all
 
     def draw(self, weights: dict[str, int], count: int, rng: random.Random) -> dict[str, int]:
         """How many groups of each set."""
-        names = [n for n in weights if not self.only or n in self.only]
-        drawn = rng.choices(names, [weights[n] for n in names], k=count)
-        return {name: drawn.count(name) for name in names}
+        drawn = Counter(rng.choices(list(weights), list(weights.values()), k=count))
+        return {name: drawn[name] for name in weights}
 
 
 class GroupMaker:
@@ -46,6 +47,11 @@ class GroupMaker:
     def __init__(self, union: Union, mixture: Mixture, seed: int) -> None:
         """Nothing is retrieved yet."""
         self.union, self.mixture, self.rng = union, mixture, random.Random(seed)
+        self.queries: dict[str, int] = {}
+
+    def place(self, query: str) -> int:
+        """The position of the query, which is stored once."""
+        return self.queries.setdefault(query, len(self.queries))
 
     def make(self) -> list[Group]:
         """All groups, shuffled."""
@@ -59,7 +65,10 @@ class GroupMaker:
         return made
 
     def labelled(self, found: RelevanceSet, count: int) -> list[Group]:
-        """Questions of one set with an answer, if there is one, and hard negatives of the set."""
+        """Questions of one set with an answer, if there is one, and hard negatives of the set.
+
+        A question comes again, with other negatives, where the set has fewer than `count`.
+        """
         questions = found.split(held=False)
         questions = self.rng.sample(questions, min(count, len(questions)))
         if not questions:
@@ -67,15 +76,21 @@ class GroupMaker:
         vectors = embed_texts([q.text for q in questions])
         retriever = retriever_of(self.union, found)
         rows = retrieve(retriever, [q.text for q in questions], vectors)
+        asked = list(zip(questions, vectors, rows, strict=True))
+        asked = [asked[i % len(asked)] for i in range(count)]
+        made = [self._candidates(found, *each) for each in asked]
+        texts, near = [q.text for q, _, _ in asked], [vector for _, vector, _ in asked]
+        taught = retriever.teacher(texts, near, [rows for rows, _ in made])
+        offset = self.union.offsets[found.name]
         return [
-            self._labelled(found, q, vector, row, retriever)
-            for q, vector, row in zip(questions, vectors, rows, strict=True)
+            Group(found.name, self.place(text), tuple(offset + p for p in rows), *teacher, labels)
+            for text, (rows, labels), teacher in zip(texts, made, taught, strict=True)
         ]
 
-    def _labelled(
+    def _candidates(
         self, found: RelevanceSet, question: Question, vector: NDArray[np.float32],
-        ranked: tuple[NDArray[np.int64], NDArray[np.int64]], retriever: Retriever,
-    ) -> Group:  # fmt: skip
+        ranked: tuple[NDArray[np.int64], NDArray[np.int64]],
+    ) -> tuple[list[int], tuple[int, ...]]:  # fmt: skip
         positives = list(question.positives)
         self.rng.shuffle(positives)
         chosen, skip = positives[:1], set(positives)
@@ -83,10 +98,7 @@ class GroupMaker:
         safe = [self._safe(found, question, vector, row) for row in ranked]
         chosen += pick(question.given, 2, self.rng, skip)
         chosen += self._negatives(found, question, safe, size - len(chosen), skip)
-        labels = tuple(int(p in positives) for p in chosen)
-        teacher = retriever.teacher(question.text, vector, chosen, self.mixture.lexical)
-        where = tuple(self.union.offsets[found.name] + p for p in chosen)
-        return Group(found.name, question.text, where, teacher, labels)
+        return chosen, tuple(int(p in positives) for p in chosen)
 
     def _negatives(
         self,
@@ -153,27 +165,29 @@ class GroupMaker:
         vectors = embed_texts(queries)
         retriever = Retriever(union.documents, union.vectors)
         lexical, dense = retriever.lexical(queries, 30), retriever.dense(vectors, 400)
+        chosen = [
+            self._neighbours(*row) for row in zip(sources, homes, lexical, dense, strict=True)
+        ]
+        taught = retriever.teacher(queries, vectors, chosen)
         return [
-            self._unlabelled(*row, retriever)
-            for row in zip(sources, queries, homes, vectors, lexical, dense, strict=True)
+            Group(f"{found.name}:unlabelled", self.place(query), tuple(rows), *teacher)
+            for found, query, rows, teacher in zip(sources, queries, chosen, taught, strict=True)
         ]
 
-    def _unlabelled(
-        self, found: RelevanceSet, query: str, home: list[int], vector: NDArray[np.float32],
-        lexical: NDArray[np.int64], dense: NDArray[np.int64], retriever: Retriever,
-    ) -> Group:  # fmt: skip
+    def _neighbours(
+        self, found: RelevanceSet, home: list[int],
+        lexical: NDArray[np.int64], dense: NDArray[np.int64],
+    ) -> list[int]:  # fmt: skip
         size = self.mixture.long_size if found.name in LONG else self.mixture.size
         chosen = home if self.rng.random() < 0.7 else []
         skip = set(chosen)
         chosen = chosen + pick(dense[:30], 2, self.rng, skip)
         chosen += pick(lexical, 2, self.rng, skip)
-        chosen += pick(dense[30:], 1, self.rng, skip)
+        chosen += pick(dense[30:], size - 5, self.rng, skip)
         begin = self.union.offsets[found.name]
         strangers = [begin + self.rng.randrange(len(found.documents)) for _ in range(40)]
         chosen += pick(dense[:30] if self.rng.random() < 0.5 else strangers, 1, self.rng, skip)
-        chosen += pick(strangers, size - len(chosen), self.rng, skip)
-        teacher = retriever.teacher(query, vector, chosen, self.mixture.lexical)
-        return Group(f"{found.name}:unlabelled", query, tuple(chosen), teacher)
+        return chosen + pick(strangers, size - len(chosen), self.rng, skip)
 
 
 def retriever_of(union: Union, found: RelevanceSet) -> Retriever:
@@ -190,23 +204,23 @@ def retrieve(
     return list(zip(lexical, dense, strict=True))
 
 
-def held_groups(union: Union, per_set: int, depth: int, seed: int) -> list[Group]:
+def held_groups(maker: GroupMaker, per_set: int, depth: int, seed: int) -> list[Group]:
     """Held-out questions with the first `depth` of BM25 and the base, answered or not.
 
     Sets without own candidate lists retrieve inside themselves. For development and calibration.
     """
-    rng, made = random.Random(seed), []
+    rng, union, made = random.Random(seed), maker.union, []
     for found in union.sets:
         questions = [q for q in found.split(held=True) if q.positives]
         questions = rng.sample(questions, min(per_set, len(questions)))
         vectors = embed_texts([q.text for q in questions])
-        rows = retrieve(retriever_of(union, found), [q.text for q in questions], vectors, depth)
+        retriever = retriever_of(union, found)
+        rows = retrieve(retriever, [q.text for q in questions], vectors, depth)
         for question, vector, (lexical, dense) in zip(questions, vectors, rows, strict=True):
             merged = [int(p) for pair in zip(lexical, dense, strict=True) for p in pair]
             chosen = list(question.listed) or list(dict.fromkeys(merged))[:depth]
-            offset = union.offsets[found.name]
-            where = tuple(offset + p for p in chosen)
-            teacher = TEACHER_SCALE * (union.vectors[list(where)] @ vector)
+            (teacher,) = retriever.teacher([question.text], [vector], [chosen])
+            where = tuple(union.offsets[found.name] + p for p in chosen)
             labels = tuple(int(p in question.positives) for p in chosen)
-            made.append(Group(found.name, question.text, where, tuple(teacher.tolist()), labels))
+            made.append(Group(found.name, maker.place(question.text), where, *teacher, labels))
     return made

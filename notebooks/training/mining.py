@@ -1,14 +1,17 @@
-"""Teacher vectors, retrievals and the groups of candidates a training step is made of.
+"""Teacher vectors and retrieval: what groups of candidates are made from.
 
-The teacher is the base bi-encoder itself: 20 times the cosine, the scale it was trained with. BM25
-adds a small lexical part. Everything is computed once and kept in the run's folder.
+The teacher is the base bi-encoder itself, and BM25 adds a small lexical part.
 """
 
+import multiprocessing
+import pickle
 import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -19,38 +22,31 @@ from numpy.typing import NDArray
 from transformers import BertModel
 
 TEACHER_TOKENS = 126  # with its two specials 128, the length the base was trained at
-TEACHER_SCALE = 20.0
 
 
-@dataclass(frozen=True)
-class Group:
-    """One query and its candidates.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
-    candidates: (k,) positions in the union corpus. teacher: (k,) logits. labels: (k,) 1 for an
-    answer and 0 for none, or empty for an unlabelled group.
-    """
 
-    source: str
-    query: str
-    candidates: tuple[int, ...]
-    teacher: tuple[float, ...]
-    labels: tuple[int, ...] = ()
+@cache
+def _base() -> BertModel:
+    return BertModel.from_pretrained(base_folder(), dtype=torch.float32).eval().to(DEVICE)
 
 
 @torch.inference_mode()
 def embed_texts(texts: Sequence[str], *, tokens_per_batch: int = 4096) -> NDArray[np.float32]:
     """Unit vectors (n, 384) of the base bi-encoder, sorted by length for speed, order kept."""
-    folder = base_folder()
-    bert = BertModel.from_pretrained(folder).eval()
-    encodings = load_tokenizer(folder).encode_batch_fast(list(texts), add_special_tokens=False)
-    ids = [encoding.ids[:TEACHER_TOKENS] for encoding in encodings]
+    bert = _base()
+    encodings = load_tokenizer(base_folder()).encode_batch_fast(list(texts), add_special_tokens=False)
+    ids = [np.asarray(encoding.ids[:TEACHER_TOKENS], np.uint16) for encoding in encodings]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     vectors = np.empty((len(ids), bert.config.hidden_size), np.float32)
+    tokens_per_batch *= 1 if DEVICE.type == "cpu" else 16
     begin = 0
     while begin < len(order):
         size = max(1, tokens_per_batch // (len(ids[order[begin]]) + 8))
         rows = order[begin : begin + size]
-        vectors[rows] = embed(bert, [ids[i] for i in rows]).numpy()
+        vectors[rows] = embed(bert, [ids[i] for i in rows], dtype=DTYPE).cpu().numpy()
         begin += size
     return vectors
 
@@ -74,8 +70,12 @@ class Union:
 
     @classmethod
     def load(cls, folder: Path, run: Path, seed: int) -> "Union":
-        """From the data folder; vectors are cached in `run`."""
-        sets = load_all(folder, seed)
+        """From the data folder; the sets and their vectors are cached in `run`."""
+        kept = run / "sets.pickle"
+        if not kept.exists():
+            run.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(pickle.dumps(load_all(folder, seed)))
+        sets = pickle.loads(kept.read_bytes())
         documents, offsets = [], {}
         for found in sets:
             offsets[found.name] = len(documents)
@@ -99,38 +99,60 @@ class Retriever:
 
     def lexical(self, queries: list[str], depth: int) -> Ranked:
         """The `depth` best by BM25 (k1 0.9, b 0.4, English stop words)."""
-        tokens = bm25s.tokenize(queries, stopwords="en", show_progress=False)
-        found, _ = self.bm25.retrieve(tokens, k=min(depth, self.size), show_progress=False)
-        return found.astype(np.int64)
+        parts = [queries[at : at + 256] for at in range(0, len(queries), 256)]
+        return np.concatenate(self._spread(partial(_best, depth=min(depth, self.size)), parts))
 
     def teacher(
         self,
-        query: str,
-        vector: NDArray[np.float32],
-        positions: Sequence[int],
-        lexical_scale: float,
-    ) -> tuple[float, ...]:
-        """20·cosine + lexical_scale·(BM25 as a share of the query's best), per position."""
-        options = {"stopwords": "en", "show_progress": False, "return_ids": False}
-        tokens = bm25s.tokenize([query], **options)[0]
-        rows = list(positions)
-        lexical = np.zeros(len(rows), np.float32)
-        if tokens:
-            scores = self.bm25.get_scores(tokens)
-            lexical = scores[rows] / max(float(scores.max()), 1e-6)
-        logits = TEACHER_SCALE * (self.vectors[rows] @ vector) + lexical_scale * lexical
-        return tuple(np.round(logits, 4).tolist())
+        queries: Sequence[str],
+        vectors: Sequence[NDArray[np.float32]],
+        positions: Sequence[Sequence[int]],
+    ) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+        """Per query (the base's cosine, BM25 as a share of the query's best) of its positions."""
+        shares = self._spread(_shares, list(zip(queries, positions, strict=True)))
+        cosines = [self.vectors[list(at)] @ v for at, v in zip(positions, vectors, strict=True)]
+        return [
+            (tuple(np.round(cosine, 5).tolist()), share)
+            for cosine, share in zip(cosines, shares, strict=True)
+        ]
+
+    def _spread(self, work: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+        """`work` of every item, by forked processes that share this index, where items are many."""
+        SHARED.append(self)
+        try:
+            if len(items) < 64:
+                return [work(item) for item in items]
+            with multiprocessing.get_context("fork").Pool() as pool:
+                return pool.map(work, items, chunksize=max(1, min(256, len(items) // 64)))
+        finally:
+            SHARED.pop()
 
     def dense(self, vectors: NDArray[np.float32], depth: int) -> Ranked:
         """The `depth` best by cosine."""
-        depth = min(depth, self.size)
-        tops = []
-        for part in np.array_split(vectors, max(1, len(vectors) // 256)):
-            scores = part @ self.vectors.T
-            top = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-            rank = np.argsort(-np.take_along_axis(scores, top, 1), axis=1)
-            tops.append(np.take_along_axis(top, rank, 1))
-        return np.concatenate(tops)
+        table = torch.from_numpy(self.vectors).to(DEVICE).T
+        tops = [
+            (torch.from_numpy(part).to(DEVICE) @ table).topk(min(depth, self.size)).indices.cpu()
+            for part in np.array_split(vectors, max(1, len(vectors) // 256))
+        ]
+        return torch.cat(tops).numpy()
+
+
+SHARED: list[Retriever] = []  # whose index the forked processes read
+
+
+def _best(queries: list[str], depth: int) -> Ranked:
+    tokens = bm25s.tokenize(queries, stopwords="en", show_progress=False)
+    found, _ = SHARED[-1].bm25.retrieve(tokens, k=depth, show_progress=False)
+    return found.astype(np.int64)
+
+
+def _shares(asked: tuple[str, Sequence[int]]) -> tuple[float, ...]:
+    options = {"stopwords": "en", "show_progress": False, "return_ids": False}
+    tokens = bm25s.tokenize([asked[0]], **options)[0]
+    if not tokens:
+        return (0.0,) * len(asked[1])
+    scores = SHARED[-1].bm25.get_scores(tokens)
+    return tuple(np.round(scores[list(asked[1])] / max(float(scores.max()), 1e-6), 4).tolist())
 
 
 def pick(ranked: Sequence[int], count: int, rng: random.Random, skip: set[int]) -> list[int]:

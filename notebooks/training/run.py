@@ -6,11 +6,10 @@ from pathlib import Path
 
 import parallel
 import torch
-from losses import divergence, group_loss
-from mining import TEACHER_SCALE, Group
-from model import base_folder, check_packed, new_cross_encoder, read
+from losses import divergence, group_losses, targets
+from model import base_folder, check_packed, logits, new_cross_encoder, read
+from prepared import TEACHER_SCALE, Group, Prepared
 from recipe import Recipe
-from texts import Texts
 from torch import Tensor
 
 
@@ -84,27 +83,31 @@ class Run:
         )
         return self.recipe.learning_rate * max(share, 1e-3)
 
-    def advance(self, groups: list[Group], texts: Texts) -> dict[str, float]:
+    def advance(self, groups: list[Group], prepared: Prepared) -> dict[str, float]:
         """One optimiser step over the groups; returns what the log keeps of it."""
-        groups = parallel.share(groups, [texts.tokens(g) for g in groups])
-        pairs = [pair for group in groups for pair in texts.pairs(group, self.recipe.max_length)]
-        heads, sizes = read(self.model, pairs), [len(g.candidates) for g in groups]
-        start = self.done < self.recipe.cosine_start
-        z = TEACHER_SCALE * heads.cosine if start else heads.logit
-        parts = zip(z.split(sizes), groups, strict=True)
-        losses = [group_loss(part, group, self.recipe) for part, group in parts]
-        if start:  # [CLS] learns what the cosine head says, which it need not follow the other way
-            taught = zip(heads.logit.split(sizes), z.detach().split(sizes), losses, strict=True)
-            losses = [loss + divergence(own, teacher) for own, teacher, loss in taught]
+        groups = parallel.share(groups, [prepared.tokens(g) for g in groups])
+        limit = self.recipe.max_length
+        pairs = [pair for group in groups for pair in prepared.pairs(group, limit)]
+        losses = self.losses(groups, pairs)
         for options in self.optimizer.param_groups:
             options["lr"] = self.rate()
         self.optimizer.zero_grad()
-        (sum(losses) / len(losses)).backward()
+        losses.mean().backward()
         parallel.average(p.grad for p in self.model.parameters() if p.grad is not None)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
         return merged(parallel.gather(summary(losses, groups, pairs)))
+
+    def losses(self, groups: list[Group], pairs: list) -> Tensor:
+        """Of each group: (groups,)."""
+        wanted = targets(groups, self.recipe.lexical, self.model.device)
+        if self.done >= self.recipe.cosine_start:
+            return group_losses(wanted.spread(logits(self.model, pairs)), wanted, self.recipe)
+        heads = read(self.model, pairs)
+        z = wanted.spread(TEACHER_SCALE * heads.cosine)
+        taught = divergence(wanted.spread(heads.logit), z.detach())  # [CLS] follows the cosine head
+        return group_losses(z, wanted, self.recipe) + taught
 
 
 def merged(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -118,10 +121,10 @@ def merged(parts: list[dict[str, float]]) -> dict[str, float]:
     return whole
 
 
-def summary(losses: list[Tensor], groups: list[Group], pairs: list) -> dict[str, float]:
+def summary(losses: Tensor, groups: list[Group], pairs: list) -> dict[str, float]:
     """What the log keeps of a step."""
     kinds = {"labelled": [], "unlabelled": []}
-    for loss, group in zip(losses, groups, strict=True):
-        kinds["labelled" if group.labels else "unlabelled"].append(float(loss.detach()))
+    for loss, group in zip(losses.tolist(), groups, strict=True):
+        kinds["labelled" if group.labels else "unlabelled"].append(loss)
     means = {k: round(sum(v) / len(v), 4) for k, v in kinds.items() if v}
     return means | {"pairs": len(pairs), "tokens": sum(len(q) + len(d) + 3 for q, d in pairs)}

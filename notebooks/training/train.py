@@ -1,45 +1,40 @@
-"""Train the bundled reranker: base weights and data folders in, a Hugging Face folder out.
+"""Train the bundled reranker: base weights and prepared groups in, a Hugging Face folder out.
 
-    python notebooks/training/train.py --data ../shared/data --out runs/main
+    python notebooks/training/train.py --prepared runs/main/prepared.pickle --out runs/main
 
 Seeded. Interrupted, the same command goes on from the last checkpoint. CPU (bfloat16) or CUDA.
 """
 
 import argparse
 import json
-import pickle
 import random
 import time
-from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import parallel
 import torch
 from calibration import calibrate, expected_calibration_error
 from evaluation import by_set, score_groups
-from groups import GroupMaker, Mixture, held_groups
-from mining import Group, Union
+from prepared import Group, Prepared, with_long_pairs
 from recipe import Recipe
 from run import Run
 from save import save_model
-from texts import Texts, with_long_pairs
 
 CHECKPOINT_SECONDS = 240
-HELD_PER_SET = 120  # questions kept for development and calibration
 
 
-def train(run: Run, groups: list[Group], dev: list[Group], texts: Texts) -> None:
+def train(run: Run, groups: list[Group], dev: list[Group], prepared: Prepared) -> None:
     """All steps: a log line each, an evaluation now and then, a checkpoint every few minutes."""
     size, saved = run.recipe.groups_per_step, time.monotonic()
     while run.done < 1:
         begun, before = time.monotonic(), run.done
         first = run.step * size % len(groups)
-        entry = run.advance((groups + groups[:size])[first : first + size], texts)
+        entry = run.advance((groups + groups[:size])[first : first + size], prepared)
         run.seconds = parallel.gather(run.seconds + time.monotonic() - begun)[0]
         begun = time.monotonic()
         if int(run.done * run.recipe.evaluations) > int(before * run.recipe.evaluations):
-            entry["dev"] = evaluate(run, dev, texts)
+            entry["dev"] = evaluate(run, dev, prepared)
         run.seconds = parallel.gather(run.seconds + time.monotonic() - begun)[0]
         run.log.append({"step": run.step, "seconds": round(run.seconds, 1), **entry})
         if parallel.rank():
@@ -50,9 +45,9 @@ def train(run: Run, groups: list[Group], dev: list[Group], texts: Texts) -> None
             saved = time.monotonic()
 
 
-def evaluate(run: Run, dev: list[Group], texts: Texts) -> dict[str, float]:
+def evaluate(run: Run, dev: list[Group], prepared: Prepared) -> dict[str, float]:
     """nDCG@10 on the development questions; writes the model so far, roughly calibrated."""
-    scores = score_groups(run.model, dev, texts, run.recipe.max_length)
+    scores = score_groups(run.model, dev, prepared, run.recipe.max_length)
     if not parallel.rank():
         save_model(run.model, run.folder / "model", calibrate(dev, scores))
     return by_set(dev, scores)
@@ -72,62 +67,48 @@ def report(run: Run, entry: dict) -> None:
         print(time.strftime("%H:%M:%S"), shown, entry.get("dev", ""), flush=True)
 
 
-def prepare(folder: Path, name: str, make: Callable[[], list[Group]]) -> list[Group]:
-    """The groups of the run, made once by one worker and kept in its folder."""
-    path = folder / f"{name}.pickle"
-    if not parallel.rank() and not path.exists():
-        path.write_bytes(pickle.dumps(make()))
-    parallel.gather(None)  # the others wait for the file
-    return pickle.loads(path.read_bytes())
-
-
 def parse() -> argparse.Namespace:
-    """The command line; every field of Recipe and Mixture is an option."""
+    """The command line; every field of Recipe is an option."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of data sets")
+    parser.add_argument("--prepared", type=Path, required=True, help="what prepare.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the folder of this run")
-    parser.add_argument(
-        "--vectors", type=Path, help="where teacher vectors are kept (default: --out)"
-    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    for each in (*fields(Recipe), *fields(Mixture)):
-        kind = str if each.name in ("only", "hard") else type(each.default)
-        parser.add_argument(f"--{each.name.replace('_', '-')}", type=kind, default=None)
+    for each in fields(Recipe):
+        option = f"--{each.name.replace('_', '-')}"
+        if each.type is bool or each.type == "bool":
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=each.default)
+        else:
+            parser.add_argument(option, type=type(each.default), default=each.default)
     return parser.parse_args()
 
 
-def chosen(kind: type, options: argparse.Namespace) -> Recipe | Mixture:
-    """The dataclass with the options that were given."""
-    given = {f.name: getattr(options, f.name) for f in fields(kind)}
-    if isinstance(given.get("only"), str):
-        given["only"] = tuple(given["only"].split(","))
-    return replace(kind(), **{k: v for k, v in given.items() if v is not None})
-
-
 def main() -> None:
-    """Prepare, train, calibrate, save."""
+    """Train, calibrate, save."""
     options = parse()
     parallel.start()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    recipe, mixture = chosen(Recipe, options), chosen(Mixture, options)
-    random.seed(recipe.seed)
-    union = Union.load(options.data, options.vectors or options.out, recipe.seed)
-    groups = prepare(options.out, "groups", GroupMaker(union, mixture, recipe.seed).make)
-    held = prepare(
-        options.vectors or options.out,
-        "held",
-        lambda: held_groups(union, HELD_PER_SET, recipe.dev_depth, recipe.seed),
-    )
-    dev = development(held, recipe)
-    texts = Texts(union, groups + held)
-    groups = with_long_pairs(groups, texts, recipe.long_share)
+    recipe = Recipe(**{each.name: getattr(options, each.name) for each in fields(Recipe)})
+    prepared = Prepared.load(options.prepared)
+    dev = development(prepared.held, recipe)
+    groups = with_long_pairs(chosen(prepared.groups, recipe), prepared, recipe.long_share)
     run = Run(recipe, options.out, options.device)
-    run.base = by_set(dev, [list(group.teacher) for group in dev])
+    run.base = by_set(dev, [list(group.cosine) for group in dev])
     print(len(groups), "groups; base", run.base, flush=True)
-    train(run, groups, dev, texts)
-    finish(run, mixture, held, texts)
+    train(run, groups, dev, prepared)
+    finish(run, prepared)
+
+
+def chosen(groups: list[Group], recipe: Recipe) -> list[Group]:
+    """The prepared groups that the recipe uses."""
+    only = set(filter(None, recipe.only.split(",")))
+    return [
+        group
+        for group in groups
+        if (recipe.labelled if group.labels else recipe.unlabelled)
+        and (not only or group.source.partition(":")[0] in only)
+    ]
 
 
 def development(held: list[Group], recipe: Recipe) -> list[Group]:
@@ -141,33 +122,27 @@ def development(held: list[Group], recipe: Recipe) -> list[Group]:
     return dev
 
 
-def finish(run: Run, mixture: Mixture, held: list[Group], texts: Texts) -> None:
-    """Calibrate on one half of held-out questions, measure on the other, write model and log."""
-    if not run.recipe.calibration_questions:
-        write_facts(run, mixture)
-        return
-    rng = random.Random(run.recipe.seed + 1)
-    sample = rng.sample(held, min(len(held), run.recipe.calibration_questions))
-    scores = score_groups(run.model, sample, texts, run.recipe.max_length)
-    fit = calibrate(sample[::2], scores[::2])
+def finish(run: Run, prepared: Prepared) -> None:
+    """Calibrate on one half of the held-out questions, measure on the other, write all."""
+    held = random.Random(run.recipe.seed + 1).sample(prepared.held, len(prepared.held))
+    scores = score_groups(run.model, held, prepared, run.recipe.max_length)
+    fit = calibrate(held[::2], scores[::2])
     error = {
-        "before": expected_calibration_error(sample[1::2], scores[1::2], (1.0, 0.0)),
-        "after": expected_calibration_error(sample[1::2], scores[1::2], fit),
+        "before": expected_calibration_error(held[1::2], scores[1::2], (1.0, 0.0)),
+        "after": expected_calibration_error(held[1::2], scores[1::2], fit),
     }
     if parallel.rank():
         return
     save_model(run.model, run.folder / "model", fit)
-    write_facts(run, mixture, calibration=fit, expected_calibration_error=error)
-    print("calibration", fit, error, flush=True)
-
-
-def write_facts(run: Run, mixture: Mixture, **measured: object) -> None:
-    """`curves.json`: the recipe, the log of every step and what was measured at the end."""
-    recipe = {"recipe": asdict(run.recipe), "mixture": asdict(mixture)}
     pairs = sum(entry["pairs"] for entry in run.log)
-    totals = {"steps": run.step, "pairs": pairs, "minutes": round(run.seconds / 60, 1)}
-    facts = {**recipe, **totals, **measured, "base": run.base, "log": run.log}
+    facts = {
+        "recipe": asdict(run.recipe), "device": torch.cuda.get_device_name()
+        if run.model.device.type == "cuda" else "cpu",
+        "steps": run.step, "pairs": pairs, "minutes": round(run.seconds / 60, 1),
+        "calibration": fit, "expected_calibration_error": error, "base": run.base, "log": run.log,
+    }  # fmt: skip
     (run.folder / "curves.json").write_text(json.dumps(facts))
+    print("calibration", fit, error, flush=True)
 
 
 if __name__ == "__main__":
