@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from ..errors import InputError
 from ..values import TokenBatch
@@ -81,16 +85,33 @@ def longest_first(queries: Counts, documents: Counts, room: int) -> tuple[Counts
     """Tokens kept of each query and document so that both fit in *room*: the rule of `tokenizers`.
 
     The longer text is cut to what the shorter leaves. Where that is less than the shorter itself,
-    each gets half, and the odd token goes to the longer (to the document where they are equal).
+    each gets half, and the odd token goes to the longer (to the document where they are equal, and
+    always in some versions of `tokenizers`).
     """
     shorter = np.minimum(queries, documents)
-    small = np.where(shorter > room - shorter, room // 2, shorter)
+    halved = shorter > room - shorter
+    small = np.where(halved, room // 2, shorter)
     large = room - small
     fits, query_longer = queries + documents <= room, queries > documents
+    if not _odd_token_goes_to_the_longer():
+        query_longer = query_longer & ~halved
     return (
         np.where(fits, queries, np.where(query_longer, large, small)),
         np.where(fits, documents, np.where(query_longer, small, large)),
     )
+
+
+@functools.cache
+def _odd_token_goes_to_the_longer() -> bool:
+    """Whether the installed `tokenizers` does so: 0.21, 0.22 and 0.23.3 do, 0.23.1 and 0.23.2 not.
+
+    Asked of the library itself, so that a pair is cut where sentence-transformers cuts it.
+    """
+    words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))  # noqa: S106 a token of text
+    words.pre_tokenizer = Whitespace()
+    words.enable_truncation(3, strategy="longest_first")
+    kept: list[int | None] = words.encode("a a a a", "a a a").sequence_ids
+    return kept.count(0) == 2
 
 
 def only_second(queries: Counts, documents: Counts, room: int) -> tuple[Counts, Counts]:
