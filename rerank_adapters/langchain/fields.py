@@ -14,7 +14,7 @@ from langchain_core.load.serializable import (
 from pydantic import BeforeValidator, Field
 
 from ..adapting import FIELDS_CONFIG, OnEmptyText, RerankerFields
-from .settings import Dedupe, check_key, check_threshold
+from .settings import Dedupe, check_key, check_names, check_threshold
 
 __all__ = ["FIELDS_CONFIG", "RankingFields", "RerankerFields"]
 
@@ -38,7 +38,7 @@ class RankingFields(RerankerFields, Serializable):
     text_fn: Callable[[Document], str] | None = None
     """Builds the text that is scored, in place of `rank_fields` and the page content; what comes
     back keeps its content. Runs where the call is made: on the event loop, if that is awaited."""
-    rank_fields: Names | None = None
+    rank_fields: Annotated[Names | None, BeforeValidator(check_names)] = None
     """Metadata that are scored with the content, each as a line "name: value" before it, in this
     order; a document that lacks one goes without that line. None: the content alone."""
     on_empty_text: OnEmptyText = "keep_last"

@@ -46,9 +46,9 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     ) -> None:
         """*compressor* None: `CrossEncoderCompressor()`.
 
-        *query* makes the query from the messages; None takes the tools' own "query" argument where
-        all of them were asked the same, else the text of the last human message. The last two
-        arguments build a message's content, as in `create_retriever_tool`.
+        *query* makes the query from the messages; None takes the "query" argument of the tools that
+        found documents where all of them were asked the same, else the last human message that has
+        text. The last two arguments build a message's content, as in `create_retriever_tool`.
         """
         super().__init__()
         self.compressor: Compressor = compressor or CrossEncoderCompressor()
@@ -94,7 +94,12 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         kept: dict[str, list[Document]] = {result.tool_call_id: [] for result in results}
         for document in ranked:
             metadata = dict(document.metadata)
-            kept[metadata.pop(CALL_KEY)].append(document.model_copy(update={"metadata": metadata}))
+            call = metadata.pop(CALL_KEY, None)
+            if call not in kept:
+                raise InputError(
+                    f"compressor must keep metadata[{CALL_KEY!r}], which says whose document it is"
+                )
+            kept[call].append(document.model_copy(update={"metadata": metadata}))
         # Messages with a known id take the place of those in the state.
         return {
             "messages": [self._rebuilt(result, kept[result.tool_call_id]) for result in results]
@@ -107,15 +112,18 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
 
 
 def query_of(messages: Sequence[AnyMessage]) -> str:
-    """The one "query" of the last round of tool calls, or else what the human said last."""
+    """The one "query" of the calls that found documents, or else what the human said last."""
+    found = {result.tool_call_id for result in _results(messages)}
     asked = next((one for one in reversed(messages) if isinstance(one, AIMessage)), None)
-    queries = {call["args"].get("query") for call in asked.tool_calls} if asked else set()
-    if len(queries) == 1 and isinstance(query := queries.pop(), str) and query.strip():
-        return query
+    calls = [call for call in asked.tool_calls if call["id"] in found] if asked else []
+    queries = [call["args"].get("query") for call in calls]
+    first = queries[0] if queries else None
+    if isinstance(first, str) and first.strip() and all(query == first for query in queries):
+        return first
     for message in reversed(messages):
-        if isinstance(message, HumanMessage):
+        if isinstance(message, HumanMessage) and message.text.strip():
             return str(message.text)
-    raise InputError("messages hold no human message and no one query: give query=")
+    raise InputError("messages hold no human message with text and no one query: give query=")
 
 
 def _results(messages: Sequence[AnyMessage]) -> list[ToolMessage]:

@@ -39,8 +39,7 @@ class Settings:
             raise InputError(f"text_fn must be callable or None: got {self.text_fn!r}")
         if self.text_fn is not None and self.rank_fields is not None:
             raise InputError("text_fn builds the whole text: give either it or rank_fields")
-        if self.rank_fields is not None and not _are_names(self.rank_fields):
-            raise InputError(f"rank_fields must be a sequence of str: got {self.rank_fields!r}")
+        check_names(self.rank_fields)
 
     @classmethod
     def of(cls, fields: object) -> Settings:
@@ -136,6 +135,14 @@ def check_threshold(score_threshold: object) -> object:
     return score_threshold
 
 
+def check_names(names: object) -> object:
+    """*names*, if they are rank_fields: their order is that of the text."""
+    several = names if isinstance(names, Sequence) and not isinstance(names, str) else [None]
+    if names is not None and not all(isinstance(name, str) for name in several):
+        raise InputError(f"rank_fields must be a sequence of str: got {names!r:.80}")
+    return names
+
+
 def check_key(key: object) -> str:
     """*key*, if it can be a metadata key."""
     if not isinstance(key, str) or not key:
@@ -146,12 +153,6 @@ def check_key(key: object) -> str:
 def _check_word(name: str, value: object, words: tuple[object, ...]) -> None:
     if value not in words:
         raise InputError(f"{name} must be one of {', '.join(map(repr, words))}: got {value!r}")
-
-
-def _are_names(names: object) -> bool:
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        return False
-    return all(isinstance(name, str) for name in names)
 
 
 def _checked(documents: Iterable[Document]) -> list[Document]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import ConfigurableField, Runnable
 from pydantic import ValidationError
 
-from rerank_adapters import InputError, ModelError, Reranker, RerankerConfig
+from rerank_adapters import BackendError, InputError, ModelError, Reranker, RerankerConfig
 from rerank_adapters.langchain import CrossEncoderCompressor
-from tests.fakes import CountingBackend, reranker_over
+from rerank_adapters.langchain.settings import Overrides, Settings
+from tests.fakes import ConstantBackend, CountingBackend, reranker_over
 from tests.langchain_adapter.samples import (
     KEY,
     QUERIES,
@@ -23,9 +26,25 @@ from tests.langchain_adapter.samples import (
     best,
     documents,
     ids,
+    invoked,
     oracle,
     scores,
 )
+
+
+class Emptied(Document):
+    """A document of which one field was set to None, which Document itself lets pass."""
+
+    def __init__(self, field: str = "page_content") -> None:
+        super().__init__("text")
+        setattr(self, field, None)
+
+
+class Stubborn(Document):
+    """A document that cannot be copied."""
+
+    def model_copy(self, **changes: Any) -> Any:
+        raise RuntimeError("no copies")
 
 
 @pytest.fixture
@@ -132,7 +151,7 @@ def test_top_n(ready: Reranker) -> None:
     assert len(CrossEncoderCompressor(reranker=ready).compress_documents(documents(), QUERY)) == 3
 
 
-@pytest.mark.parametrize("top_n", [0, -1, "x"])
+@pytest.mark.parametrize("top_n", [0, -1, "x", "3", 3.0, True])
 def test_top_n_below_one_is_refused(ready: Reranker, top_n: object) -> None:
     """At construction, on assignment (which leaves the old value) and per call."""
     with pytest.raises(ValidationError, match="top_n"):
@@ -271,10 +290,65 @@ def test_naming_one_text_rule_per_call_drops_the_other(ready: Reranker) -> None:
         CrossEncoderCompressor(reranker=ready, text_fn=str, rank_fields=["source"])
 
 
+def test_rank_fields_are_names(compressor: CrossEncoderCompressor) -> None:
+    """One str, or what holds other things, is refused; in a field a list is kept as a tuple."""
+    for names in ("source", ["source", 1], {"source"}):
+        with pytest.raises(InputError, match="rank_fields must be a sequence of str"):
+            compressor.compress_documents(documents(), QUERY, rank_fields=names)  # type: ignore[arg-type]  # what is refused
+        with pytest.raises(ValidationError, match="rank_fields"):
+            CrossEncoderCompressor(rank_fields=names)  # type: ignore[arg-type]  # likewise
+    assert CrossEncoderCompressor(rank_fields=["source"]).rank_fields == ("source",)
+
+
+def test_type_checkers_know_the_arguments_of_a_call() -> None:
+    """The typed dict of overrides has the names and types of the settings, no more and no less."""
+    assert get_type_hints(Overrides) == get_type_hints(Settings)
+
+
+def test_metadata_may_be_anything(compressor: CrossEncoderCompressor) -> None:
+    """What no copy, no comparison and no JSON takes is handed on as the same object."""
+    values = {"lock": threading.Lock(), "array": np.arange(3), 7: object()}
+    (found,) = compressor.compress_documents([Document("bread", metadata=values)], QUERY)
+    assert all(found.metadata[name] is value for name, value in values.items())
+    assert found.id is None
+
+
+def test_a_document_that_cannot_be_copied_fails_only_its_query(
+    compressor: CrossEncoderCompressor,
+) -> None:
+    """Its own error comes back in its place; the other query is answered."""
+    good = {"query": QUERY, "documents": documents()}
+    bad = {"query": QUERY, "documents": [Stubborn("bread")]}
+    answer, error = compressor.batch([good, bad], return_exceptions=True)
+    assert answer == compressor.invoke(good)
+    assert isinstance(error, RuntimeError)
+    assert str(error) == "no copies"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_a_score_that_is_no_number_is_an_error(value: float, asynchronous: bool) -> None:
+    """NaN never sorts: the call fails, and says which pair."""
+    with reranker_over(ConstantBackend(value)) as reranker:
+        compressor = CrossEncoderCompressor(reranker=reranker)
+        given = {"query": QUERY, "documents": documents()}
+        with pytest.raises(BackendError, match=f"must be finite: got {value}"):
+            await invoked(compressor, given, asynchronous=asynchronous)
+
+
+def test_configurable_alternatives(compressor: CrossEncoderCompressor) -> None:
+    """A whole compressor chosen by the run's config."""
+    either = compressor.configurable_alternatives(
+        ConfigurableField(id="which"),
+        wide=CrossEncoderCompressor(reranker=compressor.reranker, top_n=None),
+    )
+    given = {"query": QUERY, "documents": documents()}
+    assert len(either.invoke(given)) == 3
+    assert len(either.invoke(given, {"configurable": {"which": "wide"}})) == len(TEXTS)
+
+
 def test_configurable_fields(compressor: CrossEncoderCompressor) -> None:
     """LangChain's own way of making a field configurable works on any field."""
-    from langchain_core.runnables import ConfigurableField
-
     derived = compressor.configurable_fields(top_n=ConfigurableField(id="how_many"))
     given = {"query": QUERY, "documents": documents()}
     assert len(derived.invoke(given, {"configurable": {"how_many": 5}})) == 5
@@ -306,6 +380,8 @@ def test_input_without_query_and_documents_shows_the_lcel_form(
         (QUERY, [*documents()[:2], "text"], r"documents\[2\] must be a Document: got 'text'"),
         (QUERY, "text", "documents must be an iterable of Document: got 'text'"),
         (QUERY, None, "documents must be an iterable of Document: got None"),
+        (QUERY, [Emptied()], r"documents\[0\].page_content must be a str: got None"),
+        (QUERY, [Emptied("metadata")], r"documents\[0\].metadata must be a dict: got None"),
     ],
 )
 def test_wrong_input_is_named(

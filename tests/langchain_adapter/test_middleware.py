@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import create_retriever_tool, tool
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
@@ -19,6 +20,7 @@ from pydantic import Field
 
 from rerank_adapters import InputError, Reranker
 from rerank_adapters.langchain import CrossEncoderCompressor, RerankingMiddleware
+from rerank_adapters.langchain.middleware import query_of
 from tests.langchain_adapter.samples import (
     KEY,
     QUERIES,
@@ -177,6 +179,37 @@ async def test_the_query(compressor: CrossEncoderCompressor) -> None:
         (await with_query(differing, query=lambda messages: QUERIES[3]), QUERIES[3]),
     ):
         assert {str(document.metadata[KEY]) for document in found} == wanted(query)
+
+
+async def test_only_the_tools_that_found_documents_say_the_query(
+    compressor: CrossEncoderCompressor,
+) -> None:
+    """A clock beside a search has no query of its own; a "query" that is a list is not one."""
+    clock_call: Any = {"name": "clock", "args": {}, "id": "call-clock"}
+    both = AIMessage("", tool_calls=[clock_call, *calls("news").tool_calls])
+    (_, news), _ = await run(RerankingMiddleware(compressor), [both], question=QUERIES[2])
+    assert news.artifact == compressor.compress_documents(documents()[:HALF], QUERY)
+    several = AIMessage(
+        "", tool_calls=[{"name": "news", "args": {"query": [QUERY, "more"]}, "id": "1"}]
+    )
+    found = ToolMessage("", tool_call_id="1", artifact=documents())
+    picture = HumanMessage([{"type": "image_url", "image_url": {"url": "data:,"}}])
+    said = query_of([HumanMessage(QUERIES[1]), picture, several, found])
+    assert said == QUERIES[1]
+
+
+async def test_a_compressor_that_drops_metadata_is_an_error(
+    compressor: CrossEncoderCompressor,
+) -> None:
+    """Whose document it is stands in the metadata: the error says so."""
+    forgetful = compressor | RunnableLambda(
+        lambda found: [Document(document.page_content) for document in found]
+    )
+    state: Any = {
+        "messages": [HumanMessage(QUERY), ToolMessage("", tool_call_id="1", artifact=documents())]
+    }
+    with pytest.raises(InputError, match=r"compressor must keep metadata\['rerank_adapters"):
+        RerankingMiddleware(forgetful).before_model(state, None)
 
 
 async def test_no_query_is_an_error(compressor: CrossEncoderCompressor) -> None:

@@ -9,12 +9,14 @@ import pickle
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core._api.beta_decorator import LangChainBetaWarning
 from langchain_core.load import dumps, loads
 from langchain_core.runnables import ConfigurableField, RunnablePassthrough
+from pydantic import SecretStr
 
 from rerank_adapters import ClosedError, ConfigError, Reranker
 from rerank_adapters.langchain import (
@@ -221,6 +223,34 @@ def test_the_last_close_frees_the_model(loads_counted: list[Any], model: str) ->
     with CrossEncoderCompressor(**fields) as third:
         third.compress_documents(documents(), QUERY)
     assert len(loads_counted) == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_closed_reranker_is_the_error_of_what_it_should_score(
+    model: str, asynchronous: bool
+) -> None:
+    """A batch gets its errors in place, and what needs no score its answer."""
+    with Reranker.from_pretrained(model, backend="onnx", device="cpu") as closed:
+        compressor = CrossEncoderCompressor(reranker=closed)
+    given: Any = [{"query": QUERY, "documents": documents()}, {"query": QUERY, "documents": []}]
+    if asynchronous:
+        error, empty = await compressor.abatch(given, return_exceptions=True)
+    else:
+        error, empty = compressor.batch(given, return_exceptions=True)
+    assert isinstance(error, ClosedError)
+    assert empty == []
+
+
+def test_what_a_type_checker_lets_pass_is_made_one_thing() -> None:
+    """A Path, a list of devices, a plain token and a list of names."""
+    given = CrossEncoderCompressor(
+        model=Path("org/name"), device=["cpu", "cpu"], token=TOKEN, rank_fields=["title"]
+    )
+    assert given.model == str(Path("org/name"))
+    assert given.device == ("cpu", "cpu")
+    assert given.rank_fields == ("title",)
+    assert isinstance(given.token, SecretStr)
+    assert given.model_copy(update={"token": TOKEN})._config.token == TOKEN
 
 
 def test_a_ready_reranker_is_left_open(ready: Reranker) -> None:
