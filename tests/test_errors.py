@@ -209,6 +209,30 @@ def test_each_failure_has_its_class_and_its_words(
     assert str(caught.value) == message.format(folder=folder)
 
 
+WRONG_KINDS = [
+    ("config.json", {"max_position_embeddings": "many"}, "'many'"),
+    ("rerank_adapters.json", {"labels": "x"}, "'x'"),
+    ("tokenizer_config.json", {"model_max_length": "many"}, "'str'"),
+    ("tokenizer_config.json", {"pad_token": 3}, "'int'"),
+    ("tokenizer_config.json", {"truncation_side": "middle"}, "'left' or 'right': got 'middle'"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "words"), WRONG_KINDS)
+def test_a_value_of_the_wrong_kind_in_a_checkpoint_is_a_model_error(
+    tmp_path: Path, file: str, change: dict[str, object], words: str
+):
+    """JSON that parses and means nothing is refused with the folder and the value."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(exported("bert"), folder)
+    content = json.loads((folder / file).read_text("utf-8"))
+    (folder / file).write_text(json.dumps(content | change), "utf-8")
+    with pytest.raises(ModelError) as caught:
+        Reranker.from_pretrained(str(folder), backend="onnx", device="cpu")
+    assert str(folder) in str(caught.value)
+    assert words in str(caught.value)
+
+
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path, backend: str):
     """Law 10: transformers would make up a vocabulary of special tokens, and score with it."""

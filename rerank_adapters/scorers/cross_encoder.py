@@ -12,7 +12,7 @@ from typing import Any
 from .. import bundled, hub
 from ..backends import choose_backend
 from ..config import DEFAULT_MODEL, RerankerConfig
-from ..errors import BackendError, ConfigError, MissingDependencyError
+from ..errors import BackendError, ConfigError, MissingDependencyError, ModelError, RerankError
 from ..families import Family, family_for
 from ..protocols import Backend
 from ..tokenization import EncodedPairs as Encoded
@@ -27,6 +27,8 @@ Forward = Callable[[TokenBatch], Scores]
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 """Padded tokens per forward, by kind of device: on CPU what fits a cache, on GPU what fills it."""
+FREE_PADDING = {"cuda": 4096, "mps": 1024}
+"""Tokens of padding that cost less than one more forward, by kind of device; none on CPU."""
 
 
 class CrossEncoder:
@@ -50,6 +52,9 @@ class CrossEncoder:
         self._facts = facts or {}
         device = self.backends[0].info().get("device", "cpu").partition(":")[0]
         self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+        packed = all(backend.info().get("pass") == "packed" for backend in self.backends)
+        # A packed pass pads nothing, so lengths may differ in a batch as they like.
+        self.free_padding = self.max_batch_tokens if packed else FREE_PADDING.get(device, 0)
 
     @classmethod
     def from_config(cls, config: RerankerConfig) -> CrossEncoder:
@@ -192,6 +197,18 @@ def _load_torch(config: RerankerConfig, source: hub.Source) -> Parts:
 
 
 def _meaning(config: RerankerConfig, folder: Path) -> tuple[Family, PairTokenizer]:
+    """What the files of *folder* say; ModelError where a value in them is of the wrong kind."""
+    try:
+        return _read(config, folder)
+    except RerankError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"a JSON file in {folder} holds a value of the wrong kind: {error}"
+        ) from error
+
+
+def _read(config: RerankerConfig, folder: Path) -> tuple[Family, PairTokenizer]:
     family = family_for(
         folder,
         activation=config.activation,

@@ -55,6 +55,9 @@ class Files:
         if (folder / "modules.json").is_file():  # sentence-transformers reads the next only then
             sentence = read_json(folder / "sentence_bert_config.json", {})
         truncation, padding = tokenizer.truncation or {}, tokenizer.padding or {}
+        side = settings.get("truncation_side", truncation.get("direction", "right"))
+        if side not in ("left", "right"):
+            raise ModelError(f"truncation_side in {folder} must be 'left' or 'right': got {side!r}")
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if sentence.get("do_lower_case"):
@@ -63,7 +66,7 @@ class Files:
         return cls(
             tokenizer,
             max_length=_stored_length(settings, sentence),
-            truncation_side=settings.get("truncation_side", truncation.get("direction", "right")),
+            truncation_side=side,
             pad_id=_pad_id(tokenizer, settings, padding, config),
             types=_gives_types(settings),
             causal=any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()),
