@@ -74,7 +74,7 @@ class PairEncoder:
             whole = self.reader.counts([queries.texts[row] for row in unsure])
             left[unsure] = np.minimum(whole, cap)
             right[unsure] = self.reader.counts([documents.texts[row] for row in unsure])
-        return longest_first(left, right, room)
+        return longest_first(left, right, room, limit=self.options.limit)
 
     def _joined(
         self, queries: Column, documents: Column, kept: tuple[Counts, Counts]

@@ -81,20 +81,23 @@ def gather(
     )
 
 
-def longest_first(queries: Counts, documents: Counts, room: int) -> tuple[Counts, Counts]:
+def longest_first(
+    queries: Counts, documents: Counts, room: int, *, limit: int | None = None
+) -> tuple[Counts, Counts]:
     """Tokens kept of each query and document so that both fit in *room*: the rule of `tokenizers`.
 
     The longer text is cut to what the shorter leaves. Where that is less than the shorter itself,
-    each gets half, and the odd token goes to the longer (to the document where they are equal, and
-    always in some versions of `tokenizers`).
+    each gets half, and the odd token goes to the longer (to the document where they are equal).
+
+    limit: of the whole pair, special tokens included; None is *room*, that is, there are none.
     """
+    if _reads_to_the_limit():
+        most = room if limit is None else limit
+        queries, documents = np.minimum(queries, most), np.minimum(documents, most)
     shorter = np.minimum(queries, documents)
-    halved = shorter > room - shorter
-    small = np.where(halved, room // 2, shorter)
+    small = np.where(shorter > room - shorter, room // 2, shorter)
     large = room - small
     fits, query_longer = queries + documents <= room, queries > documents
-    if not _odd_token_goes_to_the_longer():
-        query_longer = query_longer & ~halved
     return (
         np.where(fits, queries, np.where(query_longer, large, small)),
         np.where(fits, documents, np.where(query_longer, small, large)),
@@ -102,16 +105,17 @@ def longest_first(queries: Counts, documents: Counts, room: int) -> tuple[Counts
 
 
 @functools.cache
-def _odd_token_goes_to_the_longer() -> bool:
-    """Whether the installed `tokenizers` does so: 0.21, 0.22 and 0.23.3 do, 0.23.1 and 0.23.2 not.
+def _reads_to_the_limit() -> bool:
+    """Whether the installed `tokenizers` takes texts beyond the limit for equally long.
 
-    Asked of the library itself, so that a pair is cut where sentence-transformers cuts it.
+    0.23.1 and 0.23.2 do, versions before and after do not. It is asked of the library itself, so
+    that a pair is cut where sentence-transformers cuts it.
     """
     words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))  # noqa: S106 a token of text
     words.pre_tokenizer = Whitespace()
     words.enable_truncation(3, strategy="longest_first")
-    kept: list[int | None] = words.encode("a a a a", "a a a").sequence_ids
-    return kept.count(0) == 2
+    kept: list[int | None] = words.encode("a a a a a", "a a a a").sequence_ids
+    return kept.count(0) == 1
 
 
 def only_second(queries: Counts, documents: Counts, room: int) -> tuple[Counts, Counts]:
