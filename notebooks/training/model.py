@@ -1,8 +1,8 @@
 """The packed BERT: Hugging Face parameters, our own forward over concatenated sequences.
 
 A batch is one flat run of tokens plus the lengths of its sequences, so no padding is ever computed.
-Only attention looks at the boundaries: by small products on the CPU, by torch's ragged
-FlashAttention on CUDA. `check_packed` proves equality with transformers.
+Only attention looks at the boundaries: by small products on the CPU, by one padded product on
+CUDA. `check_packed` proves equality with transformers.
 """
 
 from collections.abc import Callable, Sequence
@@ -141,16 +141,19 @@ def in_buckets(lengths: Tensor, dtype: torch.dtype) -> Attend:
     return attend
 
 
-def ragged(lengths: Tensor, device: torch.device) -> Attend:
-    """FlashAttention over ragged rows: CUDA in half precision, torch 2.10 or newer."""
-    from torch.nn.attention.varlen import varlen_attn  # CPU runs do with an older torch
-
+def in_rectangle(lengths: Tensor, device: torch.device) -> Attend:
+    """One fused product over a padded rectangle: CUDA."""
     longest = int(lengths.max())
-    ends = functional.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+    columns = torch.arange(longest)
+    valid = columns < lengths[:, None]
+    cells = valid.flatten().nonzero().flatten().to(device)
+    mask = valid.to(device)[:, None, None]
 
     def attend(qkv: Tensor, heads: int) -> Tensor:
-        q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)
-        return varlen_attn(q, k, v, ends, ends, longest, longest).flatten(1)
+        full = qkv.new_zeros(valid.numel(), qkv.shape[1]).index_copy(0, cells, qkv)
+        q, k, v = full.view(*valid.shape, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return mixed.transpose(1, 2).reshape(valid.numel(), -1).index_select(0, cells)
 
     return attend
 
@@ -164,8 +167,8 @@ def encode(
     positions = (torch.arange(len(ids)) - starts.repeat_interleave(lengths)).to(device)
     x = table.word_embeddings(ids.to(device)) + table.position_embeddings(positions)
     x = _norm(x + table.token_type_embeddings(types.to(device)), table.LayerNorm).to(dtype)
-    fused = device.type == "cuda" and dtype != torch.float32
-    attend = ragged(lengths, device) if fused else in_buckets(lengths, dtype)
+    cuda = device.type == "cuda"
+    attend = in_rectangle(lengths, device) if cuda else in_buckets(lengths, dtype)
     heads = bert.config.num_attention_heads
     for layer in bert.encoder.layer:
         own = layer.attention.self
