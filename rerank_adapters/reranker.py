@@ -57,6 +57,7 @@ class Reranker:
         self._scheduler = Scheduler(
             scorer.forwards(num_workers),
             max_batch_tokens=scorer.max_batch_tokens,
+            free_padding=scorer.free_padding,
             max_queue_pairs=max_queue_pairs,
             max_queue_tokens=max_queue_tokens,
             when_full=when_full,

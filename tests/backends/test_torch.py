@@ -729,10 +729,10 @@ def _predict(folder: Path):
     return np.asarray(scores, np.float32).reshape(len(PAIRS), -1)
 
 
-def _checkpoint(kind: str) -> Checkpoint:
+def _checkpoint(kind: str, device: torch.device | None = None) -> Checkpoint:
     return Checkpoint.load(
         build(kind),
-        device=torch.device("cpu"),
+        device=device or torch.device("cpu"),
         dtype=torch.float32,
         max_length=_tokenizer(kind).max_length,
         trust_remote_code=False,
