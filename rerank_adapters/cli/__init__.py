@@ -2,23 +2,78 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from collections.abc import Sequence
 
+from ..display import one_line
 from ..errors import MissingDependencyError, RerankError
 
+EXTRAS = {
+    "torch": "torch",
+    "transformers": "torch",
+    "sentence_transformers": "torch",
+    "onnx": "export",
+    "onnxscript": "export",
+    "langchain_core": "langchain,llama-index",  # the demo shows both
+    "llama_index": "langchain,llama-index",
+}
+"""The extra that brings a module; every other comes with `cli`."""
 
-def main() -> None:
-    """Run the command line and leave with its exit code."""
+INTERRUPTED = 130
+"""What shells expect of a program that Ctrl-C ended: 128 and the signal's number."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line on *arguments* (None: the process's own); leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a bar or an accent must not end the program
     try:
-        from .app import app
+        code = _run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _stop("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        _forget_output()
+        code = 1
+    except RerankError as error:
+        code = _stop(str(error))
     except ImportError as error:
-        _stop(MissingDependencyError(error.name or "typer", "cli"))
+        module = (error.name or "typer").partition(".")[0]
+        code = _stop(str(MissingDependencyError(module, EXTRAS.get(module, "cli"))))
+    except OSError as error:
+        file = f": {error.filename}" if error.filename else ""
+        code = _stop(f"{error.strerror or error}{file}")
+        _forget_output()
+    raise SystemExit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    import typer
+
+    from .app import app
+
+    # typer gives a name to this one of click's usage errors alone
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]
     try:
-        app(prog_name="rerank-adapters")
-    except (RerankError, OSError) as error:
-        _stop(error)
+        code = int(app(arguments, prog_name="rerank-adapters", standalone_mode=False) or 0)
+        return _stop("interrupted", code) if code == INTERRUPTED else code
+    except usage_error as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "rerank-adapters"
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]  # click's, unnamed
+        return _stop(f"{message} (see {command} --help)")
+    except typer.Abort:  # how older typers say Ctrl-C
+        return _stop("interrupted", INTERRUPTED)
 
 
-def _stop(error: Exception) -> None:
-    print(f"rerank-adapters: {error}", file=sys.stderr)  # noqa: T201  # no rich here: it may be what is missing
-    raise SystemExit(2)
+def _stop(message: str, code: int = 2) -> int:
+    print(f"rerank-adapters: {one_line(message)}", file=sys.stderr)  # noqa: T201  # no rich here: it may be what is missing
+    return code
+
+
+def _forget_output() -> None:
+    """Nobody reads on, or the disk is full: what Python still holds must not raise at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

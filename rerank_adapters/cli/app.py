@@ -1,48 +1,55 @@
-"""The commands: what they take, and how their answers look."""
+"""The commands: what they take. Each loads what it needs when it runs."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
+from .. import __version__
 from ..config import BackendName, DType
-from ..reranker import Reranker
-from . import evaluate as evaluation
-from . import search as searching
-from . import tune as tuning
-from .models import known_models
+from .console import emit, progress, say, table
 
 app = typer.Typer(
     help="Rerank text with a cross-encoder: search, measure, export.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
+Query = Annotated[str, typer.Argument(metavar="QUERY", help="The question.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Hub id, local folder or 'default'.")]
 Backend = Annotated[BackendName, typer.Option(help="Runtime.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[DType, typer.Option(help="Numbers the model runs in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens per pair.")]
-TopN = Annotated[int | None, typer.Option("--top-n", "-n", min=1, help="How many to keep.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens per pair. None: the model's.")]
+
+
+def _file(text: str) -> Any:
+    return typer.Option(help=text, exists=True, dir_okay=False)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Rerank text with a cross-encoder: search, measure, export."""
+    if version:
+        say(f"rerank-adapters {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
 def search(
-    query: Annotated[str, typer.Argument(help="The question.")],
+    query: Query,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
     *,
-    top_n: TopN = 10,
+    top_n: Annotated[int, typer.Option("--top-n", "-n", min=1, help="How many to show.")] = 10,
     candidates: Annotated[int, typer.Option(min=1, help="Passages that BM25 hands on.")] = 50,
     model: Model = "default",
     backend: Backend = "auto",
@@ -52,23 +59,24 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search files: BM25 finds candidates, the reranker puts the best first."""
-    with _load(model, backend, device, dtype, max_length) as reranker:
-        searching.search(
-            _console(as_json),
-            query,
-            paths,
-            reranker=reranker,
-            candidates=candidates,
-            top_n=top_n or candidates,
-            as_json=as_json,
+    from ..reranker import Reranker
+    from . import search as room
+
+    with Reranker.from_pretrained(
+        model, backend=backend, device=device, dtype=dtype, max_length=max_length
+    ) as reranker:
+        room.search(
+            query, paths, reranker=reranker, candidates=candidates, top_n=top_n, as_json=as_json
         )
 
 
 @app.command()
 def rerank(
-    query: Annotated[str, typer.Argument(help="The question.")],
+    query: Query,
     *,
-    top_n: TopN = None,
+    top_n: Annotated[
+        int | None, typer.Option("--top-n", "-n", min=1, help="How many to keep. None: all.")
+    ] = None,
     score_threshold: Annotated[float | None, typer.Option(help="Lowest score kept.")] = None,
     text_field: Annotated[str, typer.Option(help="Where JSON lines keep their text.")] = "text",
     model: Model = "default",
@@ -78,12 +86,23 @@ def rerank(
     max_length: MaxLength = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the lines (or JSON lines) on standard input; JSON lines come out, best first."""
-    with _load(model, backend, device, dtype, max_length) as reranker:
-        searching.rerank(
-            _console(as_json),
+    """Rank the lines (or JSON lines) on standard input, best first.
+
+    A terminal gets a table; a pipe, or --json, gets JSON lines: the fields that came in, and
+    index, relevance_score and truncated, which replace fields of these names.
+    """
+    from ..reranker import Reranker
+    from . import search as room
+    from .console import note
+
+    if sys.stdin.isatty():
+        note("type or paste lines to rank, then end the input")
+    with Reranker.from_pretrained(
+        model, backend=backend, device=device, dtype=dtype, max_length=max_length
+    ) as reranker:
+        room.rerank(
             query,
-            sys.stdin,
+            sys.stdin.buffer,
             reranker=reranker,
             top_n=top_n,
             score_threshold=score_threshold,
@@ -94,15 +113,20 @@ def rerank(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="BEIR folder: corpus, queries, qrels.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="BEIR or TREC folder: corpus, queries, qrels.")
+    ],
     *,
-    run: Annotated[Path | None, typer.Option(help="TREC run to rerank. None: BM25's.")] = None,
+    run: Annotated[Path | None, _file("TREC run to rerank. None: BM25's.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Reranked TREC run.")
+        Path | None, typer.Option("--output", "-o", help="Write the reranked TREC run here.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Use qrels/SPLIT.tsv.")] = None,
+    corpus: Annotated[Path | None, _file("Documents outside DATA: JSONL, TSV or TREC.")] = None,
+    queries: Annotated[Path | None, _file("Queries outside DATA: JSONL, TSV or topics.")] = None,
+    qrels: Annotated[Path | None, _file("Judgements outside DATA.")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Documents reranked per query.")] = 100,
-    per_query: Annotated[bool, typer.Option(help="Show every query.")] = False,
+    per_query: Annotated[bool, typer.Option("--per-query", help="Show every query.")] = False,
     model: Model = "default",
     backend: Backend = "auto",
     device: Device = "auto",
@@ -111,188 +135,114 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure reranking on judged queries: nDCG@10, MRR@10 and recall, before and after."""
-    console = _console(as_json)
-    collection = evaluation.read_collection(data, split=split)
+    from ..reranker import Reranker
+    from . import evaluate as room
+
+    collection = room.read_collection(
+        data, split=split, corpus=corpus, queries=queries, qrels=qrels
+    )
     with (
-        _load(model, backend, device, dtype, max_length) as reranker,
-        evaluation.trec_writer(output) as write,
-        Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress,
+        room.trec_writer(output) as write,
+        Reranker.from_pretrained(
+            model, backend=backend, device=device, dtype=dtype, max_length=max_length
+        ) as reranker,
+        progress("reranking", len(collection.queries)) as advance,
     ):
-        task = progress.add_task("reranking", total=len(collection.queries))
-        report = evaluation.evaluate(
+        report = room.evaluate(
             collection,
-            _retriever(collection, run, candidates),
+            room.retriever(collection, run, candidates),
             reranker,
             candidates=candidates,
             write=write,
-            progress=lambda: progress.advance(task),
+            progress=advance,
         )
-    _report(console, report, per_query=per_query, as_json=as_json)
-
-
-def _retriever(
-    collection: evaluation.Collection, run: Path | None, candidates: int
-) -> Callable[[str, str], list[tuple[str, float]]]:
-    if run is not None:
-        rows = evaluation.read_run(run, candidates)
-        return lambda query, _: rows.get(query, [])
-    retrieve = evaluation.bm25_run(collection, candidates)
-    return lambda _, text: retrieve(text)
-
-
-def _report(console: Console, report: evaluation.Report, *, per_query: bool, as_json: bool) -> None:
-    p50, p95 = report.latency()
-    rows: list[dict[str, Any]] = [
-        {
-            "measure": str(measure),
-            "before": report.mean("before", measure),
-            "after": report.mean("after", measure),
-            "p_value": report.p_value(measure),
-        }
-        for measure in report.measures
-    ]
-    if as_json:
-        answer: dict[str, Any] = {"queries": len(report.after), "measures": rows}
-        answer |= {"p50_ms": p50, "p95_ms": p95}
-        if per_query:
-            answer["per_query"] = {
-                name: {"before": report.before[name], "after": row}
-                for name, row in report.after.items()
-            }
-        console.print_json(json.dumps(answer))
-        return
-    if per_query:
-        names = [str(measure) for measure in report.measures]
-        cells = [
-            [query, *(f"{report.before[query][name]:.3f} → {row[name]:.3f}" for name in names)]
-            for query, row in report.after.items()
-        ]
-        _table(console, ["query", *names], cells)
-    _table(
-        console,
-        ["", "before", "after", "change", "p"],
-        [
-            [
-                row["measure"],
-                f"{row['before']:.4f}",
-                f"{row['after']:.4f}",
-                f"{row['after'] - row['before']:+.4f}",
-                f"{row['p_value']:.4f}",
-            ]
-            for row in rows
-        ],
-    )
-    console.print(
-        f"{len(report.after)} queries; reranking took {p50:.0f} ms (p50), {p95:.0f} ms (p95) each"
-    )
+    room.show(report, per_query=per_query, as_json=as_json)
 
 
 @app.command()
 def tune(
-    data: Annotated[Path | None, typer.Argument(help="BEIR folder. None: speed alone.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DATA]", help="BEIR or TREC folder. None: speed."),
+    ] = None,
     *,
-    budget_ms: Annotated[float | None, typer.Option(help="Name the best within this p95.")] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(min=0, help="Name the best setting with p95 within this.")
+    ] = None,
     candidates: Annotated[
-        list[int] | None, typer.Option(min=1, help="Numbers of candidates to try: 20, 50, 100.")
+        list[int] | None, typer.Option(min=1, help="To try; repeat. [20, 50, 100]")
     ] = None,
     max_length: Annotated[
-        list[int] | None, typer.Option(min=1, help="Token limits to try: 256, 512.")
+        list[int] | None, typer.Option(min=1, help="Token limits to try; repeat. [256, 512]")
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries per setting.")] = 20,
     model: Model = "default",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine and this data: quality and latency of every setting."""
-    console = _console(as_json)
-    collection = evaluation.read_collection(data) if data is not None else None
-    results: list[tuning.Setting] = []
-    refused: list[tuning.Refused] = []
-    with Console(stderr=True).status("measuring"):
-        for found in tuning.tune(
+    from . import tune as room
+    from .collection import read_collection
+
+    with progress("measuring") as advance:
+        found = []
+        for one in room.tune(
             model,
-            collection,
+            read_collection(data) if data is not None else None,
             candidates=candidates or [20, 50, 100],
             max_lengths=max_length or [256, 512],
             num_queries=queries,
+            device=device,
         ):
-            if isinstance(found, tuning.Setting):
-                results.append(found)
-            elif (found.backend, found.dtype) not in {(one.backend, one.dtype) for one in refused}:
-                refused.append(found)
-    chosen = tuning.best(results, budget_ms) if budget_ms is not None else None
-    if as_json:
-        answer = {
-            "settings": [asdict(one) for one in results],
-            "refused": [asdict(one) for one in refused],
-        }
-        answer |= {"best": asdict(chosen) if chosen else None}  # type: ignore[dict-item]  # one object beside lists
-        console.print_json(json.dumps(answer))
-        return
-    _table(
-        console,
-        ["backend", "dtype", "candidates", "max_length", "p50 ms", "p95 ms", "nDCG@10"],
-        [
-            [
-                one.backend,
-                one.dtype,
-                str(one.candidates),
-                str(one.max_length),
-                f"{one.p50_ms:.0f}",
-                f"{one.p95_ms:.0f}",
-                "–" if one.ndcg10 is None else f"{one.ndcg10:.4f}",
-            ]
-            for one in results
-        ],
-    )
-    for one in refused:
-        console.print(f"{one.backend} {one.dtype} does not run here: {one.why}", style="dim")
-    if budget_ms is not None:
-        console.print(
-            f"best within {budget_ms:g} ms: backend={chosen.backend!r}, dtype={chosen.dtype!r}, "
-            f"{chosen.candidates} candidates, max_length={chosen.max_length}"
-            if chosen
-            else f"nothing fits {budget_ms:g} ms: fewer candidates or a shorter max_length would"
-        )
+            found.append(one)
+            advance()
+    room.show(found, budget_ms=budget_ms, as_json=as_json)
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Hub id or local folder.")],
-    folder: Annotated[Path, typer.Argument(help="Where the ONNX checkpoint goes.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the ONNX checkpoint goes.")
+    ],
     *,
-    dtype: Annotated[Literal["float32", "float16", "int8"], typer.Option()] = "float32",
+    dtype: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option(help="Numbers the file holds.")
+    ] = "float32",
     revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
-    local_files_only: Annotated[bool, typer.Option(help="Never ask the network.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the checkpoint's code.")] = False,
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", help="Never ask the network.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as ONNX, checked against torch before it is kept."""
-    from ..errors import MissingDependencyError
+    from ..export import FILE_NAMES, export_onnx
 
-    try:
-        from ..export import FILE_NAMES, export_onnx  # lazy: torch takes seconds
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "export") from error
-    place = export_onnx(
-        model,
-        folder,
-        dtype,
-        revision=revision,
-        local_files_only=local_files_only,
-        trust_remote_code=trust_remote_code,
-    )
+    with progress("exporting and checking"):
+        place = export_onnx(
+            model,
+            folder,
+            dtype,
+            revision=revision,
+            local_files_only=local_files_only,
+            trust_remote_code=trust_remote_code,
+        )
     file = place / FILE_NAMES[dtype]
-    facts = {"file": str(file), "megabytes": round(file.stat().st_size / 1e6, 1), "dtype": dtype}
-    console = _console(as_json)
+    megabytes = round(file.stat().st_size / 1e6, 1)
     if as_json:
-        console.print_json(json.dumps(facts))
+        emit({"file": str(file), "megabytes": megabytes, "dtype": dtype})
     else:
-        console.print(f"{facts['file']} ({facts['megabytes']} MB), scores checked against torch")
+        say(f"{file} ({megabytes} MB), scores checked against torch")
 
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="None: models on this machine.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="None: models on this machine.")
+    ] = None,
     *,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -300,47 +250,31 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """What runs here and why; without MODEL, the families tested and the models at hand."""
-    console = _console(as_json)
+    facts: dict[str, Any]
     if model is None:
-        facts: dict[str, Any] = known_models()
+        from .models import known_models
+
+        facts = known_models()
     else:
-        with _load(model, backend, device, dtype, None) as reranker:
+        from ..reranker import Reranker
+
+        with Reranker.from_pretrained(
+            model, backend=backend, device=device, dtype=dtype
+        ) as reranker:
             facts = reranker.info()
     if as_json:
-        console.print_json(json.dumps(facts))
+        emit(facts)
         return
-    _table(console, ["", ""], [[name, _shown(value)] for name, value in facts.items()])
-
-
-@app.command()
-def demo() -> None:
-    """Rerank the example collection offline, through LangChain and LlamaIndex."""
-    from . import demo as room  # lazy: it brings both frameworks
-
-    room.run(Console())
-
-
-def _load(
-    model: str, backend: BackendName, device: str, dtype: DType, max_length: int | None
-) -> Reranker:
-    return Reranker.from_pretrained(
-        model, backend=backend, device=device, dtype=dtype, max_length=max_length
-    )
-
-
-def _console(as_json: bool) -> Console:
-    # JSON is for pipes: no colours, no wrapping, and nothing else on standard output.
-    return Console(stderr=False, soft_wrap=True, no_color=True) if as_json else Console()
-
-
-def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=None)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    table(["what", "here"], [[name, _shown(value)] for name, value in facts.items()])
 
 
 def _shown(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@app.command()
+def demo(*, as_json: AsJson = False) -> None:
+    """Rerank the example collection offline, through LangChain and LlamaIndex."""
+    from . import demo as room
+
+    room.run(as_json=as_json)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -15,17 +15,16 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever as LangChainRetriever
 from langchain_core.runnables import RunnablePassthrough
-from llama_index.core import Settings
 from llama_index.core.llms import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever as LlamaIndexRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from rich.console import Console
-from rich.table import Table
 
 from ..langchain import RerankingRetriever
 from ..llama_index import CrossEncoderPostprocessor
 from ..reranker import Reranker
+from .collection import Row
+from .console import emit, say, table
 from .corpus import Bm25, Passage, example_folder, passages
 
 QUESTIONS = (
@@ -36,50 +35,62 @@ CANDIDATES = 20
 TOP_N = 3
 
 
-def run(console: Console) -> None:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One framework's run: titles and scores as retrieved and as reranked, answer, milliseconds."""
+
+    framework: str
+    question: str
+    retrieved: list[Row]
+    reranked: list[Row]
+    answer: str
+    milliseconds: float
+
+
+def run(*, as_json: bool) -> None:
     """Prints, for each framework, what BM25 retrieved and what the reranker made of it."""
     with no_network():
         start = time.perf_counter()
-        reranker = Reranker.from_pretrained()
-        facts = reranker.info()
-        loaded = (time.perf_counter() - start) * 1e3
-        console.print(
-            f"Sockets are blocked. Model: {facts['model']} ({facts['backend']}, {facts['dtype']}, "
-            f"{facts['device']}), loaded in {loaded:.0f} ms."
-        )
-        collection = list(passages(example_folder()))
-        index = Bm25([passage.full_text for passage in collection])
-        _show(console, "LangChain chain", QUESTIONS[0], *_langchain(reranker, collection, index))
-        _show(
-            console,
-            "LlamaIndex query engine",
-            QUESTIONS[1],
-            *_llama_index(reranker, collection, index),
-        )
-        reranker.close()
+        with Reranker.from_pretrained() as reranker:
+            facts = reranker.info()
+            loaded = (time.perf_counter() - start) * 1e3
+            collection = list(passages(example_folder()))
+            index = Bm25(passage.full_text for passage in collection)
+            shown = [show(reranker, collection, index) for show in (_langchain, _llama_index)]
+    model = {name: facts[name] for name in ("model", "backend", "dtype", "device")}
+    if as_json:
+        emit({**model, "load_ms": loaded, "runs": [asdict(one) for one in shown]})
+        return
+    say(
+        f"Sockets are blocked. Model: {facts['model']} ({facts['backend']}, {facts['dtype']}, "
+        f"{facts['device']}), loaded in {loaded:.0f} ms."
+    )
+    for one in shown:
+        _show(one)
+
+
+BLOCKED = ("connect", "connect_ex", "sendto", "sendmsg")
 
 
 @contextmanager
 def no_network() -> Iterator[None]:
-    """While inside, connecting any socket raises: what runs, runs offline."""
+    """While inside, connecting or sending by any socket raises, and so does a look-up of a name."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError("the demo reached for the network, which it must not")
 
-    connect: Callable[..., Any] = socket.socket.connect
-    socket.socket.connect = refuse  # type: ignore[method-assign]  # the demo's own proof
+    places = [(socket.socket, name) for name in BLOCKED] + [(socket, "getaddrinfo")]
+    saved = [(place, name, getattr(place, name)) for place, name in places if hasattr(place, name)]
+    for place, name, _ in saved:
+        setattr(place, name, refuse)
     try:
         yield
     finally:
-        socket.socket.connect = connect  # type: ignore[method-assign]  # put back
+        for place, name, method in saved:
+            setattr(place, name, method)
 
 
-Row = tuple[str, float]
-
-
-def _langchain(
-    reranker: Reranker, collection: Sequence[Passage], index: Bm25
-) -> tuple[list[Row], list[Row], str, float]:
+def _langchain(reranker: Reranker, collection: Sequence[Passage], index: Bm25) -> Shown:
     question = QUESTIONS[0]
 
     class Retriever(LangChainRetriever):
@@ -116,14 +127,12 @@ def _langchain(
         (document.metadata["title"], document.metadata["relevance_score"])
         for document in retriever.invoke(question)
     ]
-    return _before(collection, index, question), after, answer, seconds
+    before = _before(collection, index, question)
+    return Shown("LangChain chain", question, before, after, answer, seconds * 1e3)
 
 
-def _llama_index(
-    reranker: Reranker, collection: Sequence[Passage], index: Bm25
-) -> tuple[list[Row], list[Row], str, float]:
+def _llama_index(reranker: Reranker, collection: Sequence[Passage], index: Bm25) -> Shown:
     question = QUESTIONS[1]
-    Settings.llm = MockLLM(max_tokens=12)
 
     class Retriever(LlamaIndexRetriever):
         def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -141,6 +150,7 @@ def _llama_index(
 
     engine = RetrieverQueryEngine.from_args(
         Retriever(),
+        llm=MockLLM(max_tokens=12),
         node_postprocessors=[CrossEncoderPostprocessor(reranker=reranker, top_n=TOP_N)],
     )
     start = time.perf_counter()
@@ -148,29 +158,26 @@ def _llama_index(
     seconds = time.perf_counter() - start
     after = [(node.metadata["title"], float(node.score or 0)) for node in response.source_nodes]
     answer = f"(a mock model answers here: {str(response)[:40].strip()} …)"
-    return _before(collection, index, question), after, answer, seconds
+    before = _before(collection, index, question)
+    return Shown("LlamaIndex query engine", question, before, after, answer, seconds * 1e3)
 
 
 def _before(collection: Sequence[Passage], index: Bm25, question: str) -> list[Row]:
     return [(collection[place].title, score) for place, score in index.search(question, TOP_N)]
 
 
-def _show(
-    console: Console,
-    name: str,
-    question: str,
-    before: Sequence[Row],
-    after: Sequence[Row],
-    answer: str,
-    seconds: float,
-) -> None:
-    table = Table(title=f"{name}: {question}", title_justify="left")
-    for column in ("", "BM25 retrieved", "score", "reranked", "score"):
-        table.add_column(column, justify="right" if column == "score" else "left")
-    for rank, (old, new) in enumerate(zip(before, after, strict=False), 1):
-        table.add_row(str(rank), old[0], f"{old[1]:.2f}", new[0], f"[bold]{new[1]:.3f}[/bold]")
-    console.print(table)
-    console.print(
-        f"{CANDIDATES} candidates retrieved, reranked and answered in {seconds * 1e3:.0f} ms. "
-        f"{answer}\n"
+def _show(one: Shown) -> None:
+    say()
+    say(f"{one.framework}: {one.question}", style="bold")
+    rows = zip(one.retrieved, one.reranked, strict=True)
+    table(
+        ["", "BM25 retrieved", "score", "reranked", "score"],
+        [
+            [str(rank), old, f"{old_score:.2f}", new, f"{new_score:.3f}"]
+            for rank, ((old, old_score), (new, new_score)) in enumerate(rows, 1)
+        ],
+    )
+    say(
+        f"{CANDIDATES} candidates retrieved, reranked and answered in {one.milliseconds:.0f} ms. "
+        f"{one.answer}"
     )

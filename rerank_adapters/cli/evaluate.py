@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -18,121 +17,38 @@ from ir_measures import RR, Measure, Qrel, R, ScoredDoc, nDCG
 
 from ..errors import InputError
 from ..reranker import Reranker
-from .corpus import Bm25, queries
+from .collection import Collection, Row, read_collection, read_qrels, read_run
+from .console import emit, note, say, table
+from .corpus import Bm25
 
-Run = dict[str, list[tuple[str, float]]]
+__all__ = ["Collection", "bm25_run", "evaluate", "read_collection", "read_qrels", "read_run"]
 
+Retrieve = Callable[[str, str], list[Row]]
+"""Query id and text to its candidates, best first."""
 
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """Judged queries, and documents that are read from disk one at a time."""
-
-    queries: dict[str, str]
-    qrels: dict[str, dict[str, int]]
-    documents: Documents
-
-
-class Documents:
-    """The texts of `corpus.jsonl` by id, kept as places in the file, not as text."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._offsets: dict[str, int] = {}
-        with file.open("rb") as lines:
-            start = 0
-            for line in lines:
-                if line.strip():
-                    self._offsets[self._parse(line)[0]] = start
-                start += len(line)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    @property
-    def ids(self) -> list[str]:
-        """Document ids, in the order of the file."""
-        return list(self._offsets)
-
-    def texts(self, ids: Sequence[str]) -> list[str]:
-        """Title and text of each of *ids*. InputError names an id the corpus lacks."""
-        missing = [name for name in ids if name not in self._offsets]
-        if missing:
-            raise InputError(
-                f"run names a document that is not in {self._file}: got {missing[0]!r}"
-            )
-        with self._file.open("rb") as lines:
-            return [self._at(lines, self._offsets[name]) for name in ids]
-
-    def _at(self, lines: IO[bytes], offset: int) -> str:
-        lines.seek(offset)
-        return self._parse(lines.readline())[1]
-
-    def _parse(self, line: bytes) -> tuple[str, str]:
-        try:
-            row = json.loads(line)
-            name = str(row["_id"] if "_id" in row else row["id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self._file} must hold JSON objects with _id: got {line[:60]!r}"
-            ) from error
-        return name, f"{row.get('title', '')} {row.get('text', '')}".strip()
+DRAWS = 10_000
+TEST = "paired randomisation test, two-sided"
 
 
-def read_collection(folder: Path, *, split: str = "test") -> Collection:
-    """A BEIR folder: corpus.jsonl, queries.jsonl, qrels.tsv or qrels/*split*.tsv (or TREC's).
-
-    Only queries with a judgement are kept. InputError names a file that is missing or malformed.
-    """
-    names = ["qrels.tsv", f"qrels/{split}.tsv", "qrels.txt", f"qrels.{split}.txt"]
-    found = [folder / name for name in names if (folder / name).is_file()]
-    for needed in ("corpus.jsonl", "queries.jsonl"):
-        if not (folder / needed).is_file():
-            raise InputError(f"DATA must hold {needed}: {str(folder)!r} has none")
-    if not found:
-        raise InputError(
-            f"DATA must hold judgements ({', '.join(names)}): {str(folder)!r} has none"
-        )
-    qrels = read_qrels(found[0])
-    texts = {name: text for name, text in queries(folder).items() if name in qrels}
-    if not texts:
-        raise InputError(f"qrels must judge some of the queries: {found[0]} judges none of them")
-    return Collection(texts, qrels, Documents(folder / "corpus.jsonl"))
-
-
-def read_qrels(file: Path) -> dict[str, dict[str, int]]:
-    """Judgements by query: BEIR's three columns (a header is passed over) or TREC's four."""
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        parts = line.split()
-        if not parts or (number == 1 and not parts[-1].lstrip("-").isdigit()):
-            continue
-        try:
-            query, document, grade = parts[0], parts[-2], int(parts[-1])
-        except (IndexError, ValueError) as error:
-            raise InputError(f"{file}:{number} must be a judgement: got {line[:60]!r}") from error
-        qrels.setdefault(query, {})[document] = grade
-    return qrels
-
-
-def read_run(file: Path, count: int) -> Run:
-    """The best *count* documents of each query of a TREC run, best first."""
-    run: Run = {}
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            parts = line.split()
-            if len(parts) != 6:
-                raise InputError(
-                    f"{file}:{number} must have a TREC run's 6 columns: got {line[:60]!r}"
-                )
-            run.setdefault(parts[0], []).append((parts[2], float(parts[4])))
-    return {query: sorted(rows, key=lambda row: -row[1])[:count] for query, rows in run.items()}
-
-
-def bm25_run(collection: Collection, count: int) -> Callable[[str], list[tuple[str, float]]]:
+def bm25_run(collection: Collection, count: int) -> Callable[[str], list[Row]]:
     """BM25's best *count* documents for a query text."""
     ids = collection.documents.ids
-    index = Bm25(collection.documents.texts(ids))
+    index = Bm25(collection.documents.stream())
     return lambda text: [(ids[place], score) for place, score in index.search(text, count)]
+
+
+def retriever(collection: Collection, run: Path | None, count: int) -> Retrieve:
+    """The best *count* of each query in a TREC run; without one, BM25's."""
+    if run is None:
+        retrieve = bm25_run(collection, count)
+        return lambda _, text: retrieve(text)
+    rows = read_run(run, count)
+    absent = [query for query in collection.queries if query not in rows]
+    if len(absent) == len(collection.queries):
+        raise InputError(f"run must hold some of the judged queries: {run} holds none of them")
+    if absent:
+        note(f"{run} has no candidates for {len(absent)} judged queries: they count as 0")
+    return lambda query, _: rows.get(query, [])
 
 
 @dataclass(slots=True)
@@ -150,27 +66,45 @@ class Report:
         return float(np.mean([row[str(measure)] for row in rows.values()]))
 
     def p_value(self, measure: Measure) -> float:
-        """Two-sided paired randomisation test (Smucker, Allan & Carterette, 2007), 10,000 draws."""
+        """Of the mean change, by the paired randomisation test (Smucker, Allan & Carterette, 2007).
+
+        Two-sided. Every pattern of signs where there are at most 10,000, else 10,000 drawn.
+        """
         name = str(measure)
-        deltas = np.array(
+        return randomisation_test(
             [self.after[query][name] - self.before[query][name] for query in self.after]
         )
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(10_000, len(deltas)))
-        extreme = np.abs((signs * deltas).mean(1)) >= abs(deltas.mean()) - 1e-12
-        return float((extreme.sum() + 1) / (len(extreme) + 1))
 
     def latency(self) -> tuple[float, float]:
         """Median and 95th percentile milliseconds per query, reranking alone."""
-        return tuple(float(1e3 * np.percentile(self.seconds, share)) for share in (50, 95))  # type: ignore[return-value]  # two shares, two numbers
+        p50, p95 = np.percentile(self.seconds or [0.0], (50, 95)) * 1e3
+        return float(p50), float(p95)
+
+
+def randomisation_test(deltas: Sequence[float]) -> float:
+    """The share of sign patterns whose mean is as far from 0 as that of *deltas*."""
+    count = len(deltas)
+    every = 2**count <= DRAWS
+    generator = np.random.default_rng(0)
+    patterns: Iterator[Any] = (
+        itertools.product((-1.0, 1.0), repeat=count)
+        if every
+        # one draw at a time: thousands of queries would not fit in memory ten thousand times
+        else (generator.choice((-1.0, 1.0), count) for _ in range(DRAWS))
+    )
+    seen = abs(float(np.sum(deltas))) - 1e-9
+    extreme = sum(abs(float(np.dot(signs, deltas))) >= seen for signs in patterns)
+    # a drawn test counts what was seen as one draw, so that p is never 0
+    return extreme / 2**count if every else (extreme + 1) / (DRAWS + 1)
 
 
 def evaluate(
     collection: Collection,
-    retrieve: Callable[[str, str], list[tuple[str, float]]],
+    retrieve: Retrieve,
     reranker: Reranker,
     *,
     candidates: int,
-    write: Callable[[str, list[tuple[str, float]]], None] = lambda *_: None,
+    write: Callable[[str, list[Row]], None] = lambda *_: None,
     progress: Callable[[], None] = lambda: None,
 ) -> Report:
     """Reranks each query's candidates, one query at a time; nothing but measures is kept."""
@@ -180,7 +114,8 @@ def evaluate(
         texts = collection.documents.texts([name for name, _ in old])
         start = time.perf_counter()
         ranking = reranker.rerank(text, texts)
-        report.seconds.append(time.perf_counter() - start)
+        if texts:
+            report.seconds.append(time.perf_counter() - start)
         new = [(old[place.index][0], place.score) for place in ranking]
         report.before[query] = _measure(report.measures, query, old, collection.qrels[query])
         report.after[query] = _measure(report.measures, query, new, collection.qrels[query])
@@ -192,7 +127,7 @@ def evaluate(
 def _measure(
     measures: Sequence[Measure],
     query: str,
-    rows: Sequence[tuple[str, float]],
+    rows: Sequence[Row],
     judged: Mapping[str, int],
 ) -> dict[str, float]:
     """Measures of one ranking, in its own order: falling ranks stand in for scores that may tie."""
@@ -203,21 +138,80 @@ def _measure(
 
 
 @contextmanager
-def trec_writer(file: Path | None) -> Iterator[Callable[[str, list[tuple[str, float]]], None]]:
-    """Writes a TREC run query by query; the file appears whole at the end, or not at all."""
+def trec_writer(file: Path | None) -> Iterator[Callable[[str, list[Row]], None]]:
+    """Writes a TREC run query by query; the file appears whole at the end, or not at all.
+
+    Scores have nine digits, which tell any two float32 numbers apart. Raises InputError.
+    """
     if file is None:
         yield lambda *_: None
         return
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise InputError(f"--output must be a file in a folder that exists: got {str(file)!r}")
+    special = file.exists() and not file.is_file()  # a pipe or /dev/null is written, not replaced
+    target = file.resolve()  # a link stays a link
+    place = target if special else target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-
-            def write(query: str, rows: list[tuple[str, float]]) -> None:
-                for rank, (document, score) in enumerate(rows, 1):
-                    out.write(f"{query} Q0 {document} {rank} {score:.6f} rerank-adapters\n")
-
-            yield write
-        os.replace(name, file)  # noqa: PTH105  # atomic, also over an old file on Windows
+        with place.open("w", encoding="utf-8") as out:
+            yield lambda query, rows: out.writelines(_run_lines(query, rows))
+        if not special:
+            place.replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        if not special:
+            place.unlink(missing_ok=True)
         raise
+
+
+def _run_lines(query: str, rows: Sequence[Row]) -> Iterator[str]:
+    for rank, (document, score) in enumerate(rows, 1):
+        if len(f"{query} {document}".split()) != 2:
+            raise InputError(f"ids must hold no white space in a TREC run: got {document!r}")
+        yield f"{query} Q0 {document} {rank} {score:.9g} rerank-adapters\n"
+
+
+def show(report: Report, *, per_query: bool, as_json: bool) -> None:
+    """Every measure before and after, with p; every query if asked; latency."""
+    p50, p95 = report.latency()
+    rows = [_summary(report, measure) for measure in report.measures]
+    if as_json:
+        answer: dict[str, Any] = {"queries": len(report.after), "measures": rows, "test": TEST}
+        answer |= {"p50_ms": p50, "p95_ms": p95}
+        if per_query:
+            answer["per_query"] = {
+                name: {"before": report.before[name], "after": row}
+                for name, row in report.after.items()
+            }
+        emit(answer)
+        return
+    if per_query:
+        table(["query", *map(str, report.measures)], list(_per_query(report)))
+        say()
+    table(
+        ["measure", "before", "after", "change", "p"],
+        [
+            [
+                str(row["measure"]),
+                *(f"{row[side]:.4f}" for side in ("before", "after")),
+                f"{row['after'] - row['before']:+.4f}",
+                f"{row['p_value']:.4f}",
+            ]
+            for row in rows
+        ],
+    )
+    say(f"{len(report.after)} queries; p by the {TEST}")
+    say(f"reranking took {p50:.0f} ms (p50), {p95:.0f} ms (p95) a query")
+
+
+def _summary(report: Report, measure: Measure) -> dict[str, Any]:
+    return {
+        "measure": str(measure),
+        "before": report.mean("before", measure),
+        "after": report.mean("after", measure),
+        "p_value": report.p_value(measure),
+    }
+
+
+def _per_query(report: Report) -> Iterator[list[str]]:
+    for query, row in report.after.items():
+        before = report.before[query]
+        yield [query, *(f"{before[name]:.3f} → {value:.3f}" for name, value in row.items())]

@@ -5,30 +5,34 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
+from ..display import one_line
 from ..errors import InputError
 from ..reranker import Reranker
 from ..values import Ranking
+from .console import emit, note, progress, say, table
 from .corpus import Bm25
 from .reading import Excerpt, excerpts
+
+SNIPPET = 160
+"""Terminal cells of a passage in the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One passage, with its rank and score before and after."""
+    """One passage, with its rank and score before and after; bm25_rank is None without a match."""
 
     rank: int
     score: float
-    bm25_rank: int
+    bm25_rank: int | None
     bm25_score: float
     place: str
     text: str
@@ -36,7 +40,6 @@ class Hit:
 
 
 def search(
-    console: Console,
     query: str,
     paths: Iterable[Path],
     *,
@@ -46,23 +49,35 @@ def search(
     as_json: bool,
 ) -> None:
     """BM25 over the files' passages, then the reranker over the best *candidates*."""
-    with console.status("reading and indexing"):
-        found = excerpts(paths)
-        retrieved = Bm25([excerpt.text for excerpt in found]).search(query, candidates)
-    start = time.perf_counter()
-    ranking = reranker.rerank(query, [found[place].text for place, _ in retrieved], top_n=top_n)
-    milliseconds = (time.perf_counter() - start) * 1e3
+    with progress("reading and indexing"):
+        found = excerpts(paths, skipped=note)
+        matching = Bm25([excerpt.text for excerpt in found]).search(query, candidates)
+        retrieved = _filled(matching, len(found), candidates)
+    with progress("reranking"):
+        start = time.perf_counter()
+        texts = [found[place].text for place, _ in retrieved]
+        ranking = reranker.rerank(query, texts, top_n=top_n)
+        milliseconds = (time.perf_counter() - start) * 1e3
     hits = _hits(found, retrieved, ranking)
     if as_json:
         report = {"query": query, "passages": len(found), "candidates": len(retrieved)}
         report |= {"milliseconds": round(milliseconds, 1), "results": [asdict(hit) for hit in hits]}
-        print(json.dumps(report, ensure_ascii=False))  # noqa: T201  # the answer itself
+        emit(report)
         return
-    _show(console, hits)
-    console.print(
-        f"{len(found)} passages, {len(retrieved)} candidates by BM25, "
+    _show(hits)
+    say(
+        f"{len(found)} passages, {len(retrieved)} candidates ({len(matching)} by BM25), "
         f"reranked in {milliseconds:.0f} ms"
     )
+
+
+def _filled(
+    matching: list[tuple[int, float]], passages: int, candidates: int
+) -> list[tuple[int, float]]:
+    """BM25's candidates, then passages that share no word, in order, while there is room."""
+    taken = {place for place, _ in matching}
+    rest = [(place, 0.0) for place in range(passages) if place not in taken]
+    return (matching + rest)[:candidates]
 
 
 def _hits(
@@ -71,57 +86,42 @@ def _hits(
     hits = []
     for rank, place in enumerate(ranking, 1):
         index, bm25_score = retrieved[place.index]
-        excerpt = found[index]
-        hits.append(
-            Hit(
-                rank,
-                place.score,
-                place.index + 1,
-                bm25_score,
-                excerpt.place,
-                excerpt.text,
-                place.truncated,
-            )
-        )
+        before = place.index + 1 if bm25_score > 0 else None
+        where, text = found[index].place, found[index].text
+        hits.append(Hit(rank, place.score, before, bm25_score, where, text, place.truncated))
     return hits
 
 
-def _show(console: Console, hits: Sequence[Hit]) -> None:
-    if not hits:
-        console.print("no passage shares a word with the query")
-        return
-    table = Table(box=None)
-    for name in ("rank", "was", "score", "where", "passage"):
-        table.add_column(
-            name, no_wrap=name != "passage", overflow="ellipsis" if name == "where" else "fold"
-        )
+def _show(hits: Sequence[Hit]) -> None:
+    rows: list[list[str | Text]] = []
     for hit in hits:
-        line = " ".join(hit.text.split())
-        short = line if len(line) <= 160 else line[:159] + "…"
-        table.add_row(
-            str(hit.rank),
-            moved(hit.bm25_rank, hit.rank),
-            f"{hit.score:.3f}",
-            hit.place,
-            Text(short),
+        passage = Text(one_line(hit.place), style="cyan").append(
+            "\n" + one_line(hit.text, SNIPPET), style="bold" if hit.rank == 1 else "default"
         )
-    console.print(table)
+        mark = "▶" if hit.rank == 1 else " "
+        rows.append(
+            [f"{mark}{hit.rank}", moved(hit.bm25_rank, hit.rank), f"{hit.score:.3f}", passage]
+        )
+    table(["rank", "was", "score", "passage"], rows)
     best = hits[0]
-    console.print(Panel(Text(best.text), title=f"best passage: {best.place}", title_align="left"))
+    text = "\n".join(map(one_line, best.text.splitlines()))
+    title = Text(f"best passage: {one_line(best.place)}")
+    Console().print(Panel(Text(text), title=title, title_align="left"))
 
 
-def moved(before: int, after: int) -> str:
-    """The old rank and how far it moved, in rich's colours."""
+def moved(before: int | None, after: int) -> Text:
+    """The old rank and how far it moved; "new" where keywords had not found it."""
+    if before is None:
+        return Text("new", style="green")
     if before == after:
-        return f"{before}"
+        return Text(f"{before}")
     colour, arrow = ("green", "▲") if after < before else ("red", "▼")
-    return f"{before} [{colour}]{arrow}{abs(before - after)}[/{colour}]"
+    return Text(f"{before} ").append(f"{arrow}{abs(before - after)}", style=colour)
 
 
 def rerank(
-    console: Console,
     query: str,
-    lines: Iterable[str],
+    lines: Iterable[bytes],
     *,
     reranker: Reranker,
     top_n: int | None,
@@ -130,23 +130,31 @@ def rerank(
     as_json: bool,
 ) -> None:
     """Ranks lines, or JSON objects by their *text_field*; all fields come back, with the score."""
-    rows = [
-        _row(line.rstrip("\n"), number, text_field)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    texts = [str(row[text_field]) for row in rows]
+    rows = list(_rows(lines, text_field))
+    texts = [row[text_field] for row in rows]
     ranking = reranker.rerank(query, texts, top_n=top_n, score_threshold=score_threshold)
     if not as_json and sys.stdout.isatty():
-        console.print(ranking.show(texts, width=console.width), markup=False, highlight=False)
+        say(ranking.show(texts, width=max(Console().width, 40)))
         return
     for place in ranking:
-        record = rows[place.index] | {
-            "index": place.index,
-            "relevance_score": place.score,
-            "truncated": place.truncated,
-        }
-        print(json.dumps(record, ensure_ascii=False))  # noqa: T201  # the answer itself
+        emit(
+            rows[place.index]
+            | {
+                "index": place.index,
+                "relevance_score": place.score,
+                "truncated": place.truncated,
+            }
+        )
+
+
+def _rows(lines: Iterable[bytes], text_field: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"line {number} must be UTF-8 text: {error}") from error
+        if text.strip():
+            yield _row(text, number, text_field)
 
 
 def _row(line: str, number: int, text_field: str) -> dict[str, Any]:
@@ -154,12 +162,12 @@ def _row(line: str, number: int, text_field: str) -> dict[str, Any]:
         return {text_field: line}
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"line {number} must be text or a JSON object: got {line[:60]!r}"
         ) from error
-    if not isinstance(value, dict) or not isinstance(value.get(text_field), str):
+    if not isinstance(value.get(text_field), str):
         raise InputError(
             f"line {number} must have a text under {text_field!r} (--text-field): got {line[:60]!r}"
         )
-    return value
+    return dict(value)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from ..config import BackendName, DType
 from ..errors import BackendError, ConfigError, MissingDependencyError, ModelError
 from ..reranker import Reranker
+from .collection import Collection, Row, read_collection
+from .console import emit, say, table
 from .corpus import example_folder
-from .evaluate import Collection, bm25_run, evaluate, read_collection
+from .evaluate import bm25_run, evaluate
 
 TRIED: tuple[tuple[BackendName, DType], ...] = (
     ("onnx", "float32"),
@@ -51,6 +53,7 @@ def tune(
     candidates: Sequence[int],
     max_lengths: Sequence[int],
     num_queries: int,
+    device: str = "auto",
 ) -> Iterator[Setting | Refused]:
     """Every backend × dtype × candidates × max_length, as each is measured.
 
@@ -63,7 +66,7 @@ def tune(
     for (backend, dtype), length in itertools.product(TRIED, max_lengths):
         try:
             reranker = Reranker.from_pretrained(
-                model, backend=backend, dtype=dtype, max_length=length
+                model, backend=backend, device=device, dtype=dtype, max_length=length
             )
         except (BackendError, ConfigError, MissingDependencyError, ModelError) as error:
             yield Refused(backend, dtype, str(error))
@@ -86,7 +89,7 @@ def _sample(collection: Collection, count: int) -> Collection:
 def _measured(
     reranker: Reranker,
     data: Collection,
-    found: dict[str, list[tuple[str, float]]],
+    found: dict[str, list[Row]],
     backend: str,
     dtype: str,
     count: int,
@@ -114,4 +117,45 @@ def best(settings: Sequence[Setting], budget_ms: float) -> Setting | None:
             -one.p50_ms,
         ),
         default=None,
+    )
+
+
+def show(found: Sequence[Setting | Refused], *, budget_ms: float | None, as_json: bool) -> None:
+    """Every setting measured, what cannot run here and why, and the best within the budget."""
+    settings = [one for one in found if isinstance(one, Setting)]
+    refused = list(dict.fromkeys(one for one in found if isinstance(one, Refused)))
+    if not settings:
+        raise ModelError(f"no setting runs here: {refused[0].why}")
+    chosen = best(settings, budget_ms) if budget_ms is not None else None
+    if as_json:
+        emit(
+            {
+                "settings": [asdict(one) for one in settings],
+                "refused": [asdict(one) for one in refused],
+                "best": asdict(chosen) if chosen else None,
+            }
+        )
+        return
+    table(
+        ["backend", "dtype", "candidates", "max_length", "p50 ms", "p95 ms", "nDCG@10"],
+        [_cells(one) for one in settings],
+    )
+    for one in refused:
+        say(f"{one.backend} {one.dtype} does not run here: {one.why}", style="dim")
+    if budget_ms is not None:
+        say(_verdict(chosen, budget_ms))
+
+
+def _cells(one: Setting) -> list[str]:
+    quality = "–" if one.ndcg10 is None else f"{one.ndcg10:.4f}"
+    sizes = [str(one.candidates), str(one.max_length)]
+    return [one.backend, one.dtype, *sizes, f"{one.p50_ms:.1f}", f"{one.p95_ms:.1f}", quality]
+
+
+def _verdict(chosen: Setting | None, budget_ms: float) -> str:
+    if chosen is None:
+        return f"nothing fits {budget_ms:g} ms: fewer candidates or a shorter max_length would"
+    return (
+        f"best within {budget_ms:g} ms: backend={chosen.backend!r}, dtype={chosen.dtype!r}, "
+        f"{chosen.candidates} candidates, max_length={chosen.max_length}"
     )
