@@ -25,7 +25,6 @@ TEACHER_TOKENS = 126  # with its two specials 128, the length the base was train
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
 
 @cache
@@ -37,7 +36,9 @@ def _base() -> BertModel:
 def embed_texts(texts: Sequence[str], *, tokens_per_batch: int = 4096) -> NDArray[np.float32]:
     """Unit vectors (n, 384) of the base bi-encoder, sorted by length for speed, order kept."""
     bert = _base()
-    encodings = load_tokenizer(base_folder()).encode_batch_fast(list(texts), add_special_tokens=False)
+    encodings = load_tokenizer(base_folder()).encode_batch_fast(
+        list(texts), add_special_tokens=False
+    )
     ids = [np.asarray(encoding.ids[:TEACHER_TOKENS], np.uint16) for encoding in encodings]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     vectors = np.empty((len(ids), bert.config.hidden_size), np.float32)
@@ -46,7 +47,7 @@ def embed_texts(texts: Sequence[str], *, tokens_per_batch: int = 4096) -> NDArra
     while begin < len(order):
         size = max(1, tokens_per_batch // (len(ids[order[begin]]) + 8))
         rows = order[begin : begin + size]
-        vectors[rows] = embed(bert, [ids[i] for i in rows], dtype=DTYPE).cpu().numpy()
+        vectors[rows] = embed(bert, [ids[i] for i in rows]).cpu().numpy()
         begin += size
     return vectors
 

@@ -25,6 +25,8 @@ BASE_PACKAGE = (
 MAX_LENGTH = 512
 CLS, SEP = np.array([101], np.uint16), np.array([102], np.uint16)
 NO_DOCUMENT = np.zeros(0, np.uint16)
+_WIDE = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+DTYPE = torch.bfloat16 if _WIDE else torch.float32  # emulated bfloat16 is many times slower
 BUCKET_TOKENS = 1300  # about what the second-level cache holds for one attention product
 
 
@@ -196,7 +198,7 @@ def read(
     model: BertForSequenceClassification,
     sequences: Sequences,
     *,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = DTYPE,
 ) -> Heads:
     """Both heads of (query ids, document ids)."""
     ids, types, lengths = pack(sequences)
@@ -212,7 +214,7 @@ def logits(
     model: BertForSequenceClassification,
     sequences: Sequences,
     *,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = DTYPE,
 ) -> Tensor:
     """One float32 logit per (query ids, document ids): (n,)."""
     ids, types, lengths = pack(sequences)
@@ -226,7 +228,7 @@ def _classified(model: BertForSequenceClassification, hidden: Tensor, lengths: T
 
 
 @torch.no_grad()
-def embed(bert: BertModel, texts: Sequence[Ids], *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def embed(bert: BertModel, texts: Sequence[Ids], *, dtype: torch.dtype = DTYPE) -> Tensor:
     """The base bi-encoder's own vectors: mean over tokens, unit length, (n, width) float32."""
     ids, types, lengths = pack([(text, NO_DOCUMENT) for text in texts])
     hidden = encode(bert, ids, types, lengths, dtype)

@@ -14,6 +14,7 @@ class Recipe:
     the teacher. labelled, unlabelled, only (names of sets, with commas): which of the prepared
     groups are used. long_share: the least share of pairs above 256 tokens. cosine_start: the share
     of the run in which a cosine head over the joint encoding is trained and [CLS] learns from it.
+    dev_questions: of each set. calibration_questions: of all sets; 0 leaves scores as they are.
     """
 
     seed: int = 0
@@ -37,3 +38,4 @@ class Recipe:
     cosine_start: float = 0.0
     evaluations: int = 5
     dev_questions: int = 60
+    calibration_questions: int = 2000

@@ -124,15 +124,18 @@ def development(held: list[Group], recipe: Recipe) -> list[Group]:
 
 def finish(run: Run, prepared: Prepared) -> None:
     """Calibrate on one half of the held-out questions, measure on the other, write all."""
-    held = random.Random(run.recipe.seed + 1).sample(prepared.held, len(prepared.held))
+    count = min(run.recipe.calibration_questions, len(prepared.held))
+    held = random.Random(run.recipe.seed + 1).sample(prepared.held, count)
     scores = score_groups(run.model, held, prepared, run.recipe.max_length)
-    fit = calibrate(held[::2], scores[::2])
-    error = {
-        "before": expected_calibration_error(held[1::2], scores[1::2], (1.0, 0.0)),
-        "after": expected_calibration_error(held[1::2], scores[1::2], fit),
-    }
     if parallel.rank():
         return
+    fit, error = (1.0, 0.0), {}
+    if held:
+        fit = calibrate(held[::2], scores[::2])
+        error = {
+            "before": expected_calibration_error(held[1::2], scores[1::2], (1.0, 0.0)),
+            "after": expected_calibration_error(held[1::2], scores[1::2], fit),
+        }
     save_model(run.model, run.folder / "model", fit)
     pairs = sum(entry["pairs"] for entry in run.log)
     facts = {
