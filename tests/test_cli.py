@@ -28,6 +28,7 @@ from rerank_adapters.cli import main
 from rerank_adapters.cli import tune as tuning
 from rerank_adapters.cli.app import app
 from rerank_adapters.cli.collection import Documents
+from rerank_adapters.cli.console import say, table
 from rerank_adapters.cli.corpus import Bm25, example_folder, passages
 from rerank_adapters.cli.demo import no_network
 from rerank_adapters.cli.reading import excerpts
@@ -264,6 +265,15 @@ def test_without_the_extra_the_error_names_it(module: str, argument: str, extra:
     assert done.stderr == f"rerank-adapters: `{module}` is not installed: {cure}\n"
 
 
+def test_table_cells_and_lines_are_not_markup(capsys) -> None:
+    """Query ids, paths and the extras in a cure keep their brackets."""
+    table(["query", "score"], [["[red]q1[/red]", "1"]])
+    say("pip install 'rerank-adapters[torch]'")
+    shown = capsys.readouterr().out
+    assert "[red]q1[/red]" in shown
+    assert "rerank-adapters[torch]" in shown
+
+
 def test_version_and_help() -> None:
     """`--version`; the help alone; every command takes --json."""
     assert run("--version").stdout == f"rerank-adapters {rerank_adapters.__version__}\n"
@@ -318,8 +328,8 @@ def test_nothing_but_the_answer_is_on_standard_output(folder: Path) -> None:
     assert "Kites fly over the café." in {hit["text"] for hit in json.loads(done.stdout)["results"]}
     plain = command(*arguments, PYTHONIOENCODING="utf-8", COLUMNS="80")
     assert b"\x1b" not in plain.stdout
-    table = plain.stdout.decode().partition("passages,")[0]
-    assert max(map(cells, table.splitlines())) <= 80
+    hits = plain.stdout.decode().partition("passages,")[0]
+    assert max(map(cells, hits.splitlines())) <= 80
 
 
 def test_names_and_texts_are_not_markup(tmp_path: Path) -> None:
