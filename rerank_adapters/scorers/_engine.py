@@ -177,7 +177,7 @@ class Engine:
         Turns go by when requests were made, not by when they were tokenised: few threads tokenise
         for all async callers, who would otherwise join the line one by one, behind sync ones.
         """
-        future, pairs, tokens = request.future, len(request.rows), request.tokens
+        future, pairs, tokens = request.future, request.waiting.shape[1], request.tokens
         if future.done() or (not self._blocked and self._fits(pairs, tokens)):
             return
         _, place = self._live[future]

@@ -19,8 +19,9 @@ Rows = NDArray[np.int64]
 class Request:
     """One caller's pairs: their tokens, the scores so far, and which rows still wait for a batch.
 
-    `rows` (int64, longest pair first), their `lengths` and the sum `tokens` shrink as batches are
-    cut; `unscored` counts rows without a score, `passes` batches that served someone younger.
+    `waiting`, int64 of shape (2, rows), holds rows, longest pair first, and under them their
+    lengths; it and its sum of `tokens` shrink as batches are cut. `unscored` counts rows without a
+    score, `passes` batches that served someone younger.
     """
 
     __slots__ = (
@@ -29,20 +30,19 @@ class Request:
         "arrived",
         "encoded",
         "future",
-        "lengths",
         "passes",
-        "rows",
         "scores",
         "tokens",
         "unscored",
+        "waiting",
     )
 
     def __init__(self, future: Future[Scores], encoded: TokenBatch) -> None:
         self.future = future
         self.encoded = encoded
-        self.rows: Rows = np.argsort(-encoded.lengths, kind="stable")
-        self.lengths: Rows = encoded.lengths[self.rows]
-        self.tokens = int(self.lengths.sum())
+        rows = np.argsort(-encoded.lengths, kind="stable")
+        self.waiting: Rows = np.array((rows, encoded.lengths[rows]))
+        self.tokens = int(encoded.lengths.sum())
         self.scores: Scores = np.empty(len(encoded), np.float32)
         self.unscored = len(encoded)
         self.passes = 0
@@ -67,22 +67,25 @@ class Request:
     def longest_rows(self, max_tokens: int) -> tuple[int, int]:
         """How many rows, longest first and at least one, hold *max_tokens*; their tokens."""
         if self.tokens <= max_tokens:
-            return len(self.rows), self.tokens
-        sums = np.cumsum(self.lengths[: max(1, max_tokens)])
+            return self.waiting.shape[1], self.tokens
+        sums = np.cumsum(self.waiting[1, : max(1, max_tokens)])
         count = max(1, int(np.searchsorted(sums, max_tokens, side="right")))
         return count, int(sums[count - 1])
 
-    def remove(self, start: int, stop: int) -> tuple[Rows, int]:
-        """Takes waiting rows [start, stop) away: the rows, ascending, and their tokens."""
-        if stop - start == len(self.rows):
-            rows, tokens = self.rows, self.tokens
-            self.rows, self.lengths, self.tokens = rows[:0], rows[:0], 0
-            return np.sort(rows), tokens
-        rows, tokens = self.rows[start:stop], int(self.lengths[start:stop].sum())
-        self.rows = _without(self.rows, start, stop)
-        self.lengths = _without(self.lengths, start, stop)
+    def remove(self, start: int, stop: int, tokens: int) -> Rows:
+        """Takes waiting rows [start, stop), which hold *tokens*, away: the rows, ascending."""
+        waiting = self.waiting
+        rows = waiting[0, start:stop].copy()
+        rows.sort()
+        # Most runs come off an end, where a view will do.
+        if start == 0:
+            self.waiting = waiting[:, stop:]
+        elif stop == waiting.shape[1]:
+            self.waiting = waiting[:, :start]
+        else:
+            self.waiting = np.concatenate((waiting[:, :start], waiting[:, stop:]), axis=1)
         self.tokens -= tokens
-        return np.sort(rows), tokens
+        return rows
 
 
 def settle(future: Future[Scores], outcome: Scores | BaseException) -> None:
@@ -94,11 +97,6 @@ def settle(future: Future[Scores], outcome: Scores | BaseException) -> None:
             future.set_result(outcome)
     except InvalidStateError:
         pass
-
-
-def _without(rows: Rows, start: int, stop: int) -> Rows:
-    # Most runs come off the front, where a view will do.
-    return rows[stop:] if start == 0 else np.concatenate((rows[:start], rows[stop:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +178,13 @@ class RequestQueue:
     def add(self, request: Request) -> None:
         """Puts *request* last."""
         self._requests[request.future] = request
-        self.pairs += len(request.rows)
+        self.pairs += request.waiting.shape[1]
         self.tokens += request.tokens
 
     def drop(self, future: Future[Scores]) -> None:
         """Removes what still waits of a request, if anything does."""
         if request := self._requests.pop(future, None):
-            self.pairs -= len(request.rows)
+            self.pairs -= request.waiting.shape[1]
             self.tokens -= request.tokens
 
     def clear(self) -> None:
@@ -201,14 +199,15 @@ class RequestQueue:
         # The anchor goes first: among rows of one length its own must be the first taken.
         window.insert(0, window.pop(anchor))
         counts.insert(0, counts.pop(anchor))
+        lengths = np.concatenate([r.waiting[1, :n] for r, n in zip(window, counts, strict=True)])
         plan = iterate_batches(
-            np.concatenate([r.lengths[:n] for r, n in zip(window, counts, strict=True)]),
+            lengths,
             max_batch_tokens=max_batch_tokens,
             max_padding=self._max_padding,
             free_padding=self._free_padding,
         )
         chosen = np.sort(next(rows for rows in plan if 0 in rows))
-        batch = self._cut(window, np.cumsum([0, *counts]), chosen)
+        batch = self._cut(window, np.cumsum([0, *counts]), chosen, lengths[chosen])
         _count_passes(window, batch)
         return batch
 
@@ -236,24 +235,26 @@ class RequestQueue:
         tokens = [request.tokens for request in window]
         return 0 if oldest else tokens.index(min(tokens))
 
-    def _cut(
-        self, window: list[Request], starts: NDArray[np.int64], chosen: NDArray[np.int64]
-    ) -> Batch:
+    def _cut(self, window: list[Request], starts: Rows, chosen: Rows, lengths: Rows) -> Batch:
         """Takes the rows at positions *chosen* (ascending) of the window out of the queue.
 
         Request i's rows lie at [starts[i], starts[i + 1]). A batch is a run of the window's order
         by length, so what it takes of one request is a run of its rows as well.
         """
         bounds = np.searchsorted(chosen, starts)
+        served = np.flatnonzero(np.diff(bounds))
+        begins = bounds[served]
+        tokens = np.add.reduceat(lengths, begins).tolist()
+        offsets = (chosen[begins] - starts[served]).tolist()
+        sizes = np.diff(bounds)[served].tolist()
         parts = []
-        for at in np.flatnonzero(np.diff(bounds)).tolist():
-            request, begin = window[at], int(chosen[bounds[at]] - starts[at])
-            rows, tokens = request.remove(begin, begin + int(bounds[at + 1] - bounds[at]))
-            parts.append((request, rows))
-            self.pairs -= len(rows)
-            self.tokens -= tokens
+        for at, begin, size, taken in zip(served.tolist(), offsets, sizes, tokens, strict=True):
+            request = window[at]
+            parts.append((request, request.remove(begin, begin + size, taken)))
             if not request.tokens:
                 del self._requests[request.future]
+        self.pairs -= len(chosen)
+        self.tokens -= int(lengths.sum())
         return Batch(parts)
 
 
