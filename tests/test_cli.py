@@ -306,6 +306,7 @@ def test_ctrl_c_ends_it_in_one_line() -> None:
     code = """
 import os, signal
 from rerank_adapters.cli import main, search
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def interrupted(*_, **__):
     os.kill(os.getpid(), signal.SIGINT)
 search.rerank = interrupted

@@ -25,6 +25,7 @@ from tests.scorers.tap import tap_into
 
 backend, folder, mode = sys.argv[1:4]
 signal.alarm(300)  # a hang ends the process, and the test
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 query, texts = "how do whales breathe", [f"document {n} on whales" for n in range(30)]
 
 
