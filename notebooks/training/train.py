@@ -27,10 +27,11 @@ CHECKPOINT_SECONDS = 240
 def train(run: Run, groups: list[Group], dev: list[Group], prepared: Prepared) -> None:
     """All steps: a log line each, an evaluation now and then, a checkpoint every few minutes."""
     size, saved = run.recipe.groups_per_step, time.monotonic()
+    wrapped = groups + groups[:size]
     while run.done < 1:
         begun, before = time.monotonic(), run.done
         first = run.step * size % len(groups)
-        entry = run.advance((groups + groups[:size])[first : first + size], prepared)
+        entry = run.advance(wrapped[first : first + size], prepared)
         run.seconds = parallel.gather(run.seconds + time.monotonic() - begun)[0]
         begun = time.monotonic()
         if int(run.done * run.recipe.evaluations) > int(before * run.recipe.evaluations):
