@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,23 +44,19 @@ def iterate_batches(
 ) -> Iterator[NDArray[np.int64]]:
     """`plan_batches`, one batch at a time, for callers that need only the first few."""
     order = np.argsort(-lengths, kind="stable")
-    descending = lengths[order]
+    descending: list[int] = lengths[order].tolist()
+    sums = [0, *itertools.accumulate(descending)]
     start = 0
+
+    def too_padded(size: int) -> bool:
+        padded = max(1, descending[start]) * size
+        padding = padded - (sums[start + size] - sums[start])
+        return padding > max(max_padding * padded, free_padding)
+
     while start < len(order):
-        rest = descending[start:]
-        stop = start + _batch_size(rest, max_batch_tokens, max_padding, free_padding)
-        yield order[start:stop]
-        start = stop
-
-
-def _batch_size(
-    descending: NDArray[np.int64], max_batch_tokens: int, max_padding: float, free_padding: int
-) -> int:
-    """How many of the first pairs fit one batch, at least 1; *descending* is longest first."""
-    longest = max(1, int(descending[0]))
-    candidates = descending[: max(1, max_batch_tokens // longest)]
-    padded = longest * np.arange(1, len(candidates) + 1)
-    # Lengths fall, so once padding is over both limits it stays over: the first breach is the cut.
-    padding = padded - np.cumsum(candidates)
-    within = padding <= np.maximum(max_padding * padded, free_padding)
-    return max(1, int(np.count_nonzero(within)))
+        size = max(1, min(max_batch_tokens // max(1, descending[start]), len(order) - start))
+        # Lengths fall, so once padding is over both limits it stays over: halving finds the breach.
+        if too_padded(size):
+            size = max(1, bisect_left(range(size), True, key=too_padded) - 1)
+        yield order[start : start + size]
+        start += size

@@ -25,7 +25,8 @@ from typing import NoReturn
 
 from ..errors import ClosedError, OverloadedError
 from ..values import Scores, TokenBatch
-from ._queue import Batch, Request, RequestQueue, settle
+from ._queue import RequestQueue
+from ._requests import Batch, Request, settle
 from ._stats import Snapshot, Stats
 from ._worker import Forward, Worker
 
@@ -177,7 +178,7 @@ class Engine:
         Turns go by when requests were made, not by when they were tokenised: few threads tokenise
         for all async callers, who would otherwise join the line one by one, behind sync ones.
         """
-        future, pairs, tokens = request.future, request.waiting.shape[1], request.tokens
+        future, pairs, tokens = request.future, request.left, request.tokens
         if future.done() or (not self._blocked and self._fits(pairs, tokens)):
             return
         _, place = self._live[future]

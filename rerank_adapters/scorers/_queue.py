@@ -1,163 +1,107 @@
-"""The queue's data: requests, the batches cut from them, and whose turn it is. Knows no threads."""
+"""Who shares the next batch, and whose turn it is. Knows no threads."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
-from time import perf_counter
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..batching import iterate_batches
-from ..values import Scores, TokenBatch
+from ..values import Scores
+from ._requests import Batch, Request
 
 Rows = NDArray[np.int64]
 
 
-class Request:
-    """One caller's pairs: their tokens, the scores so far, and which rows still wait for a batch.
+class Plan:
+    """The batches of a window of requests, which may be taken in any order; `left` counts them.
 
-    `waiting`, int64 of shape (2, rows), holds rows, longest pair first, and under them their
-    lengths; it and its sum of `tokens` shrink as batches are cut. `unscored` counts rows without a
-    score, `passes` batches that served someone younger.
+    The window is planned as if it were one request: taking one batch out of it leaves the others
+    as full as they were.
     """
 
-    __slots__ = (
-        "_offsets",
-        "_waited",
-        "arrived",
-        "encoded",
-        "future",
-        "passes",
-        "scores",
-        "tokens",
-        "unscored",
-        "waiting",
-    )
+    def __init__(
+        self, window: list[Request], counts: list[int], lengths: Rows, batches: list[Rows]
+    ) -> None:
+        """*counts* rows of each request, longest first, have *lengths* and lie in *batches*."""
+        self._window = window
+        self._starts = np.array([0, *itertools.accumulate(counts)])
+        self._lengths = lengths
+        self._batches = batches
+        self._batch_of = np.empty(len(lengths), np.int64)
+        for number, rows in enumerate(batches):
+            self._batch_of[rows] = number
+        self._taken = np.zeros(len(batches), bool)
+        self._passes = np.array([r.passes for r in window])
+        self._tokens = np.array([r.tokens for r in window])
+        self._rows = np.array(counts)
+        self.left = len(batches)
 
-    def __init__(self, future: Future[Scores], encoded: TokenBatch) -> None:
-        self.future = future
-        self.encoded = encoded
-        rows = np.argsort(-encoded.lengths, kind="stable")
-        self.waiting: Rows = np.array((rows, encoded.lengths[rows]))
-        self.tokens = int(encoded.lengths.sum())
-        self.scores: Scores = np.empty(len(encoded), np.float32)
-        self.unscored = len(encoded)
-        self.passes = 0
-        self._waited = False
-        self._offsets: list[int] | None = None
-        self.arrived = perf_counter()
+    def turn(self, max_passes: int, *, oldest: bool) -> int:
+        """Whose turn it is: the oldest, or one passed over too often, or the smallest."""
+        waits = self._rows.nonzero()[0]
+        others = waits[1:]
+        if oldest or not len(others):
+            return int(waits[0])
+        overdue = self._passes[others] >= max_passes
+        return int(others[overdue.argmax() if overdue.any() else self._tokens[others].argmin()])
 
-    def first_batch(self) -> bool:
-        """True the first time it is asked."""
-        first, self._waited = not self._waited, True
-        return first
-
-    def spans(self, rows: Rows) -> list[tuple[TokenBatch, slice]]:
-        """Where the tokens of *rows* lie, piece by piece."""
-        if len(rows) == len(self.encoded):  # distinct and ascending, so all of them, in order
-            return [(self.encoded, slice(None))]
-        if self._offsets is None:
-            self._offsets = self.encoded.offsets.tolist()
-        ends = self._offsets
-        return [(self.encoded, slice(ends[row], ends[row + 1])) for row in rows.tolist()]
-
-    def longest_rows(self, max_tokens: int) -> tuple[int, int]:
-        """How many rows, longest first and at least one, hold *max_tokens*; their tokens."""
-        if self.tokens <= max_tokens:
-            return self.waiting.shape[1], self.tokens
-        sums = np.cumsum(self.waiting[1, : max(1, max_tokens)])
-        count = max(1, int(np.searchsorted(sums, max_tokens, side="right")))
-        return count, int(sums[count - 1])
-
-    def remove(self, start: int, stop: int, tokens: int) -> Rows:
-        """Takes waiting rows [start, stop), which hold *tokens*, away: the rows, ascending."""
-        waiting = self.waiting
-        rows = waiting[0, start:stop].copy()
+    def cut(self, anchor: int) -> tuple[Batch, int]:
+        """Takes the batch with the longest row that *anchor* has left; returns its tokens too."""
+        own = self._batch_of[self._starts[anchor] : self._starts[anchor + 1]]
+        number = own[~self._taken[own]][0]
+        self._taken[number] = True
+        self.left -= 1
+        rows = self._batches[number]
         rows.sort()
-        # Most runs come off an end, where a view will do.
-        if start == 0:
-            self.waiting = waiting[:, stop:]
-        elif stop == waiting.shape[1]:
-            self.waiting = waiting[:, :start]
-        else:
-            self.waiting = np.concatenate((waiting[:, :start], waiting[:, stop:]), axis=1)
-        self.tokens -= tokens
-        return rows
+        # The window's rows lie request by request, longest first, and a batch is a run of lengths:
+        # what it takes of one request is a run of its rows.
+        bounds = rows.searchsorted(self._starts)
+        served = (bounds[1:] > bounds[:-1]).nonzero()[0]
+        begins = bounds[served]
+        sizes = bounds[served + 1] - begins
+        tokens = np.add.reduceat(self._lengths[rows], begins)
+        self._rows[served] -= sizes
+        self._tokens[served] -= tokens
+        self._passes[: served[-1]] += 1  # whoever is older than the youngest served, and was not
+        self._passes[served] = 0
+        firsts = rows[begins] - self._starts[served]
+        columns = (served.tolist(), firsts.tolist(), sizes.tolist(), tokens.tolist())
+        parts = []
+        for at, first, size, taken in zip(*columns, strict=True):
+            request = self._window[at]
+            request.left -= size
+            request.tokens -= taken
+            parts.append((request, request.waiting[0, first : first + size]))
+        return Batch(parts), sum(columns[3])
 
-
-def settle(future: Future[Scores], outcome: Scores | BaseException) -> None:
-    """Gives *future* its end, unless it was cancelled or timed out a moment ago."""
-    try:
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-    except InvalidStateError:
-        pass
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one forward pass scores: for each request in it, the rows taken."""
-
-    parts: list[tuple[Request, Rows]]
-
-    def __len__(self) -> int:
-        return sum(len(rows) for _, rows in self.parts)
-
-    def tokens(self) -> TokenBatch:
-        """The pairs of all parts, one part after the other."""
-        spans = [span for request, rows in self.parts for span in request.spans(rows)]
-        lengths = [request.encoded.lengths[rows] for request, rows in self.parts]
-        return TokenBatch(
-            input_ids=np.concatenate([encoded.input_ids[span] for encoded, span in spans]),
-            type_ids=np.concatenate([encoded.type_ids[span] for encoded, span in spans]),
-            lengths=np.concatenate(lengths),
-            texts=tuple(
-                request.encoded.texts[row]
-                for request, rows in self.parts
-                if request.encoded.texts
-                for row in rows.tolist()
-            ),
-        )
-
-    def open(self) -> Batch:
-        """Without the requests that were settled (cancelled, failed) since the batch was cut."""
-        return Batch([part for part in self.parts if not part[0].future.done()])
-
-    def halves(self) -> list[Batch]:
-        """Two batches of half the pairs each."""
-        middle = len(self) // 2
-        left, right = [], []
-        for request, rows in self.parts:
-            left.append((request, rows[:middle]))
-            right.append((request, rows[middle:]))
-            middle = max(0, middle - len(rows))
-        return [Batch([part for part in half if len(part[1])]) for half in (left, right)]
-
-    def only(self, positions: NDArray[np.int64]) -> list[Batch]:
-        """One batch of a single pair for each of *positions* in this batch."""
-        owners = [(request, row) for request, rows in self.parts for row in rows]
-        return [Batch([(owners[at][0], np.array([owners[at][1]]))]) for at in positions]
-
-    def split_scores(self, scores: Scores) -> Iterator[tuple[Request, Rows, Scores]]:
-        """The batch's scores, shape (pairs,), dealt back to the requests they belong to."""
-        start = 0
-        for request, rows in self.parts:
-            yield request, rows, scores[start : start + len(rows)]
-            start += len(rows)
+    def end(self) -> None:
+        """Tells the requests what this plan knows: what of them still waits, who was passed."""
+        left = ~self._taken[self._batch_of]
+        spans = zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)
+        for request, passes, (start, stop) in zip(
+            self._window, self._passes.tolist(), spans, strict=True
+        ):
+            request.passes = passes
+            if request.left and request.left < request.waiting.shape[1]:
+                waiting, count = request.waiting, stop - start
+                request.waiting = np.concatenate(
+                    (waiting[:, :count][:, left[start:stop]], waiting[:, count:]), axis=1
+                )
 
 
 class RequestQueue:
     """Requests in order of arrival; `take` cuts the next batch out of a bounded window of them.
 
-    A batch has an anchor: a request passed over *max_passes* times, else in turn the oldest and the
-    one with the fewest tokens left, so neither a large request nor a small one waits for the other.
-    The window is planned as if it were one request, and the batch with the anchor's longest row is
-    cut: taking one batch out of a plan leaves the others as full as they were.
+    While several wait, half of the tokens are the oldest request's, so that a stream of small ones
+    does not hold a large one up; the other half is for whoever was passed over *max_passes* times,
+    else for the one with the fewest tokens left, so that no small one waits for a large one. A
+    batch has one of them for its anchor: it is the one with the anchor's longest row in the
+    window's plan. The plan is kept until it could be a better one: until someone the window has
+    room for arrives, or half is taken.
     """
 
     def __init__(
@@ -168,7 +112,11 @@ class RequestQueue:
         self._free_padding = free_padding
         self._max_passes = max_passes
         self._requests: dict[Future[Scores], Request] = {}
-        self._oldest_next = True
+        self._ahead = 0  # tokens by which the oldest is ahead of its half
+        self._plan: Plan | None = None
+        self._open = False  # whether the plan's window has room for whoever arrives
+        self._renew_at = 0
+        self._planned_for = 0
         self.pairs = 0
         self.tokens = 0
 
@@ -178,91 +126,105 @@ class RequestQueue:
     def add(self, request: Request) -> None:
         """Puts *request* last."""
         self._requests[request.future] = request
-        self.pairs += request.waiting.shape[1]
+        self.pairs += request.left
         self.tokens += request.tokens
+        if self._open:
+            self._end_plan()
 
     def drop(self, future: Future[Scores]) -> None:
         """Removes what still waits of a request, if anything does."""
         if request := self._requests.pop(future, None):
-            self.pairs -= request.waiting.shape[1]
+            self.pairs -= request.left
             self.tokens -= request.tokens
+            self._end_plan()
 
     def clear(self) -> None:
         """Forgets every request."""
         self._requests.clear()
+        self._plan = None
         self.pairs = self.tokens = 0
 
     def take(self, max_batch_tokens: int) -> Batch:
         """Cuts the next batch of at most *max_batch_tokens* padded tokens; needs a request."""
-        window, counts = self._window()
-        anchor = self._anchor(window)
-        # The anchor goes first: among rows of one length its own must be the first taken.
-        window.insert(0, window.pop(anchor))
-        counts.insert(0, counts.pop(anchor))
-        lengths = np.concatenate([r.waiting[1, :n] for r, n in zip(window, counts, strict=True)])
-        plan = iterate_batches(
+        if len(self._requests) == 1:
+            batch, tokens = self._cut_alone(max_batch_tokens)
+        else:
+            batch, tokens = self._cut_shared(max_batch_tokens)
+        self.pairs -= len(batch)
+        self.tokens -= tokens
+        for request, _ in batch.parts:
+            if not request.left:
+                del self._requests[request.future]
+        if not self._requests:
+            self._end_plan()  # which would keep what it served
+        return batch
+
+    def _cut_alone(self, max_batch_tokens: int) -> tuple[Batch, int]:
+        """A batch of the only request: its rows lie longest first, so it is a run of them."""
+        self._end_plan()
+        (request,) = self._requests.values()
+        most = max(1, max_batch_tokens // max(1, int(request.waiting[1, 0])))
+        lengths = request.waiting[1, :most]
+        size = len(next(self._batches(lengths, max_batch_tokens)))
+        places, tokens = request.waiting[0, :size], int(lengths[:size].sum())
+        request.waiting = request.waiting[:, size:]
+        request.left -= size
+        request.tokens -= tokens
+        request.passes = 0
+        return Batch([(request, places)]), tokens
+
+    def _cut_shared(self, max_batch_tokens: int) -> tuple[Batch, int]:
+        plan = self._current_plan(max_batch_tokens)
+        oldest = next(iter(self._requests.values()))
+        before, its_turn = oldest.tokens, self._ahead <= 0
+        batch, tokens = plan.cut(plan.turn(self._max_passes, oldest=its_turn))
+        ahead = self._ahead + 2 * (before - oldest.tokens) - tokens
+        # A forward costs something beside its tokens, which is what padding may be free for.
+        ahead += self._free_padding if its_turn else -self._free_padding
+        most = max_batch_tokens + self._free_padding  # what nobody asked for is not saved up
+        self._ahead = max(-most, min(most, ahead))
+        return batch, tokens
+
+    def _current_plan(self, max_batch_tokens: int) -> Plan:
+        plan = self._plan
+        if plan and plan.left > self._renew_at and self._planned_for == max_batch_tokens:
+            return plan
+        self._end_plan()
+        window, counts, room = self._window()
+        pieces = [r.waiting[1, :count] for r, count in zip(window, counts, strict=True)]
+        lengths = np.concatenate(pieces)
+        self._plan = Plan(window, counts, lengths, [*self._batches(lengths, max_batch_tokens)])
+        self._planned_for = max_batch_tokens
+        self._open = room > 0
+        # What lies beyond the window fills up its last batches, so those are not taken yet.
+        self._renew_at = 0 if sum(counts) == self.pairs else self._plan.left // 2
+        return self._plan
+
+    def _batches(self, lengths: Rows, max_batch_tokens: int) -> Iterator[Rows]:
+        return iterate_batches(
             lengths,
             max_batch_tokens=max_batch_tokens,
             max_padding=self._max_padding,
             free_padding=self._free_padding,
         )
-        chosen = np.sort(next(rows for rows in plan if 0 in rows))
-        batch = self._cut(window, np.cumsum([0, *counts]), chosen, lengths[chosen])
-        _count_passes(window, batch)
-        return batch
 
-    def _window(self) -> tuple[list[Request], list[int]]:
-        """The oldest requests, and how many rows of each (longest first) may be taken now.
+    def _end_plan(self) -> None:
+        if self._plan:
+            self._plan.end()
+        self._plan, self._open = None, False
+
+    def _window(self) -> tuple[list[Request], list[int], int]:
+        """The oldest requests, how many rows of each (longest first) may be taken, tokens to spare.
 
         One request fills a quarter of the window at most, so a newcomer is seen behind a huge one.
         """
         window, counts = [], []
-        tokens_left = self._window_tokens
+        room = self._window_tokens
         for request in self._requests.values():
-            count, tokens = request.longest_rows(min(tokens_left, self._window_tokens // 4))
+            count, tokens = request.longest_rows(min(room, self._window_tokens // 4))
             window.append(request)
             counts.append(count)
-            tokens_left -= tokens
-            if tokens_left <= 0:
+            room -= tokens
+            if room <= 0:
                 break
-        return window, counts
-
-    def _anchor(self, window: list[Request]) -> int:
-        passed_over = [at for at, r in enumerate(window) if r.passes >= self._max_passes]
-        if passed_over or len(window) == 1:
-            return passed_over[0] if passed_over else 0
-        oldest, self._oldest_next = self._oldest_next, not self._oldest_next
-        tokens = [request.tokens for request in window]
-        return 0 if oldest else tokens.index(min(tokens))
-
-    def _cut(self, window: list[Request], starts: Rows, chosen: Rows, lengths: Rows) -> Batch:
-        """Takes the rows at positions *chosen* (ascending) of the window out of the queue.
-
-        Request i's rows lie at [starts[i], starts[i + 1]). A batch is a run of the window's order
-        by length, so what it takes of one request is a run of its rows as well.
-        """
-        bounds = np.searchsorted(chosen, starts)
-        served = np.flatnonzero(np.diff(bounds))
-        begins = bounds[served]
-        tokens = np.add.reduceat(lengths, begins).tolist()
-        offsets = (chosen[begins] - starts[served]).tolist()
-        sizes = np.diff(bounds)[served].tolist()
-        parts = []
-        for at, begin, size, taken in zip(served.tolist(), offsets, sizes, tokens, strict=True):
-            request = window[at]
-            parts.append((request, request.remove(begin, begin + size, taken)))
-            if not request.tokens:
-                del self._requests[request.future]
-        self.pairs -= len(chosen)
-        self.tokens -= int(lengths.sum())
-        return Batch(parts)
-
-
-def _count_passes(window: list[Request], batch: Batch) -> None:
-    """Whoever is older than the youngest request served, and was not served, was passed over."""
-    youngest = max(request.arrived for request, _ in batch.parts)
-    for request in window:
-        if request.arrived < youngest:
-            request.passes += 1
-    for request, _ in batch.parts:
-        request.passes = 0
+        return window, counts, room

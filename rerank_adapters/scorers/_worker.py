@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import BackendError, RerankError
 from ..values import Scores, TokenBatch
-from ._queue import Batch, settle
+from ._requests import Batch, settle
 from ._stats import Stats
 
 Forward = Callable[[TokenBatch], Scores]
@@ -41,7 +41,7 @@ class Worker:
         if not batch.parts:
             return []
         tokens = batch.tokens()
-        padded = len(batch) * int(tokens.lengths.max())
+        padded = len(tokens) * int(tokens.lengths.max())
         started = perf_counter()
         outcome = attempt(self.forward, tokens)
         seconds = perf_counter() - started
@@ -50,12 +50,12 @@ class Worker:
                 return self._again(batch, padded, outcome, stats, lock)
             finally:
                 del outcome  # its traceback knows this frame: a cycle would keep its memory
-        if outcome.shape != (len(batch),):
+        if outcome.shape != (len(tokens),):
             _refuse(batch, outcome.shape)
             return []
         self._recover()
         with lock:
-            stats.count_batch(len(batch), len(tokens.input_ids), padded, seconds)
+            stats.count_batch(len(tokens), len(tokens.input_ids), padded, seconds)
         return _deliver(batch, outcome, stats, lock)
 
     def _again(
@@ -91,9 +91,8 @@ def _deliver(batch: Batch, scores: Scores, stats: Stats, lock: Lock) -> list[Bat
     """Hands scores to their requests; pairs without a finite one are to run again, alone."""
     finite = np.isfinite(scores)
     if len(batch) == 1 and not finite[0]:
-        request, rows = batch.parts[0]
-        message = f"the score of pair {rows[0]} must be finite: got {scores[0]}"
-        settle(request.future, BackendError(message))
+        message = f"the score of pair {batch.row()} must be finite: got {scores[0]}"
+        settle(batch.parts[0][0].future, BackendError(message))
         return []
     complete = bool(finite.all())
     finished = []
@@ -103,7 +102,8 @@ def _deliver(batch: Batch, scores: Scores, stats: Stats, lock: Lock) -> list[Bat
             request.unscored -= len(rows) if complete else int(np.isfinite(part).sum())
             if not request.unscored:
                 finished.append(request)
-        stats.retries += int((~finite).sum())
+        if not complete:
+            stats.retries += int((~finite).sum())
     for request in finished:
         settle(request.future, request.scores)
     return [] if complete else batch.only(np.flatnonzero(~finite))
@@ -126,10 +126,10 @@ def attempt(forward: Forward, tokens: TokenBatch) -> Scores | Exception:
 def _pair_error(batch: Batch, error: Exception, no_memory: bool) -> Exception:
     if isinstance(error, RerankError):
         return error
-    request, rows = batch.parts[0]
-    tokens = int(request.encoded.lengths[rows[0]])
+    row = batch.row()
+    tokens = int(batch.parts[0][0].encoded.lengths[row])
     what = f"ran out of memory, even alone, with {tokens} tokens" if no_memory else "failed"
-    wrapped = BackendError(f"the forward pass of pair {rows[0]} {what}: {error!r}")
+    wrapped = BackendError(f"the forward pass of pair {row} {what}: {error!r}")
     # The frames of an error of memory hold that memory, which others need while the caller reads.
     wrapped.__cause__ = error.with_traceback(None) if no_memory else error
     return wrapped

@@ -197,6 +197,7 @@ async def test_concurrent_calls_share_forwards(executor_refuses: None) -> None:
     with reranker_over(backend) as reranker:
         compressor = CrossEncoderCompressor(reranker=reranker, top_n=None)
         held = asyncio.create_task(compressor.acompress_documents(documents()[:1], QUERY))
+        await _until(backend.entered.is_set)
         calls = [
             asyncio.create_task(compressor.acompress_documents(documents(), query))
             for query in queries
@@ -217,6 +218,7 @@ async def test_cancelling_one_call_leaves_the_others_alone() -> None:
     with reranker_over(backend) as reranker:
         compressor = CrossEncoderCompressor(reranker=reranker)
         held = asyncio.create_task(compressor.acompress_documents(documents()[:1], QUERY))
+        await _until(backend.entered.is_set)
         calls = [
             asyncio.create_task(compressor.acompress_documents(documents(), query))
             for query in QUERIES[:3]

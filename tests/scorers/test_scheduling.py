@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_adapters.errors import BackendError, ClosedError, ConfigError, InputError
-from rerank_adapters.scorers._queue import Request, RequestQueue
+from rerank_adapters.scorers._queue import RequestQueue
+from rerank_adapters.scorers._requests import Batch, Request
 from rerank_adapters.scorers.scheduling import Scheduler, looks_out_of_memory
 from tests.scorers.traffic import PATIENCE, Held, checksum, request, requests, rerank_threads
 
@@ -130,11 +131,52 @@ def test_the_queue_deals_every_row_once_within_the_budget(sizes, budget, window)
         batch = queue.take(budget)
         lengths = batch.tokens().lengths
         assert len(batch) == 1 or len(batch) * lengths.max() <= budget
-        for entry, rows in batch.parts:
+        for entry, places in batch.parts:
+            rows = entry.order[places]
             assert lengths.max() >= entry.encoded.lengths[rows].max()
             dealt[entry] += rows.tolist()
     assert all(sorted(rows) == list(range(len(e.encoded))) for e, rows in dealt.items())
     assert (queue.pairs, queue.tokens) == (0, 0)
+
+
+@untimed
+@given(data=st.data(), window=st.integers(1, 2000), free_padding=st.integers(0, 200))
+def test_the_queue_deals_every_row_once_whatever_happens_in_between(data, window, free_padding):
+    """Requests come and are dropped, and budgets change, between one batch and the next."""
+    queue, _ = _queue(window_tokens=window, free_padding=free_padding)
+    dealt: dict[Request, list[int]] = {}
+    for step in range(data.draw(st.integers(1, 40))):
+        waiting = [entry for entry in dealt if entry.left]
+        do = data.draw(st.sampled_from(["add", "take", "take", "drop"]))
+        if do == "add" or not waiting:
+            lengths = data.draw(st.lists(st.integers(1, 80), min_size=1, max_size=20))
+            entry = Request(Future(), request(lengths, seed=step))
+            dealt[entry] = []
+            queue.add(entry)
+        elif do == "drop":
+            entry = data.draw(st.sampled_from(waiting))
+            queue.drop(entry.future)
+            del dealt[entry]
+        else:
+            _deal(queue.take(data.draw(st.integers(1, 500))), dealt)
+        assert queue.pairs == sum(len(e.encoded) - len(rows) for e, rows in dealt.items())
+        lengths = [e.encoded.lengths for e in dealt]
+        given = [e.encoded.lengths[rows] for e, rows in dealt.items()]
+        assert queue.tokens == sum(map(np.sum, lengths)) - sum(map(np.sum, given))
+    while queue:
+        _deal(queue.take(200), dealt)
+    assert all(sorted(rows) == list(range(len(e.encoded))) for e, rows in dealt.items())
+
+
+def _deal(batch: Batch, dealt: dict[Request, list[int]]) -> None:
+    """Notes whose rows a batch took; its tokens are theirs."""
+    tokens, start = batch.tokens(), 0
+    for entry, places in batch.parts:
+        rows = entry.order[places].tolist()
+        dealt[entry] += rows
+        own = tokens.take(range(start, start + len(rows)))
+        np.testing.assert_array_equal(own.input_ids, entry.encoded.take(rows).input_ids)
+        start += len(rows)
 
 
 def test_the_oldest_request_is_in_the_first_batch():
@@ -150,15 +192,37 @@ def test_a_small_request_behind_a_large_one_waits_for_one_batch():
     assert waiting[1] in [entry for entry, _ in queue.take(1000).parts]
 
 
-def test_a_large_request_has_every_other_batch():
-    """Small newcomers, one per batch, take at most every other turn from whoever came before."""
+@pytest.mark.parametrize("small", [1, 12], ids=["fewer than its half", "more than its half"])
+def test_a_large_request_has_half_of_the_tokens(small):
+    """A stream of small ones beside it takes what it needs, and at most the other half."""
     queue, waiting = _queue([100] * 500)
-    big, batches = waiting[0], 0
+    big, others = waiting[0], 0
     while big.tokens:
-        queue.add(Request(Future(), request([90], seed=batches)))
-        queue.take(1000)
-        batches += 1
-    assert batches <= 2 * 50
+        for _ in range(small):
+            queue.add(Request(Future(), request([60])))
+        before = big.tokens
+        others += int(queue.take(1000).tokens().lengths.sum()) - (before - big.tokens)
+        assert others <= 1.1 * (50_000 - big.tokens) + 1000
+    if small == 1:
+        assert len(queue) <= 2, "60 tokens a batch are less than half: they waited for one batch"
+    else:
+        assert others > 48_000
+
+
+def test_a_forward_counts_beside_its_tokens():
+    """100 + 600 tokens do not share a batch. A large one has as many tokens as small ones have, or,
+    where a forward costs as much as 900 tokens, (1000 + 900) / (600 + 900) turns for one of theirs.
+    """
+    turns = {}
+    for free_padding in (0, 900):
+        queue, waiting = _queue([100] * 500, free_padding=free_padding, window_tokens=400_000)
+        turns[free_padding] = -50  # the large one's
+        while waiting[0].tokens:
+            queue.add(Request(Future(), request([600])))
+            queue.take(1000)
+            turns[free_padding] += 1
+    assert turns[0] == pytest.approx(50 * 1000 / 600, abs=2)
+    assert turns[900] == pytest.approx(50 * 1900 / 1500, abs=2)
 
 
 def test_a_huge_request_does_not_hide_those_behind_it():
