@@ -18,8 +18,10 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    StrictInt,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from .config import (
     DEFAULT_MODEL,
@@ -70,7 +72,9 @@ class LazyReranker:
 
     def _current(self, config: RerankerConfig) -> Reranker | None:
         loaded = self._loaded
-        return loaded[1] if loaded is not None and loaded[0] == config else None
+        if loaded is None or loaded[0] != config or loaded[1].closed:
+            return None  # what broke, or was lost in a fork, is loaded again
+        return loaded[1]
 
     def _keep(self, config: RerankerConfig, handle: Reranker) -> Reranker:
         with self._lock:
@@ -161,25 +165,25 @@ class RerankerFields(BaseModel):
     model: PathText = DEFAULT_MODEL
     backend: BackendName = "auto"
     device: Devices = "auto"
-    num_workers: int = 1
-    num_threads: int | None = None
+    num_workers: StrictInt = 1
+    num_threads: StrictInt | None = None
     dtype: DType = "auto"
     revision: str | None = None
     cache_folder: PathText | None = None
     local_files_only: bool = False
     token: Token = Field(default=None, exclude=True, repr=False)
     trust_remote_code: bool = False
-    max_length: int | None = None
+    max_length: StrictInt | None = None
     truncation: Truncation = "longest_first"
-    query_max_tokens: int | None = None
+    query_max_tokens: StrictInt | None = None
     prompt: str | None = None
-    max_batch_tokens: int | None = None
+    max_batch_tokens: StrictInt | None = None
     activation: Activation = "default"
     file_name: str | None = None
-    max_queue_pairs: int | None = None
-    max_queue_tokens: int | None = None
+    max_queue_pairs: StrictInt | None = None
+    max_queue_tokens: StrictInt | None = None
     when_full: WhenFull = "block"
-    reranker: Reranker | None = Field(default=None, exclude=True, repr=False)
+    reranker: SkipJsonSchema[Reranker | None] = Field(default=None, exclude=True, repr=False)
     """A ready one, in place of the configuration. It stays the caller's: `close` leaves it open."""
 
     _config: RerankerConfig = PrivateAttr()

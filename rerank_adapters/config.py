@@ -75,6 +75,11 @@ class RerankerConfig:
         object.__setattr__(self, "device", _devices(self.device))
         for name, hint in get_type_hints(type(self)).items():
             _check(name, getattr(self, name), hint)
+        for name in ("num_threads", "num_workers"):
+            if (getattr(self, name) or 1) > MOST_THREADS:
+                raise ConfigError(
+                    f"{name} must be at most {MOST_THREADS}: got {getattr(self, name)}"
+                )
         if self.backend == "torch" and self.dtype == "int8":
             raise ConfigError('dtype "int8" needs backend "onnx": got backend="torch"')
         if self.backend == "torch" and self.file_name is not None:
@@ -101,6 +106,9 @@ def _text(name: str, value: object) -> str:
         raise ConfigError(f"{name} must be a non-empty str or a Path: got {value!r}")
     return value
 
+
+MOST_THREADS = 1024
+"""More than any machine's CPUs; runtimes abort the process where the system has no more threads."""
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 

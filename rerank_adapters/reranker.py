@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from numbers import Integral, Real
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -29,7 +30,7 @@ from .config import (
 )
 from .errors import ClosedError, ConfigError, InputError
 from .scorers.cross_encoder import CrossEncoder, Encoded
-from .scorers.scheduling import Scheduler
+from .scorers.scheduling import Scheduler, check_timeout
 from .values import RankedDocument, Ranking, Scores, TokenBatch
 
 Result = TypeVar("Result")
@@ -69,7 +70,7 @@ class Reranker:
     @classmethod
     def from_pretrained(
         cls,
-        model: str = DEFAULT_MODEL,
+        model: str | Path = DEFAULT_MODEL,
         *,
         backend: BackendName = "auto",
         device: str | Sequence[str] = "auto",
@@ -77,7 +78,7 @@ class Reranker:
         num_threads: int | None = None,
         dtype: DType = "auto",
         revision: str | None = None,
-        cache_folder: str | None = None,
+        cache_folder: str | Path | None = None,
         local_files_only: bool = False,
         token: str | None = None,
         trust_remote_code: bool = False,
@@ -238,6 +239,11 @@ class Reranker:
         """A snapshot of the queue and of what was done so far."""
         return self._scheduler.stats()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: closed, or its engine broke or was lost in a fork."""
+        return not self._end.alive or self._scheduler.closed
+
     def close(self) -> None:
         """Fail what waits with ClosedError, stop the workers, free the model. Twice is once.
 
@@ -286,7 +292,7 @@ class Reranker:
         return job, finish
 
     def _run(self, job: _Job, finish: Callable[[Scores], Result], timeout: float | None) -> Result:
-        self._check_open()
+        self._check_open(timeout)
         if not job.pairs:
             return finish(np.zeros(0, np.float32))
         return finish(self._scheduler.score(job.encode, timeout=timeout))
@@ -294,7 +300,7 @@ class Reranker:
     def _start(
         self, job: _Job, finish: Callable[[Scores], Result], timeout: float | None
     ) -> Future[Result]:
-        self._check_open()
+        self._check_open(timeout)
         if not job.pairs:
             return _done(finish(np.zeros(0, np.float32)))
         started = perf_counter()
@@ -307,7 +313,7 @@ class Reranker:
     async def _start_async(
         self, job: _Job, finish: Callable[[Scores], Result], timeout: float | None
     ) -> Result:
-        self._check_open()
+        self._check_open(timeout)
         if not job.pairs:
             return finish(np.zeros(0, np.float32))
         future = self._scheduler.submit_call(job.encode, timeout=timeout, pairs=len(job.pairs))
@@ -318,7 +324,8 @@ class Reranker:
         self._end = weakref.finalize(self, end, wait=False)
         self._end.atexit = False  # the scheduler ends its threads at exit by itself
 
-    def _check_open(self) -> None:
+    def _check_open(self, timeout: float | None = None) -> None:
+        check_timeout(timeout)
         if not self._end.alive:
             raise ClosedError("the reranker is closed: load it again")
 

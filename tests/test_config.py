@@ -26,6 +26,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_workers": 0}, "num_workers must be an int of at least 1: got 0"),
     ({"num_workers": None}, "num_workers must be an int of at least 1: got None"),
     ({"num_threads": -1}, "num_threads must be an int of at least 1: got -1"),
+    ({"num_threads": 10**9}, "num_threads must be at most 1024: got 1000000000"),
+    ({"num_workers": 1025}, "num_workers must be at most 1024: got 1025"),
     ({"max_batch_tokens": 1.5}, "max_batch_tokens must be an int of at least 1: got 1.5"),
     ({"max_queue_pairs": 0}, "max_queue_pairs must be an int of at least 1: got 0"),
     ({"max_queue_tokens": 0}, "max_queue_tokens must be an int of at least 1: got 0"),

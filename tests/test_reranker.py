@@ -173,6 +173,10 @@ REFUSED = [
         lambda r: r.rerank("q", ["a"], timeout=0),
         "timeout must be above 0 seconds, or None for no limit: got 0",
     ),
+    (
+        lambda r: r.rerank("q", [], timeout=0),
+        "timeout must be above 0 seconds, or None for no limit: got 0",
+    ),
     (lambda r: asyncio.run(r.arerank("q", [None])), "texts[0] must be a str: got None"),
     (lambda r: asyncio.run(r.ascore("", ["a"])), "query must not be blank: got ''"),
 ]

@@ -88,7 +88,8 @@ class OnnxBackend:
             node.name: np.int32 if "int32" in node.type else np.int64
             for node in self._session.get_inputs()
         }
-        self._output = self._session.get_outputs()[0].name
+        outputs = [node.name for node in self._session.get_outputs()]
+        self._output = "logits" if "logits" in outputs else outputs[0]
         self.one_by_one = _mentions(file, BATCH_SCALE_MARKS)
         self.dtype = _dtype(file)
         self._check_graph()
@@ -254,9 +255,14 @@ def _linked_weights(file: Path) -> dict[str, NDArray[np.uint8]]:
 
 
 def _dtype(file: Path) -> str:
-    """What the graph computes in, told by its operators; halves by the hub's file names."""
+    """What the graph computes in, told by its operators; halves by the hub's file names.
+
+    "q4" is the hub's word for weights of few bits, multiplied in float.
+    """
     if _mentions(file, (b"MatMulInteger", b"QLinearMatMul", b"QGemm")):
         return "int8"
+    if _mentions(file, (b"MatMulNBits", b"MatMulBnb4")):
+        return "q4"
     return "float16" if file.name in FILES["float16"] else "float32"
 
 

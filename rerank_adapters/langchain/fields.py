@@ -12,6 +12,7 @@ from langchain_core.load.serializable import (
     SerializedNotImplemented,
 )
 from pydantic import BeforeValidator, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from ..adapting import FIELDS_CONFIG, OnEmptyText, RerankerFields
 from .settings import Dedupe, check_key, check_names, check_threshold
@@ -35,7 +36,7 @@ class RankingFields(RerankerFields, Serializable):
     score_key: Annotated[str, BeforeValidator(check_key)] = "relevance_score"
     """Where in a document's metadata its score is written, as a Python float. What was there is
     overwritten in the copy that comes back."""
-    text_fn: Callable[[Document], str] | None = None
+    text_fn: SkipJsonSchema[Callable[[Document], str] | None] = None
     """Builds the text that is scored, in place of `rank_fields` and the page content; what comes
     back keeps its content. Runs where the call is made: on the event loop, if that is awaited."""
     rank_fields: Annotated[Names | None, BeforeValidator(check_names)] = None

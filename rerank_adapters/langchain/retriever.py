@@ -14,7 +14,8 @@ from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, patch_config
 from langchain_core.vectorstores import VectorStoreRetriever
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr, StrictInt
+from pydantic.json_schema import SkipJsonSchema
 
 from ..errors import ConfigError
 from . import pool, tracing
@@ -37,11 +38,11 @@ class RerankingRetriever(RankingFields, BaseRetriever):
 
     model_config = FIELDS_CONFIG
 
-    base_retriever: RetrieverLike
+    base_retriever: SkipJsonSchema[RetrieverLike]
     """Finds the candidates: any Runnable from a query to documents."""
-    compressor: Compressor | None = None
+    compressor: SkipJsonSchema[Compressor | None] = None
     """Reranks them, with settings and a model of its own. None: this class's fields do."""
-    rerank_count: int | None = Field(default=None, ge=1)
+    rerank_count: StrictInt | None = Field(default=None, ge=1)
     """At most so many candidates are scored, the first ones. A vector store's retriever is asked
     for just as many; others have a setting of their own for what they find. None: all of it."""
     top_n: Annotated[

@@ -117,6 +117,11 @@ class Batch:
         pieces = [request.at(places) for request, places in self.parts]
         return pieces[0] if len(pieces) == 1 else TokenBatch.join(pieces)
 
+    def padded_tokens(self) -> int:
+        """Its pairs, each as long as the longest."""
+        longest = (int(r.encoded.lengths[r.order[at]].max()) for r, at in self.parts)
+        return len(self) * max(longest)
+
     def open(self) -> Batch:
         """Without the requests that were settled (cancelled, failed) since the batch was cut."""
         return Batch([part for part in self.parts if not part[0].future.done()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ._stats import Stats
 
 Forward = Callable[[TokenBatch], Scores]
 Lock = AbstractContextManager[bool]
+Result = TypeVar("Result")
 
 PASSES_UNTIL_GROWTH = 8
 """Forwards between two growths of a budget that was cut, so that a low ceiling is hit rarely."""
@@ -40,27 +42,29 @@ class Worker:
         batch = batch.open()
         if not batch.parts:
             return []
-        tokens = batch.tokens()
-        padded = len(tokens) * int(tokens.lengths.max())
         started = perf_counter()
-        outcome = attempt(self.forward, tokens)
+        outcome = attempt(lambda: self._score(batch))
         seconds = perf_counter() - started
         if isinstance(outcome, Exception):
             try:
-                return self._again(batch, padded, outcome, stats, lock)
+                return self._again(batch, outcome, stats, lock)
             finally:
                 del outcome  # its traceback knows this frame: a cycle would keep its memory
-        if outcome.shape != (len(tokens),):
-            _refuse(batch, outcome.shape)
+        tokens, scores = outcome
+        if scores.shape != (len(tokens),):
+            _refuse(batch, scores.shape)
             return []
         self._recover()
+        padded = len(tokens) * int(tokens.lengths.max())
         with lock:
             stats.count_batch(len(tokens), len(tokens.input_ids), padded, seconds)
-        return _deliver(batch, outcome, stats, lock)
+        return _deliver(batch, scores, stats, lock)
 
-    def _again(
-        self, batch: Batch, padded: int, error: Exception, stats: Stats, lock: Lock
-    ) -> list[Batch]:
+    def _score(self, batch: Batch) -> tuple[TokenBatch, Scores]:
+        tokens = batch.tokens()
+        return tokens, np.asarray(self.forward(tokens), dtype=np.float32)
+
+    def _again(self, batch: Batch, error: Exception, stats: Stats, lock: Lock) -> list[Batch]:
         """Halves a batch that failed, down to the pair at fault, whose request alone fails.
 
         The caller holds *error* no longer when the halves run: its frames may hold device memory.
@@ -70,7 +74,7 @@ class Worker:
             settle(batch.parts[0][0].future, _pair_error(batch, error, no_memory))
             return []
         if no_memory:
-            self.budget = max(1.0, padded / 2)
+            self.budget = max(1.0, batch.padded_tokens() / 2)
             self._passes_until_growth = PASSES_UNTIL_GROWTH
         with lock:
             if no_memory:
@@ -115,10 +119,10 @@ def _refuse(batch: Batch, shape: tuple[int, ...]) -> None:
         settle(request.future, BackendError(message))
 
 
-def attempt(forward: Forward, tokens: TokenBatch) -> Scores | Exception:
-    """The scores, or the exception as a value: retries must run outside the except block."""
+def attempt(work: Callable[[], Result]) -> Result | Exception:
+    """What *work* returns, or its exception as a value: retries must run outside the except."""
     try:
-        return np.asarray(forward(tokens), dtype=np.float32)
+        return work()
     except Exception as error:  # noqa: BLE001 - whatever it is, its request gets it
         return error
 

@@ -131,7 +131,7 @@ class Scheduler:
         into the statistics. Callbacks of the Future run in a worker, which they hold up: they may
         submit more, but not wait for it, and raise OverloadedError where they would have to.
         """
-        future = self._engine.register(_checked(timeout), tokenise_seconds=tokenise_seconds)
+        future = self._engine.register(check_timeout(timeout), tokenise_seconds=tokenise_seconds)
         try:
             self._engine.admit(future, encoded)
         except BaseException:
@@ -147,7 +147,7 @@ class Scheduler:
         A full queue is waited for, or raises OverloadedError, out of sight of the caller; with
         *pairs*, how many *encode* will bring, the latter comes before any tokenising.
         """
-        return self._engine.call(encode, _checked(timeout), pairs)
+        return self._engine.call(encode, check_timeout(timeout), pairs)
 
     def score(self, encode: Encode, *, timeout: float | None = None) -> Scores:
         """Tokenises here, waits here; whatever ends the wait, Ctrl-C too, drops the request.
@@ -206,7 +206,9 @@ class Scheduler:
         self.close()
 
 
-def _checked(timeout: float | None) -> float | None:
+def check_timeout(timeout: float | None) -> float | None:
+    """*timeout* itself; raises InputError where it is no number of seconds above 0."""
+    """*timeout*, or InputError where it is no number of seconds above 0."""
     number = isinstance(timeout, Real) and not isinstance(timeout, bool)
     if timeout is not None and not (number and timeout > 0):
         raise InputError(f"timeout must be above 0 seconds, or None for no limit: got {timeout!r}")

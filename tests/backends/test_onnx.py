@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from rerank_adapters import BackendError, ClosedError, ConfigError, ModelError, Reranker
 from rerank_adapters.backends import onnx as backend_module
@@ -173,6 +174,32 @@ def test_file_name_changes_what_runs(tmp_path: Path) -> None:
     with Reranker.from_pretrained(str(tmp_path), file_name="other.onnx") as two:
         assert two.info()["backend"] == "onnx"
         assert np.array_equal(two.score_pairs(PAIRS[:5]), -expected)
+
+
+def test_logits_are_taken_by_name_where_a_graph_has_more_outputs(tmp_path: Path) -> None:
+    """Hidden states listed before the logits are not taken for them."""
+    shutil.copytree(exported("bert"), tmp_path, dirs_exist_ok=True)
+    graph = onnx.load(tmp_path / "model.onnx")
+    own = onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.INT64, ["batch", "tokens"])
+    graph.graph.node.append(onnx.helper.make_node("Identity", ["attention_mask"], ["mask"]))
+    graph.graph.output.insert(0, own)
+    onnx.save(graph, tmp_path / "more.onnx")
+    batch = _batch(exported("bert"))
+    assert np.array_equal(
+        _backend(tmp_path / "more.onnx").logits(batch),
+        _backend(tmp_path / "model.onnx").logits(batch),
+    )
+
+
+def test_info_names_weights_of_few_bits(tmp_path: Path) -> None:
+    """A 4-bit file of the hub is not called float32."""
+    shutil.copytree(exported("bert"), tmp_path, dirs_exist_ok=True)
+    quantizer = MatMulNBitsQuantizer(onnx.load(tmp_path / "model.onnx"), block_size=32)
+    quantizer.process()
+    onnx.save(quantizer.model.model, tmp_path / "model_q4.onnx")
+    with Reranker.from_pretrained(str(tmp_path), file_name="model_q4.onnx") as reranker:
+        assert reranker.info()["dtype"] == "q4"
+    assert _backend(tmp_path / "model.onnx").info()["dtype"] == "float32"
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from rerank_adapters.backends.torch import (
 )
 from rerank_adapters.backends.torch.loading import Checkpoint, resolve_device, resolve_dtype
 from rerank_adapters.families import family_for
+from rerank_adapters.scorers.cross_encoder import CrossEncoder as ScorerCore
 from rerank_adapters.tokenization import PairTokenizer
 from rerank_adapters.values import TokenBatch
 from tests.checkpoints import PAIRS, build, encoder_for
@@ -615,6 +616,24 @@ def test_devices_and_workers_share_one_plan(options, monkeypatch) -> None:
         assert reranker.stats()["pairs"] == len(set(PAIRS))
     expected = encoder_for(build("bert")).predict(PAIRS, activation_fn=torch.nn.Identity())
     np.testing.assert_allclose(scores, expected, rtol=0, atol=CLOSE)
+
+
+def test_a_packed_batch_holds_any_lengths() -> None:
+    """Nothing is padded, so 20 texts of 20 lengths are one forward, and several by padding."""
+    texts = ["whale " * words for words in range(1, 21)]
+    batches, scores = {}, {}
+    for kind in ("packed", "padded"):
+        tokenizer = _tokenizer("bert")
+        backend_ = _load("bert")
+        scorer = ScorerCore(tokenizer, family_for(build("bert"), render=render_chat), [backend_])
+        if kind == "padded":
+            scorer.free_padding = 0
+        with Reranker(scorer) as reranker:
+            scores[kind] = reranker.score("whale", texts)
+            batches[kind] = reranker.stats()["batches"]
+            assert reranker.info()["pass"] == "packed"
+    assert batches["packed"] == 1 < batches["padded"]
+    np.testing.assert_allclose(scores["packed"], scores["padded"], atol=CLOSE, rtol=0)
 
 
 def test_close_frees_the_network() -> None:

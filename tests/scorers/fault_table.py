@@ -65,7 +65,7 @@ FAULTS = {
         "full_disk",
         NO_NETWORK,
         "real: exporting onto a full file system",
-        "writes no file",
+        "real: unpacking the bundled model onto a full file system",
     ),
     22: Fault("close in every state", "close", "real", "real", "real"),
     23: Fault("soak", "soak", "real", QUEUE_ONLY, QUEUE_ONLY),

@@ -26,6 +26,7 @@ import pytest
 import uvloop
 
 from rerank_adapters import Reranker, RerankerConfig
+from rerank_adapters.adapting import LazyReranker
 from rerank_adapters.errors import (
     BackendError,
     ClosedError,
@@ -34,8 +35,9 @@ from rerank_adapters.errors import (
     OverloadedError,
     RerankError,
 )
-from rerank_adapters.scorers._queue import Request
+from rerank_adapters.scorers._requests import Request
 from rerank_adapters.scorers.scheduling import Scheduler
+from rerank_adapters.values import TokenBatch
 from tests.checkpoints import PAIRS, build
 from tests.scorers.fault_table import BACKENDS, FAULTS, backends_for
 from tests.scorers.tap import Tap
@@ -193,6 +195,30 @@ def test_03_oom_at_one_pair_fails_only_its_request(backend):
     assert tap.pinned == 0
     assert_serves(reranker)
     reranker.close()
+
+
+def test_03_oom_while_a_batch_is_put_together(monkeypatch):
+    """Memory that runs out before the forward halves the batch like any other, and kills nobody."""
+    whole = TokenBatch.join
+
+    def join(batches):
+        if len(batches) > 2:
+            raise MemoryError
+        return whole(batches)
+
+    monkeypatch.setattr(TokenBatch, "join", staticmethod(join))
+    held = Held()
+    with Scheduler([held]) as scheduler:
+        first = scheduler.submit(request([9]))
+        assert held.entered.wait(PATIENCE)
+        waiting = [request([9], seed=n) for n in range(8)]
+        futures = [scheduler.submit(encoded) for encoded in waiting]
+        held.release.set()
+        for future, encoded in zip(futures, waiting, strict=True):
+            np.testing.assert_array_equal(future.result(PATIENCE), checksum(encoded))
+        assert first.done()
+        assert held.sizes == [1, 2, 2, 2, 2]
+        assert scheduler.stats()["splits"] == 3
 
 
 @on(4)
@@ -501,7 +527,8 @@ def test_13_base_exception_is_got_over_by_loading_again(backend):
     if backend == "stub":
         pytest.skip("a stub has no configuration to share")
     config = RerankerConfig(model=str(checkpoint(backend)), backend=backend, device="cpu")
-    broken = Reranker.shared(config)
+    adapter = LazyReranker()
+    broken = adapter.get(config)
     expected = broken.score(QUERY, texts(3))
 
     def die(batch):
@@ -510,7 +537,9 @@ def test_13_base_exception_is_got_over_by_loading_again(backend):
     broken._scheduler._engine._workers[0].forward = die
     with pytest.raises(ClosedError, match="load the model again"):
         broken.score(QUERY, texts(3))
-    again, more = Reranker.shared(config), Reranker.shared(config)
+    again, more = Reranker.shared(config), adapter.get(config)
+    assert broken.closed
+    assert adapter.get(config) is more  # an adapter drops what broke, and keeps what it loaded
     broken.close()  # a share of the broken one alone
     more.close()
     np.testing.assert_array_equal(again.score(QUERY, texts(3)), expected)
@@ -958,12 +987,16 @@ FULL_DISK = """
     else:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         (folder / "other").write_bytes(b"")
+    from rerank_adapters import bundled
     from rerank_adapters.errors import RerankError
     from rerank_adapters.export import export_onnx
     if sys.argv[3] == "limit":
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
-        export_onnx(pathlib.Path(sys.argv[2]), folder / "out", dtype="float32")
+        if sys.argv[4] == "onnx":
+            export_onnx(pathlib.Path(sys.argv[2]), folder / "out", dtype="float32")
+        else:
+            bundled.unpack(folder)
     except (RerankError, OSError) as error:
         print("failed:", type(error).__name__, error)
     print("left:", sorted(str(it.relative_to(folder)) for it in folder.rglob("*")))
@@ -984,15 +1017,23 @@ def may_mount(folder: Path) -> bool:
 
 @on(21)
 @pytest.mark.parametrize("disk", ["mount", "limit"])
-def test_21_full_disk_leaves_no_half_export(backend, disk, tmp_path):
-    """Exporting where nothing more can be written is an error, and no partial file stays behind.
+def test_21_full_disk_leaves_no_half_checkpoint(backend, disk, tmp_path):
+    """Exporting, or unpacking for torch, onto a full disk is an error, and nothing half stays.
 
     The file system of 1 MB is the real thing; where none may be mounted, the kernel's limit on the
     size of files stands in: writes fail half-way through a file as they do on a full disk.
     """
     if disk == "mount" and not may_mount(tmp_path):
         pytest.skip("this system lets no test mount a small file system: `limit` stands in")
-    child = [sys.executable, "-c", textwrap.dedent(FULL_DISK), tmp_path, build("bert"), disk]
+    child = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(FULL_DISK),
+        tmp_path,
+        build("bert"),
+        disk,
+        backend,
+    ]
     done = subprocess.run(
         [*(OWN_MOUNTS if disk == "mount" else ()), *child],
         capture_output=True,
