@@ -56,7 +56,6 @@ class Call:
     future: Future[Scores]
     encode: Encode
     context: contextvars.Context
-    pairs: int
 
 
 class Engine:
@@ -114,10 +113,11 @@ class Engine:
             settle(future, request.scores)
             return
         with self._lock:
+            reserved = self._release(future)
             # A worker that waited for room would wait for itself: its callbacks are refused.
             if self._limits.block and not self.serving():
                 self._wait_for_room(request)
-            elif not self._fits(len(encoded), request.tokens):
+            elif not self._fits(0 if reserved else len(encoded), request.tokens):
                 self._live.pop(future, None)
                 self._reject(len(encoded))
             if not future.done():
@@ -127,11 +127,12 @@ class Engine:
     def call(self, encode: Encode, timeout: float | None, pairs: int) -> Future[Scores]:
         """Registers a request whose tokens *encode* will bring, off the calling thread."""
         with self._lock:
-            if not self._limits.block and not self._fits(pairs, 0, untokenised=self._call_pairs):
+            if not self._limits.block and not self._fits(pairs, 0):
                 self._reject(pairs)
             future = self.register(timeout)
-            self._calls.append(Call(future, encode, contextvars.copy_context(), pairs))
-            self._call_pairs += pairs
+            self._calls.append(Call(future, encode, contextvars.copy_context()))
+            self._reserved[future] = pairs
+            self._reserved_pairs += pairs
             self._open_calls += 1
             if self._tokenisers < min(self._open_calls, self._tokenise_threads):
                 self._spawn("rerank-tokenise", self._tokenise_next)
@@ -153,7 +154,7 @@ class Engine:
         with self._lock:
             return {
                 "queue_requests": len(self._queue) + self._open_calls,
-                "queue_pairs": self._queue.pairs + self._call_pairs,
+                "queue_pairs": self._queue.pairs + self._reserved_pairs,
                 "queue_tokens": self._queue.tokens,
                 "unfinished": len(self._live),
                 "max_batch_tokens": int(min((w.budget for w in self._workers), default=0)),
@@ -164,13 +165,21 @@ class Engine:
         if self.closed:
             raise ClosedError(self._why_closed or CLOSED) from self._cause
 
-    def _fits(self, pairs: int, tokens: int, *, untokenised: int = 0) -> bool:
-        waiting, limits = self._queue.pairs + untokenised, self._limits
+    def _fits(self, pairs: int, tokens: int) -> bool:
+        limits, waiting = self._limits, self._queue.pairs
+        if not limits.block:  # else who tokenises would wait for whoever is to be tokenised
+            waiting += self._reserved_pairs
         if not waiting:
             return True  # a request larger than the limits must be served too
         return (limits.pairs is None or waiting + pairs <= limits.pairs) and (
             limits.tokens is None or self._queue.tokens + tokens <= limits.tokens
         )
+
+    def _release(self, future: Future[Scores]) -> int:
+        """Gives the place back that a call has had since before it was tokenised: its pairs."""
+        pairs = self._reserved.pop(future, 0)
+        self._reserved_pairs -= pairs
+        return pairs
 
     def _wait_for_room(self, request: Request) -> None:
         """Blocks until it is this request's turn and it fits, or it was settled meanwhile.
@@ -208,6 +217,7 @@ class Engine:
         with self._lock:
             if self._live.pop(future, None) is None:
                 return
+            self._release(future)
             self._queue.drop(future)
             self._stats.count_settled(future)
             self._room.notify_all()
@@ -231,7 +241,8 @@ class Engine:
         self._tokenisers = 0
         self._calls: deque[Call] = deque()
         self._open_calls = 0
-        self._call_pairs = 0
+        self._reserved: dict[Future[Scores], int] = {}
+        self._reserved_pairs = 0
         self._blocked: list[int] = []  # whoever waits for room, the first to ask first
         # Every unfinished request, its deadline and its number in the order of asking.
         self._live: dict[Future[Scores], tuple[float, int]] = {}
@@ -293,7 +304,6 @@ class Engine:
                     return False
                 self._tokenise.wait()
             call = self._calls.popleft()
-            self._call_pairs -= call.pairs
         try:
             if not call.future.done():
                 call.context.run(self._encode, call)

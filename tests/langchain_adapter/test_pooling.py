@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
+import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +18,7 @@ import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableParallel, RunnablePassthrough
+from numpy.typing import NDArray
 
 from rerank_adapters import BackendError, InputError, Reranker
 from rerank_adapters.langchain import CrossEncoderCompressor, RerankingRetriever
@@ -132,17 +137,16 @@ async def test_a_bad_input_fails_only_itself(asynchronous: bool) -> None:
 async def test_a_poisonous_pair_fails_only_its_query(asynchronous: bool) -> None:
     """A forward that fails on one query's text: that query gets the error, three get documents."""
     poison = "supercalifragilistic"
-    seen: set[int] = set()
+    seen: set[bytes] = set()
 
     def rule(batch: TokenBatch) -> BaseException | None:
-        rows = {row.tobytes() for row in np.split(batch.input_ids, batch.offsets[1:-1])}
-        return RuntimeError("kernel fault") if rows & seen else None  # type: ignore[comparison-overlap]  # bytes, not ints
+        return RuntimeError("kernel fault") if _rows(batch) & seen else None
 
     backend = FaultyBackend(rule)
     given = inputs()
     given[2]["documents"].append(Document(poison))
     with reranker_over(backend) as reranker:
-        seen.add(reranker._scorer.encode([(QUERIES[2], poison)]).batch.input_ids.tobytes())  # type: ignore[arg-type]  # as above
+        seen |= _rows(reranker._scorer.encode([(QUERIES[2], poison)]).batch)
         compressor = CrossEncoderCompressor(reranker=reranker)
         if asynchronous:
             found = await compressor.abatch(given, return_exceptions=True)
@@ -152,6 +156,73 @@ async def test_a_poisonous_pair_fails_only_its_query(asynchronous: bool) -> None
         assert "kernel fault" in str(found[2])
         for place in (0, 1, 3):
             assert found[place] == compressor.invoke(given[place])
+
+
+class SpoiltBackend(HeldBackend):
+    """A HeldBackend that puts the logits of a batch with one of the `at_fault` through `spoil`."""
+
+    def __init__(self, spoil: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
+        super().__init__()
+        self.spoil = spoil
+        self.at_fault: set[bytes] = set()
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        logits = super().logits(batch)
+        return self.spoil(logits) if self.at_fault & _rows(batch) else logits
+
+
+def out_of_memory(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    raise MemoryError("no room for activations")
+
+
+def one_too_few(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    return logits[:-1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "cause"),
+    [
+        (one_too_few, r"logits of shape \(0, 1\) for 1 pairs", type(None)),
+        (out_of_memory, r"pair 12 ran out of memory, even alone, with \d+ tokens", MemoryError),
+    ],
+)
+def test_a_forward_that_fails_one_caller_of_four(
+    spoil: Callable[..., Any], message: str, cause: type
+) -> None:
+    """Four threads in shared batches, one pair at fault: its caller is told, three are answered."""
+    backend = SpoiltBackend(spoil)
+    given = [one["documents"] for one in inputs()]
+    given[2].append(Document("supercalifragilistic"))
+    before = copy.deepcopy(given)
+    with reranker_over(backend) as reranker, ThreadPoolExecutor(5) as threads:
+        bad = reranker._scorer.encode([(QUERIES[2], given[2][-1].page_content)])
+        backend.at_fault = _rows(bad.batch)
+        compress = CrossEncoderCompressor(reranker=reranker, top_n=None).compress_documents
+        threads.submit(compress, documents()[:1], QUERY)
+        assert backend.entered.wait(60)
+        calls = [threads.submit(compress, *call) for call in zip(given, QUERIES, strict=True)]
+        _wait_until(lambda: reranker.stats()["requests"] == 5)
+        backend.release.set()
+        error = calls.pop(2).exception()
+        assert isinstance(error, BackendError)
+        assert re.search(message, str(error))
+        assert type(error.__cause__) is cause
+        alone = [compress(given[place], QUERIES[place]) for place in (0, 1, 3)]
+        assert [call.result() for call in calls] == alone
+    assert given == before
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_score() -> None:
+    """No forward of more than three pairs fits: all twelve are scored, each once, as ever."""
+    backend = FaultyBackend(lambda batch: MemoryError("no room") if len(batch) > 3 else None)
+    given = documents()
+    with reranker_over(backend) as reranker, reranker_over(CountingBackend()) as roomy:
+        found = CrossEncoderCompressor(reranker=reranker).compress_documents(given, QUERY)
+        assert found == CrossEncoderCompressor(reranker=roomy).compress_documents(given, QUERY)
+        assert reranker.stats()["splits"] == backend.faults > 0
+    assert backend.rows == len(TEXTS)
+    assert max(len(batch) for batch in backend.batches) <= 3
+    assert given == documents()
 
 
 def test_a_retriever_s_bad_query_fails_only_itself(ready: Reranker) -> None:
@@ -210,6 +281,41 @@ async def test_concurrent_calls_share_forwards(executor_refuses: None) -> None:
         assert backend.rows == 1 + len(waiting)
         alone = [compressor.compress_documents(documents(), query) for query in queries[:4]]
     assert found[:4] == alone
+
+
+def test_threads_share_forwards() -> None:
+    """Sixteen plain threads behind a held forward: one plan over all of their 192 pairs."""
+    backend = HeldBackend()
+    queries = [f"{QUERIES[place % 4]} {place}" for place in range(16)]
+    waiting = [(query, text) for query in queries for text in TEXTS]
+    with reranker_over(backend) as reranker, ThreadPoolExecutor(17) as threads:
+        compress = CrossEncoderCompressor(reranker=reranker, top_n=None).compress_documents
+        threads.submit(compress, documents()[:1], QUERY)
+        assert backend.entered.wait(60)
+        calls = [threads.submit(compress, documents(), query) for query in queries]
+        _wait_until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
+        backend.release.set()
+        found = [call.result() for call in calls]
+        assert backend.forwards == 1 + planned(reranker, waiting)
+        assert backend.rows == 1 + len(waiting)
+        assert found == [compress(documents(), query) for query in queries]
+
+
+def test_threads_get_what_a_serial_call_gives() -> None:
+    """Eight threads at once, three rounds each, on the bundled int8 model: equal to the bit."""
+    queries = [f"{query} {place}" for query in QUERIES for place in range(2)]
+    given = [document for document in documents() if len(document.page_content) < 500]
+    together = threading.Barrier(len(queries))
+    with CrossEncoderCompressor(device="cpu", top_n=None) as compressor:
+        alone = [compressor.compress_documents(given, query) for query in queries]
+
+        def call(query: str) -> list[list[Document]]:
+            together.wait(60)
+            return [compressor.compress_documents(given, query) for _ in range(3)]
+
+        with ThreadPoolExecutor(len(queries)) as threads:
+            assert list(threads.map(call, queries)) == [[found] * 3 for found in alone]
+    assert len({str(scores(found)) for found in alone}) == len(queries)
 
 
 async def test_cancelling_one_call_leaves_the_others_alone() -> None:
@@ -291,6 +397,11 @@ def test_the_first_call_ever_does_not_block_the_loop(model: str) -> None:
     assert done.stdout == "clean\n"
 
 
+def _rows(batch: TokenBatch) -> set[bytes]:
+    """Each pair of *batch*, as the bytes of its tokens."""
+    return {row.tobytes() for row in np.split(batch.input_ids, batch.offsets[1:-1])}
+
+
 def _tokens(reranker: Reranker, pairs: list[tuple[str, str]]) -> int:
     return int(reranker._scorer.encode(pairs).batch.lengths.sum())
 
@@ -300,3 +411,11 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    """`_until`, for threads."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

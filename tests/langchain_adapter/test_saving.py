@@ -16,6 +16,7 @@ import pytest
 from langchain_core._api.beta_decorator import LangChainBetaWarning
 from langchain_core.load import dumps, loads
 from langchain_core.runnables import ConfigurableField, RunnablePassthrough
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from pydantic import SecretStr
 
 from rerank_adapters import ClosedError, ConfigError, Reranker
@@ -24,8 +25,9 @@ from rerank_adapters.langchain import (
     LangChainCrossEncoder,
     RerankingRetriever,
 )
+from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from rerank_adapters.scorers.cross_encoder import CrossEncoder
-from tests.langchain_adapter.samples import QUERY, ListRetriever, documents
+from tests.langchain_adapter.samples import KEY, QUERY, TEXTS, ListRetriever, documents
 
 TOKEN = "hf_notARealToken0123456789"
 
@@ -222,6 +224,72 @@ def test_the_last_close_frees_the_model(loads_counted: list[Any], model: str) ->
     gc.collect()
     with CrossEncoderCompressor(**fields) as third:
         third.compress_documents(documents(), QUERY)
+    assert len(loads_counted) == 2
+
+
+def in_both_frameworks(
+    **fields: Any,
+) -> tuple[CrossEncoderCompressor, CrossEncoderPostprocessor]:
+    """Two adapters of the same fields, which score documents and nodes by their text alone."""
+    return (
+        CrossEncoderCompressor(top_n=None, **fields),
+        CrossEncoderPostprocessor(top_n=None, metadata_mode=MetadataMode.NONE, **fields),
+    )
+
+
+def scored_documents(compressor: CrossEncoderCompressor) -> list[tuple[str, float]]:
+    found = compressor.compress_documents(documents(), QUERY)
+    return [(str(document.id), document.metadata[KEY]) for document in found]
+
+
+def scored_nodes(postprocessor: CrossEncoderPostprocessor) -> list[tuple[str, float | None]]:
+    nodes = [
+        NodeWithScore(node=TextNode(id_=str(document.id), text=document.page_content))
+        for document in documents()
+    ]
+    found = postprocessor.postprocess_nodes(nodes, query_str=QUERY)
+    return [(node.node_id, node.score) for node in found]
+
+
+def test_langchain_and_llama_index_around_one_reranker(model: str) -> None:
+    """Equal scores from one engine, which both keep open, and whose end both are told of."""
+    with Reranker.from_pretrained(model, backend="onnx", device="cpu") as reranker:
+        compressor, postprocessor = in_both_frameworks(reranker=reranker)
+        wanted = scored_documents(compressor)
+        assert scored_nodes(postprocessor) == wanted
+        stats = reranker.stats()
+        assert (stats["requests"], stats["pairs"]) == (2, 2 * len(TEXTS))
+        postprocessor.close()
+        assert scored_documents(compressor) == wanted
+        compressor.close()
+        compressor, postprocessor = in_both_frameworks(reranker=reranker)
+        assert scored_nodes(postprocessor) == wanted
+        assert reranker.stats()["requests"] == 4
+    with pytest.raises(ClosedError, match="the reranker is closed"):
+        scored_documents(compressor)
+    with pytest.raises(ClosedError, match="the reranker is closed"):
+        scored_nodes(postprocessor)
+
+
+def test_langchain_and_llama_index_of_one_configuration_load_once(
+    loads_counted: list[Any], model: str
+) -> None:
+    """One engine counts both; it outlives the first adapter's close, and not the second's."""
+    fields: dict[str, Any] = {"model": model, "backend": "onnx", "device": "cpu", "max_length": 96}
+    compressor, postprocessor = in_both_frameworks(**fields)
+    wanted = scored_documents(compressor)
+    assert scored_nodes(postprocessor) == wanted
+    assert compressor._ranker() is postprocessor._ranker()
+    assert compressor._ranker().stats()["requests"] == 2
+    compressor.close()
+    assert scored_nodes(postprocessor) == wanted
+    with pytest.raises(ClosedError, match="CrossEncoderCompressor is closed: make a new one"):
+        scored_documents(compressor)
+    assert len(loads_counted) == 1
+    postprocessor.close()
+    gc.collect()
+    with CrossEncoderCompressor(top_n=None, **fields) as third:
+        assert scored_documents(third) == wanted
     assert len(loads_counted) == 2
 
 

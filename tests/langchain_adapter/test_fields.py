@@ -1,0 +1,234 @@
+"""The fields: each changes what runs, and each is known to schemas and to type checkers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+from langchain_core.documents import Document
+from langchain_core.runnables import Runnable
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from rerank_adapters import BackendError, ConfigError, Reranker, RerankerConfig
+from rerank_adapters.langchain import (
+    CrossEncoderCompressor,
+    LangChainCrossEncoder,
+    RerankingRetriever,
+)
+from rerank_adapters.langchain.settings import SETTINGS
+from rerank_adapters.llama_index import CrossEncoderPostprocessor
+from tests.langchain_adapter.samples import (
+    KEY,
+    QUERIES,
+    TEXTS,
+    TOLERANCE,
+    ListRetriever,
+    documents,
+    ids,
+)
+
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = set(RerankerConfig.__dataclass_fields__)
+COUNTS = (
+    "num_workers",
+    "num_threads",
+    "max_length",
+    "query_max_tokens",
+    "max_batch_tokens",
+    "max_queue_pairs",
+    "max_queue_tokens",
+)
+
+
+class Run:
+    """What a compressor of these fields finds for each query, and what its engine tells of it."""
+
+    def __init__(self, **fields: Any) -> None:
+        with CrossEncoderCompressor(top_n=None, **({"device": "cpu"} | fields)) as compressor:
+            given = [{"query": query, "documents": documents()} for query in QUERIES]
+            self.found = compressor.batch(given)
+            self.info = compressor._ranker().info()
+            self.stats = compressor._ranker().stats()
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """Shape (queries, documents), in the order in which the documents were given."""
+        by_id = [{one.id: one.metadata[KEY] for one in found} for found in self.found]
+        return np.array([[scores[one.id] for one in documents()] for scores in by_id])
+
+
+@pytest.fixture(scope="module")
+def plain(model: str) -> Run:
+    """The tiny ONNX model with no field set but the backend."""
+    return Run(model=model, backend="onnx")
+
+
+def test_both_backends_give_the_same() -> None:
+    """The bundled model in float32: equal order, scores within 1e-4 (measured: 6e-7).
+
+    The order is that of QUERY, whose scores are at least 2e-4 apart.
+    """
+    onnx, torch = (Run(backend=backend, dtype="float32") for backend in ("onnx", "torch"))
+    assert (onnx.info["backend"], torch.info["backend"]) == ("onnx", "torch")
+    assert (onnx.info["dtype"], torch.info["dtype"]) == ("float32", "float32")
+    assert ids(onnx.found[0]) == ids(torch.found[0])
+    np.testing.assert_allclose(onnx.scores, torch.scores, rtol=0, atol=TOLERANCE)
+
+
+def test_dtype_changes_what_runs() -> None:
+    """int8 moves the bundled model's probabilities, by at most 0.05 (measured: 0.027)."""
+    exact, rounded = Run(backend="onnx", dtype="float32"), Run(backend="onnx", dtype="int8")
+    assert (exact.info["dtype"], rounded.info["dtype"]) == ("float32", "int8")
+    assert 1e-3 < np.abs(exact.scores - rounded.scores).max() < 0.05
+
+
+def test_max_batch_tokens_changes_the_batches_and_no_score(model: str, plain: Run) -> None:
+    """No batch holds more than it says, unless it is one pair; scores stay (law 2: 1e-5)."""
+    narrow = Run(model=model, backend="onnx", max_batch_tokens=64)
+    assert narrow.info["max_batch_tokens"] == 64 < plain.info["max_batch_tokens"]
+    assert narrow.stats["pairs"] == plain.stats["pairs"] == len(QUERIES) * len(TEXTS)
+    assert narrow.stats["batches"] > 2 * plain.stats["batches"]
+    np.testing.assert_allclose(narrow.scores, plain.scores, rtol=0, atol=1e-5)
+
+
+def test_max_length_cuts_long_documents_alone(model: str, plain: Run) -> None:
+    """With 32 tokens a pair the two long documents score anew, those of a few letters do not."""
+    short = Run(model=model, backend="onnx", max_length=32)
+    assert short.info["max_length"] == 32 < plain.info["max_length"]
+    moved = np.abs(short.scores - plain.scores)
+    lengths = np.array([len(text) for text in TEXTS])
+    assert moved[:, lengths < 5].max() < 1e-5
+    assert moved[:, lengths > 3000].min() > 1e-3
+
+
+def test_device_is_where_it_runs(model: str, plain: Run) -> None:
+    """Two devices are two workers on one queue; one that is not there is an error (law 5)."""
+    two = Run(model=model, backend="onnx", device=["cpu", "cpu"])
+    assert two.info["devices"] == ["cpu", "cpu"]
+    np.testing.assert_allclose(two.scores, plain.scores, rtol=0, atol=1e-5)
+    with pytest.raises(BackendError, match="cuda:99"):
+        Run(model=model, backend="onnx", device="cuda:99")
+
+
+def retriever(**fields: Any) -> RerankingRetriever:
+    return RerankingRetriever(base_retriever=ListRetriever(found=[]), **fields)
+
+
+@pytest.mark.parametrize("value", [True, False, 64.0, "64"])
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_is_an_int(name: str, value: object) -> None:
+    """What Reranker refuses, no adapter makes an int of: True is no 1, "64" no 64."""
+    with pytest.raises(ConfigError, match=name):
+        Reranker.from_pretrained(**{name: value})  # type: ignore[arg-type]  # what is refused
+    for make in (CrossEncoderCompressor, retriever, CrossEncoderPostprocessor):
+        with pytest.raises(ValueError, match=name):
+            make(**{name: value})
+    compressor = CrossEncoderCompressor()
+    before = getattr(compressor, name)
+    with pytest.raises(ValidationError, match=name):
+        setattr(compressor, name, value)
+    assert getattr(compressor, name) is before
+
+
+@pytest.mark.parametrize("name", ["top_n", "rerank_count"])
+@pytest.mark.parametrize("value", [True, 3.0, "3"])
+def test_a_retriever_s_counts_are_ints(name: str, value: object) -> None:
+    """Of what it asks for and of what it gives back."""
+    with pytest.raises(ValidationError, match=name):
+        retriever(**{name: value})
+    assert getattr(retriever(**{name: 3}), name) == 3
+
+
+@pytest.mark.parametrize("mode", ["validation", "serialization"])
+def test_json_schemas_name_what_is_data(mode: Any) -> None:
+    """Every field but the four that hold code or a loaded model."""
+    ranking = CONFIGURATION | set(SETTINGS) - {"text_fn"}
+    inherited = {"name", "tags", "metadata"}
+    schema = CrossEncoderCompressor.model_json_schema(mode=mode)
+    assert set(schema["properties"]) - inherited == ranking - _secret(mode)
+    schema = RerankingRetriever.model_json_schema(mode=mode)
+    assert set(schema["properties"]) - inherited == (ranking | {"rerank_count"}) - _secret(mode)
+    schema = LangChainCrossEncoder.model_json_schema(mode=mode)
+    assert set(schema["properties"]) == CONFIGURATION - _secret(mode)
+    assert schema["properties"]["num_workers"] == {
+        "default": 1,
+        "title": "Num Workers",
+        "type": "integer",
+    }
+
+
+def _secret(mode: str) -> set[str]:
+    """A dump leaves the token out."""
+    return {"token"} if mode == "serialization" else set()
+
+
+def test_a_runnable_s_schemas() -> None:
+    """What graphs and servers ask of a Runnable: input, output and config, as JSON schemas."""
+    given = CrossEncoderCompressor().get_input_jsonschema()
+    fields = given["$defs"]["RerankInput"]
+    assert fields["properties"]["query"]["type"] == "string"
+    assert fields["properties"]["documents"]["items"] == {"$ref": "#/$defs/Document"}
+    assert sorted(fields["required"]) == ["documents", "query"]
+    assert retriever().get_input_jsonschema()["type"] == "string"
+    runnables: list[Runnable[Any, Any]] = [CrossEncoderCompressor(), retriever()]
+    for runnable in runnables:
+        assert runnable.get_output_jsonschema()["items"] == {"$ref": "#/$defs/Document"}
+        assert runnable.get_config_jsonschema()["properties"] == {}
+        assert runnable.config_schema(include=["tags"]).model_fields.keys() == {"tags"}
+
+
+METHODS: list[tuple[Callable[..., Any], Any]] = [
+    (CrossEncoderCompressor.compress_documents, list[Document]),
+    (CrossEncoderCompressor.acompress_documents, list[Document]),
+    (CrossEncoderCompressor.invoke, list[Document]),
+    (CrossEncoderCompressor.abatch, list[list[Document]]),
+    (RerankingRetriever.invoke, list[Document]),
+    (RerankingRetriever.abatch, list[list[Document]]),
+    (LangChainCrossEncoder.score, list[float]),
+]
+
+
+@pytest.mark.parametrize(("method", "gives"), METHODS, ids=lambda it: getattr(it, "__name__", ""))
+def test_hints_can_be_read(method: Callable[..., Any], gives: Any) -> None:
+    """get_type_hints finds every name in them: tools and graphs build schemas from hints."""
+    assert get_type_hints(method)["return"] == gives
+
+
+USER = """
+from langchain_core.documents import Document
+from rerank_adapters.langchain import CrossEncoderCompressor
+compressor = CrossEncoderCompressor(model="org/name", device=["cpu"], max_length=256, top_n=None)
+reveal_type(compressor.compress_documents([Document("text")], "query", top_n=1))
+reveal_type(compressor.max_length)
+compressor.compress_documents([], "query", top_k=1)
+CrossEncoderCompressor(max_length="256")
+"""
+
+
+def test_a_user_s_type_checker_sees_them() -> None:
+    """`mypy --strict` on a user's module: what comes back, what is refused, and nothing else.
+
+    In the repository's folder, whose cache `make check` has filled: without one it takes minutes.
+    """
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-pretty", "-c", USER]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+    told = re.findall(r"^<string>:(.*)$", done.stdout, re.MULTILINE)
+    wanted = (
+        '5: note: Revealed type is "list[langchain_core.documents.base.Document]"',
+        '6: note: Revealed type is "int | None"',
+        '7: error: Unexpected keyword argument "top_k"',
+        '7: note: "compress_documents" defined in',
+        '8: error: Argument "max_length" to "CrossEncoderCompressor" has incompatible type "str"',
+    )
+    assert len(told) == len(wanted), done.stdout + done.stderr
+    for line, beginning in zip(told, wanted, strict=True):
+        assert line.startswith(beginning)
