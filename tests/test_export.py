@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +182,23 @@ class Mutant(torch.nn.Module):
 def traced_length_only(mask: torch.Tensor) -> torch.Tensor:
     """Right up to the 17 tokens of the trace, silently wrong beyond, as shapes baked in are."""
     return mask * (torch.arange(mask.shape[1]) < 17)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_the_exporter_does_not_ask_for_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its four warnings of operators no reranker has are not shown; they come back without us."""
+    seen: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: seen.append(record.getMessage()))
+    graph._REGISTRY.addHandler(handler)
+    try:
+        graph.trace(network.build(network.load(build("bert"))))
+        assert seen == []
+        monkeypatch.setattr(graph, "_not_of_torchvision", lambda record: True)
+        graph.trace(network.build(network.load(build("bert"))))
+        assert len(seen) == 4
+    finally:
+        graph._REGISTRY.removeHandler(handler)
 
 
 @pytest.mark.parametrize("change", [traced_length_only, torch.ones_like])

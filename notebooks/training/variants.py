@@ -4,7 +4,8 @@
 
 One seed rule: every variant has seed 0, the same prepared groups in the same order, the same number
 of steps and the same held-out questions of the training sets. The runs are short, so the table
-tells which choice learns faster, not where each would end.
+tells which choice learns faster, not where each would end. Variants of the negatives read what
+prepare.py --hard random (and bm25) wrote, and are left out where that is not given.
 """
 
 import argparse
@@ -25,6 +26,8 @@ VARIANTS = {
     "cosine head for the first half": "--cosine-start 0.5",
     "longer pairs (128 tokens)": "--max-length 128",
     "half the learning rate": "--learning-rate 1e-4",
+    "random negatives": "--prepared RANDOM",
+    "BM25's negatives alone": "--prepared BM25",
 }
 HERE = Path(__file__).parent
 
@@ -49,7 +52,10 @@ def run(name: str, options: argparse.Namespace) -> dict:
             *(part for kv in given.items() for part in kv),
         ]
         # An option given twice counts the second time, so a variant may change what is common.
-        subprocess.run([*map(str, command), *VARIANTS[name].split()], check=True)
+        change = (
+            VARIANTS[name].replace("RANDOM", str(options.random)).replace("BM25", str(options.bm25))
+        )
+        subprocess.run([*map(str, command), *change.split()], check=True)
     facts = json.loads((folder / "curves.json").read_text())
     dev = facts["log"][-1]["dev"]
     change = VARIANTS[name] or "none"
@@ -80,6 +86,8 @@ def main() -> None:
     """All variants, or those named; the table is rewritten after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prepared", type=Path, required=True, help="what prepare.py wrote")
+    parser.add_argument("--random", type=Path, help="the same with --hard random")
+    parser.add_argument("--bm25", type=Path, help="the same with --hard bm25")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--questions", type=int, default=12, help="held-out ones of each set")
@@ -87,7 +95,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(VARIANTS))
     options = parser.parse_args()
     rows = []
+    missing = {"RANDOM": options.random is None, "BM25": options.bm25 is None}
     for name in options.only:
+        if any(missing.get(word, False) for word in VARIANTS[name].split()):
+            continue
         rows.append(run(name, options))
         (HERE / "variants.json").write_text(json.dumps(rows, indent=1) + "\n")
         (HERE / "variants.md").write_text(table(rows))

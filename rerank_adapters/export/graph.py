@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import onnx
@@ -12,6 +13,7 @@ from torch.export import Dim
 from ..errors import ModelError
 from .network import Network
 
+_REGISTRY = logging.getLogger("torch.onnx._internal.exporter._registration")
 OPSET = 20  # the first with Gelu as one operator
 
 
@@ -45,18 +47,27 @@ def _forget_source(model: onnx.ModelProto) -> None:
 
 def _program(network: Network, arguments: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram | None:
     shape = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations, none about the result
-        return torch.onnx.export(
-            network,
-            arguments,
-            dynamo=True,
-            input_names=list(network.inputs),
-            output_names=["logits"],
-            dynamic_shapes=((shape,) * len(arguments),),
-            opset_version=OPSET,
-            verbose=False,
-        )
+    _REGISTRY.addFilter(_not_of_torchvision)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations, none about results
+            return torch.onnx.export(
+                network,
+                arguments,
+                dynamo=True,
+                input_names=list(network.inputs),
+                output_names=["logits"],
+                dynamic_shapes=((shape,) * len(arguments),),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    finally:
+        _REGISTRY.removeFilter(_not_of_torchvision)
+
+
+def _not_of_torchvision(record: logging.LogRecord) -> bool:
+    """The exporter warns four times that torchvision is not there; no reranker needs it."""
+    return "torchvision is not installed" not in record.getMessage()
 
 
 def _name_dimensions(model: onnx.ModelProto) -> None:

@@ -194,6 +194,9 @@ def test_a_forward_that_fails_one_caller_of_four(
     given = [one["documents"] for one in inputs()]
     given[2].append(Document("supercalifragilistic"))
     before = copy.deepcopy(given)
+    waiting = [
+        (query, one.page_content) for query, of in zip(QUERIES, given, strict=True) for one in of
+    ]
     with reranker_over(backend) as reranker, ThreadPoolExecutor(5) as threads:
         bad = reranker._scorer.encode([(QUERIES[2], given[2][-1].page_content)])
         backend.at_fault = _rows(bad.batch)
@@ -201,7 +204,7 @@ def test_a_forward_that_fails_one_caller_of_four(
         threads.submit(compress, documents()[:1], QUERY)
         assert backend.entered.wait(60)
         calls = [threads.submit(compress, *call) for call in zip(given, QUERIES, strict=True)]
-        _wait_until(lambda: reranker.stats()["requests"] == 5)
+        _wait_until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
         backend.release.set()
         error = calls.pop(2).exception()
         assert isinstance(error, BackendError)

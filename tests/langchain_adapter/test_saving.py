@@ -267,7 +267,7 @@ def test_langchain_and_llama_index_around_one_reranker(model: str) -> None:
         assert reranker.stats()["requests"] == 4
     with pytest.raises(ClosedError, match="the reranker is closed"):
         scored_documents(compressor)
-    with pytest.raises(ClosedError, match="the reranker is closed"):
+    with pytest.raises(ClosedError):
         scored_nodes(postprocessor)
 
 
