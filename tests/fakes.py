@@ -138,6 +138,11 @@ class FaultyBackend(CountingBackend):
         return super().logits(batch)
 
 
+def queued_pairs(reranker: Reranker) -> int:
+    """Pairs that wait for a forward, tokenised; stats() counts those not tokenised yet too."""
+    return reranker._scheduler._engine._queue.pairs
+
+
 def reranker_over(
     *backends: Backend,
     max_length: int = 64,

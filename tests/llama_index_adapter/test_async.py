@@ -13,7 +13,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
 from rerank_adapters import Reranker
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
-from tests.fakes import CountingBackend, HeldBackend, reranker_over
+from tests.fakes import CountingBackend, HeldBackend, queued_pairs, reranker_over
 from tests.llama_index_adapter.examples import QUERY, InMemoryRetriever, nodes, outcome
 
 pytestmark = pytest.mark.usefixtures("mocks")
@@ -36,7 +36,7 @@ def engine(postprocessor: CrossEncoderPostprocessor) -> RetrieverQueryEngine:
 async def queued(reranker: Reranker, pairs: int) -> None:
     """Wait until *pairs* are in the queue; 60 s only bound a failing test."""
     async with asyncio.timeout(60):
-        while reranker.stats()["queue_pairs"] < pairs:
+        while queued_pairs(reranker) < pairs:
             await asyncio.sleep(0)
 
 

@@ -39,6 +39,7 @@ from rerank_adapters.scorers._requests import Request
 from rerank_adapters.scorers.scheduling import Scheduler
 from rerank_adapters.values import TokenBatch
 from tests.checkpoints import PAIRS, build
+from tests.fakes import queued_pairs
 from tests.scorers.fault_table import BACKENDS, FAULTS, backends_for
 from tests.scorers.tap import Tap
 from tests.scorers.tapped import TOLERANCE, checkpoint, has_row, tapped, until
@@ -577,7 +578,7 @@ def test_16_loops_at_once_share_a_batch(backend):
             assert tap.entered.wait(PATIENCE)
             tap.sizes.clear()
             loops = [pool.submit(asyncio.run, many()), pool.submit(uvloop.run, many())]
-            until(lambda: reranker.stats()["queue_pairs"] == 2 * 4 * 3)
+            until(lambda: queued_pairs(reranker) == 2 * 4 * 3)
         results = [scores for loop in loops for scores in loop.result(PATIENCE)]
     assert tap.sizes == [24]
     assert first.done()
