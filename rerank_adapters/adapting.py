@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    StrictBool,
     StrictInt,
     model_validator,
 )
@@ -170,9 +171,9 @@ class RerankerFields(BaseModel):
     dtype: DType = "auto"
     revision: str | None = None
     cache_folder: PathText | None = None
-    local_files_only: bool = False
+    local_files_only: StrictBool = False
     token: Token = Field(default=None, exclude=True, repr=False)
-    trust_remote_code: bool = False
+    trust_remote_code: StrictBool = False
     max_length: StrictInt | None = None
     truncation: Truncation = "longest_first"
     query_max_tokens: StrictInt | None = None

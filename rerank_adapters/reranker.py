@@ -233,6 +233,7 @@ class Reranker:
 
     def info(self) -> dict[str, Any]:
         """What really runs, and why: model, revision, fingerprint, backend, device, limits."""
+        self._check_open()
         return self._scorer.info()
 
     def stats(self) -> dict[str, Any]:
@@ -266,6 +267,8 @@ class Reranker:
         self.close()
 
     def __repr__(self) -> str:
+        if not self._end.alive:
+            return "Reranker(closed)"
         facts = self._scorer.info()
         names = [name for name in ("model", "backend", "device") if name in facts]
         shown = ", ".join(f"{name}={facts[name]!r}" for name in names)

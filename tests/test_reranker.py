@@ -312,6 +312,10 @@ def test_a_closed_reranker_says_so(counting) -> None:
         asyncio.run(reranker.ascore("q", ["a"]))
     with pytest.raises(ClosedError, match="load it again"), reranker:
         pass
+    with pytest.raises(ClosedError, match="load it again"):
+        reranker.info()
+    assert reranker.closed
+    assert repr(reranker) == "Reranker(closed)"
 
 
 def test_dropping_the_last_reference_frees_the_model() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.bridge.pydantic import (
     Field,
+    StrictInt,
     ValidationError,
     ValidationInfo,
     field_serializer,
@@ -48,7 +49,7 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
 
     model_config = FIELDS_CONFIG
 
-    top_n: int | None = Field(default=2, ge=1)
+    top_n: StrictInt | None = Field(default=2, ge=1)
     """Nodes that come back. None: all."""
     score_threshold: float | None = Field(default=None, allow_inf_nan=False)
     """The lowest score kept (inclusive), before the cut to `top_n`. None: no bound."""

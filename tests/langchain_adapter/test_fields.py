@@ -137,6 +137,17 @@ def test_a_count_is_an_int(name: str, value: object) -> None:
     assert getattr(compressor, name) is before
 
 
+@pytest.mark.parametrize("value", [1, "yes", None])
+@pytest.mark.parametrize("name", ["local_files_only", "trust_remote_code"])
+def test_a_yes_or_no_is_a_bool(name: str, value: object) -> None:
+    """Nobody trusts remote code by a word that was meant otherwise."""
+    with pytest.raises(ConfigError, match=name):
+        Reranker.from_pretrained(**{name: value})  # type: ignore[arg-type]  # what is refused
+    for make in (CrossEncoderCompressor, retriever, CrossEncoderPostprocessor):
+        with pytest.raises(ValueError, match=name):
+            make(**{name: value})
+
+
 @pytest.mark.parametrize("name", ["top_n", "rerank_count"])
 @pytest.mark.parametrize("value", [True, 3.0, "3"])
 def test_a_retriever_s_counts_are_ints(name: str, value: object) -> None:
@@ -144,6 +155,13 @@ def test_a_retriever_s_counts_are_ints(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
         retriever(**{name: value})
     assert getattr(retriever(**{name: 3}), name) == 3
+
+
+@pytest.mark.parametrize("value", [True, 3.0, "3"])
+def test_a_postprocessor_s_count_is_an_int(value: object) -> None:
+    """LlamaIndex's own base would take True for 1."""
+    with pytest.raises(ValueError, match="top_n"):
+        CrossEncoderPostprocessor(top_n=value)
 
 
 @pytest.mark.parametrize("mode", ["validation", "serialization"])
