@@ -163,6 +163,11 @@ class RequestQueue:
         """A batch of the only request: its rows lie longest first, so it is a run of them."""
         self._end_plan()
         (request,) = self._requests.values()
+        if self._fits_one_batch(request, max_batch_tokens):
+            batch, tokens = Batch([(request, request.whole())]), request.tokens
+            request.left = request.tokens = 0
+            return batch, tokens
+        request.sort()
         most = max(1, max_batch_tokens // max(1, int(request.waiting[1, 0])))
         lengths = request.waiting[1, :most]
         size = len(next(self._batches(lengths, max_batch_tokens)))
@@ -172,6 +177,15 @@ class RequestQueue:
         request.tokens -= tokens
         request.passes = 0
         return Batch([(request, places)]), tokens
+
+    def _fits_one_batch(self, request: Request, max_batch_tokens: int) -> bool:
+        padded = request.longest * request.left
+        padding = padded - request.tokens
+        return (
+            request.left == len(request.encoded)
+            and padded <= max_batch_tokens
+            and padding <= max(self._max_padding * padded, self._free_padding)
+        )
 
     def _cut_shared(self, max_batch_tokens: int) -> tuple[Batch, int]:
         plan = self._current_plan(max_batch_tokens)
@@ -221,6 +235,7 @@ class RequestQueue:
         window, counts = [], []
         room = self._window_tokens
         for request in self._requests.values():
+            request.sort()
             count, tokens = request.longest_rows(min(room, self._window_tokens // 4))
             window.append(request)
             counts.append(count)

@@ -14,6 +14,8 @@ from ..values import Scores, TokenBatch
 
 Places = NDArray[np.int64]
 """Rows of a request by their place in its order, longest first; ascending."""
+_NO_PLACES: Places = np.zeros(0, np.int64)
+_UNSORTED: Places = np.zeros((2, 0), np.int64)
 
 
 class Request:
@@ -33,6 +35,7 @@ class Request:
         "encoded",
         "future",
         "left",
+        "longest",
         "order",
         "passes",
         "scores",
@@ -45,9 +48,10 @@ class Request:
         self.future = future
         self.encoded = encoded
         self.left = self.unscored = len(encoded)
-        self.order: Places = np.argsort(-encoded.lengths, kind="stable")
-        self.waiting = np.array((np.arange(self.left), encoded.lengths[self.order]))
-        self.tokens = int(encoded.lengths.sum())
+        self.tokens = len(encoded.input_ids)
+        self.longest = int(encoded.lengths.max(initial=1))
+        self.order: Places = _NO_PLACES
+        self.waiting = _UNSORTED
         self.scores: Scores = np.empty(self.left, np.float32)
         self.passes = 0
         self._waited = False
@@ -60,10 +64,21 @@ class Request:
         first, self._waited = not self._waited, True
         return first
 
+    def whole(self) -> Places:
+        """All its places, in its own order, which costs no copy; nothing may have been taken."""
+        self.order = np.arange(self.left)
+        return self.order
+
+    def sort(self) -> None:
+        """Makes `order` and `waiting`, once."""
+        if self.waiting is _UNSORTED:
+            self.order = np.argsort(-self.encoded.lengths, kind="stable")
+            self.waiting = np.array((np.arange(self.left), self.encoded.lengths[self.order]))
+
     def longest_rows(self, max_tokens: int) -> tuple[int, int]:
         """How many waiting rows, longest first and at least one, hold *max_tokens*; their tokens.
 
-        Needs a `waiting` that does not lag.
+        Needs a `waiting` that is sorted and does not lag.
         """
         if self.tokens <= max_tokens:
             return self.left, self.tokens
@@ -75,7 +90,7 @@ class Request:
         """The tokens of the pairs at *places*: a view where those lie together."""
         if self._by_length is None:
             if len(places) == len(self.encoded):
-                self.order = places  # served whole: its own order costs no copy
+                self.order = places  # its own order: no copy
                 return self.encoded
             by_length = self.encoded.take(self.order)
             self._ends = by_length.offsets.tolist()
