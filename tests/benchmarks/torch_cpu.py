@@ -41,12 +41,13 @@ def main() -> None:
         ids = model.tokenizer([(QUERY, text) for text in texts], truncation=True, max_length=512)
         lengths = [len(row) for row in ids["input_ids"]]
         print(f"tokens per pair: mean {np.mean(lengths):.0f}, longest {max(lengths)}\n")
-        ours = dict(_rerankers(folder))
         for threads in sorted(set(options.threads)):
             torch.set_num_threads(threads)
+            # Loaded anew: a thread that ran torch before, as a worker did, keeps its number.
+            ours = dict(_rerankers(folder))
             _table(model, ours, texts, options.rounds)
-        for reranker in ours.values():
-            reranker.close()
+            for reranker in ours.values():
+                reranker.close()
 
 
 def _rerankers(folder: Path) -> Iterator[tuple[str, Reranker]]:
