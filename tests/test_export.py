@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoModelForSequenceClassification
 
-from rerank_adapters import export
+from rerank_adapters import Reranker, export
 from rerank_adapters.errors import ConfigError, ModelError
 from rerank_adapters.export import export_onnx, files, gate, graph, int8, network, smoothing
 from rerank_adapters.export.editing import Editor
@@ -182,6 +182,19 @@ class Mutant(torch.nn.Module):
 def traced_length_only(mask: torch.Tensor) -> torch.Tensor:
     """Right up to the 17 tokens of the trace, silently wrong beyond, as shapes baked in are."""
     return mask * (torch.arange(mask.shape[1]) < 17)
+
+
+def test_a_tokenizer_without_a_limit_has_the_networks(tmp_path: Path) -> None:
+    """RoBERTa's table has two positions more than it uses: long probes stay within what it uses."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(build("roberta"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings.pop("model_max_length") == 192
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    export_onnx(folder, tmp_path / "out")
+    with Reranker.from_pretrained(str(tmp_path / "out")) as reranker:
+        assert reranker.info()["max_length"] == 192
+        assert np.isfinite(reranker.score("whales", ["breathe " * 500])).all()
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")

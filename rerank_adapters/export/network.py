@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
+from ..families.checkpoint import Checkpoint
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -91,6 +92,10 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} could not be loaded for export: {error}") from error
+    limit = Checkpoint.read(folder).position_limit
+    if limit is not None and limit < encoder.tokenizer.model_max_length:
+        # Where the tokenizer states none, RoBERTa's kin would be asked for positions they lack.
+        encoder.tokenizer.model_max_length = limit
     encoder.eval()
     return encoder
 
