@@ -202,17 +202,32 @@ def table(rows: list[dict]) -> str:
     cells = {(r["set"], r["tokens"], r["system"]): r for r in rows}
     kinds = list(dict.fromkeys((r["set"], r["tokens"]) for r in rows))
     for name, tokens in sorted(kinds, key=lambda kind: kind[1] != "all"):
-        own = [cells[name, tokens, s] for s in systems]
-        values = " | ".join(f"{r['ndcg@10']:.4f}" for r in own)
-        lines.append(f"| {name} | {tokens} | {own[0]['queries']} | {values} |")
-    whole = [r for r in rows if r["tokens"] == "all"]
-    means = [np.mean([r["ndcg@10"] for r in whole if r["system"] == s]) for s in systems]
-    lines.append("| **mean of sets** | all | | " + " | ".join(f"{m:.4f}" for m in means) + " |")
+        own = [cells.get((name, tokens, s), {}).get("ndcg@10") for s in systems]
+        queries = cells[name, tokens, systems[0]]["queries"]
+        lines.append(f"| {name} | {tokens} | {queries} | {shown(own)} |")
+    means: list[float | None] = []
+    names = {r["set"] for r in rows}
+    for system in systems:
+        whole = [r["ndcg@10"] for r in rows if r["tokens"] == "all" and r["system"] == system]
+        means.append(float(np.mean(whole)) if len(whole) == len(names) else None)
+    lines.append(f"| **mean of sets** | all | | {shown(means)} |")
     return "\n".join(lines) + "\n"
 
 
+def shown(values: list[float | None]) -> str:
+    """Cells of one row; a dash for what was not measured."""
+    return " | ".join("–" if value is None else f"{value:.4f}" for value in values)
+
+
+def kept(out: Path, rows: list[dict]) -> list[dict]:
+    """The rows of *out* for sets that were not measured now, before those that were."""
+    now = {row["set"] for row in rows}
+    old = json.loads(out.read_text())["rows"] if out.exists() else []
+    return [row for row in old if row["set"] not in now] + rows
+
+
 def main() -> None:
-    """Measure, print, write `--out` and the same as a table beside it."""
+    """Measure, print, write `--out` and the same as a table beside it; other sets stay in it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path)
@@ -235,6 +250,7 @@ def main() -> None:
             rows += rows_of(measured, system, scores)
         print(table([r for r in rows if r["set"] == measured.name]), flush=True)
     if options.out:
+        rows = kept(options.out, rows)
         options.out.write_text(json.dumps({"seed": options.seed, "rows": rows}, indent=1) + "\n")
         options.out.with_suffix(".md").write_text(table(rows))
 
