@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -21,13 +22,16 @@ QUERY = "how long does the battery of the tide sensor last in winter"
 def documents(count: int = 50, *, mean_tokens: float = 154, seed: int = 0) -> list[str]:
     """*count* texts of log-normal length (sigma 0.6, mean about *mean_tokens*, at most 512 tokens).
 
-    Words come from the example corpus, so that they split into tokens as real words do.
+    The lengths are the distribution's own quantiles, so that 50 texts have its tail too, which a
+    sample may lack. Words come from the example corpus: they split into tokens as real words do.
     """
     lines = CORPUS.read_text(encoding="utf-8").splitlines()
     words = " ".join(json.loads(line)["text"] for line in lines).split()
     rng = np.random.default_rng(seed)
     median = mean_tokens / np.exp(0.6**2 / 2)
-    tokens = np.clip(rng.lognormal(np.log(median), 0.6, count), 4, 512)
+    normal = NormalDist(np.log(median), 0.6)
+    logs = [normal.inv_cdf((place + 0.5) / count) for place in range(count)]
+    tokens = np.clip(np.exp(rng.permutation(logs)), 4, 512)
     lengths = np.maximum(1, (tokens / TOKENS_PER_WORD).astype(int))
     starts = rng.integers(0, len(words) - lengths.max(), count)
     return [
