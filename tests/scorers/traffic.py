@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -67,6 +68,18 @@ class Held:
         return [len(batch) for batch in self.batches]
 
 
+_OTHERS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
 def rerank_threads() -> list[str]:
-    """The names of the scheduler's threads alive in this process."""
-    return [it.name for it in threading.enumerate() if it.name.startswith("rerank-")]
+    """The names of the scheduler's threads alive that were started in this test."""
+    return [it.name for it in _all_threads() if it not in _OTHERS]
+
+
+def discount_threads() -> None:
+    """Threads alive now are not the test's: rerankers of fixtures live as long as the session."""
+    _OTHERS.update(_all_threads())
+
+
+def _all_threads() -> list[threading.Thread]:
+    return [it for it in threading.enumerate() if it.name.startswith("rerank-")]
