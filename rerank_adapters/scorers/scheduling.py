@@ -81,7 +81,8 @@ class Scheduler:
         A batch holds at most *max_batch_tokens* padded tokens, of which padding may be the share
         *max_padding*, or *free_padding* tokens where that is more: what one more forward costs
         beside its tokens, little on a CPU and much on a GPU. It is cut from the *window_tokens*
-        that arrived first (None: 16 batches); whoever was passed over *max_passes* times goes next.
+        that arrived first (None: 16 batches); half of the tokens are the oldest request's, the rest
+        go to whoever was passed over *max_passes* times, else to the smallest.
         *max_queue_pairs* and *max_queue_tokens* bound what waits (None: unbounded; a request over
         them is taken when nothing waits); *when_full* says whether submitting then blocks or raises
         OverloadedError. After a fork, *fork_safe* forwards run on in the child, others refuse with
