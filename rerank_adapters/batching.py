@@ -49,9 +49,9 @@ def iterate_batches(
     start = 0
 
     def too_padded(size: int) -> bool:
+        tokens = sums[start + size] - sums[start]
         padded = max(1, descending[start]) * size
-        padding = padded - (sums[start + size] - sums[start])
-        return padding > max(max_padding * padded, free_padding)
+        return is_too_padded(padded, tokens, max_padding=max_padding, free_padding=free_padding)
 
     while start < len(order):
         size = max(1, min(max_batch_tokens // max(1, descending[start]), len(order) - start))
@@ -60,3 +60,8 @@ def iterate_batches(
             size = max(1, bisect_left(range(size), True, key=too_padded) - 1)
         yield order[start : start + size]
         start += size
+
+
+def is_too_padded(padded: int, tokens: int, *, max_padding: float, free_padding: int) -> bool:
+    """Whether of *padded* tokens more than *tokens* leaves as padding allows: the rule above."""
+    return padded - tokens > max(max_padding * padded, free_padding)

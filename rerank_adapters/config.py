@@ -76,10 +76,9 @@ class RerankerConfig:
         for name, hint in get_type_hints(type(self)).items():
             _check(name, getattr(self, name), hint)
         for name in ("num_threads", "num_workers"):
-            if (getattr(self, name) or 1) > MOST_THREADS:
-                raise ConfigError(
-                    f"{name} must be at most {MOST_THREADS}: got {getattr(self, name)}"
-                )
+            threads = getattr(self, name)
+            if threads is not None and threads > MOST_THREADS:
+                raise ConfigError(f"{name} must be at most {MOST_THREADS}: got {threads}")
         if self.backend == "torch" and self.dtype == "int8":
             raise ConfigError('dtype "int8" needs backend "onnx": got backend="torch"')
         if self.backend == "torch" and self.file_name is not None:

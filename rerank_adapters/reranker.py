@@ -346,8 +346,7 @@ class _Shared:
     @property
     def ended(self) -> bool:
         """Whether what is loaded serves nobody any more: it broke, or did not survive a fork."""
-        loaded = self._loaded
-        return loaded is not None and loaded._scheduler.closed
+        return self._loaded is not None and self._loaded.closed
 
     def handle(self) -> Reranker:
         with self._lock:

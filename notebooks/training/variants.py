@@ -52,10 +52,7 @@ def run(name: str, options: argparse.Namespace) -> dict:
             *(part for kv in given.items() for part in kv),
         ]
         # An option given twice counts the second time, so a variant may change what is common.
-        change = (
-            VARIANTS[name].replace("RANDOM", str(options.random)).replace("BM25", str(options.bm25))
-        )
-        subprocess.run([*map(str, command), *change.split()], check=True)
+        subprocess.run([*map(str, command), *changed(name, options)], check=True)
     facts = json.loads((folder / "curves.json").read_text())
     dev = facts["log"][-1]["dev"]
     change = VARIANTS[name] or "none"
@@ -66,6 +63,12 @@ def run(name: str, options: argparse.Namespace) -> dict:
         "minutes": facts["minutes"],
         **dev,
     }
+
+
+def changed(name: str, options: argparse.Namespace) -> list[str]:
+    """The variant's options, with None in place of a file of other negatives that is not given."""
+    files = {"RANDOM": options.random, "BM25": options.bm25}
+    return [files.get(word, word) for word in VARIANTS[name].split()]
 
 
 def table(rows: list[dict]) -> str:
@@ -95,9 +98,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(VARIANTS))
     options = parser.parse_args()
     rows = []
-    missing = {"RANDOM": options.random is None, "BM25": options.bm25 is None}
     for name in options.only:
-        if any(missing.get(word, False) for word in VARIANTS[name].split()):
+        if None in changed(name, options):
             continue
         rows.append(run(name, options))
         (HERE / "variants.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batching import iterate_batches
+from ..batching import is_too_padded, iterate_batches
 from ..values import Scores
 from ._requests import Batch, Request
 
@@ -20,11 +20,20 @@ class Plan:
     """The batches of a window of requests, which may be taken in any order; `left` counts them.
 
     The window is planned as if it were one request: taking one batch out of it leaves the others
-    as full as they were.
+    as full as they were. It serves until `renew_at` batches are left, until someone arrives whom
+    its window `has_room` for, or until batches hold more or less than `max_batch_tokens`.
     """
 
     def __init__(
-        self, window: list[Request], counts: list[int], lengths: Rows, batches: list[Rows]
+        self,
+        window: list[Request],
+        counts: list[int],
+        lengths: Rows,
+        batches: list[Rows],
+        *,
+        max_batch_tokens: int,
+        has_room: bool,
+        renew_at: int,
     ) -> None:
         """*counts* rows of each request, longest first, have *lengths* and lie in *batches*."""
         self._window = window
@@ -39,6 +48,9 @@ class Plan:
         self._tokens = np.array([r.tokens for r in window])
         self._rows = np.array(counts)
         self.left = len(batches)
+        self.max_batch_tokens = max_batch_tokens
+        self.has_room = has_room
+        self.renew_at = renew_at
 
     def turn(self, max_passes: int, *, oldest: bool) -> int:
         """Whose turn it is: the oldest, or one passed over too often, or the smallest."""
@@ -114,9 +126,6 @@ class RequestQueue:
         self._requests: dict[Future[Scores], Request] = {}
         self._ahead = 0  # tokens by which the oldest is ahead of its half
         self._plan: Plan | None = None
-        self._open = False  # whether the plan's window has room for whoever arrives
-        self._renew_at = 0
-        self._planned_for = 0
         self.pairs = 0
         self.tokens = 0
 
@@ -128,7 +137,7 @@ class RequestQueue:
         self._requests[request.future] = request
         self.pairs += request.left
         self.tokens += request.tokens
-        if self._open:
+        if self._plan and self._plan.has_room:
             self._end_plan()
 
     def drop(self, future: Future[Scores]) -> None:
@@ -164,7 +173,7 @@ class RequestQueue:
         self._end_plan()
         (request,) = self._requests.values()
         if self._fits_one_batch(request, max_batch_tokens):
-            batch, tokens = Batch([(request, request.whole())]), request.tokens
+            batch, tokens = Batch([(request, np.arange(request.left))]), request.tokens
             request.left = request.tokens = 0
             return batch, tokens
         request.sort()
@@ -180,11 +189,12 @@ class RequestQueue:
 
     def _fits_one_batch(self, request: Request, max_batch_tokens: int) -> bool:
         padded = request.longest * request.left
-        padding = padded - request.tokens
-        return (
-            request.left == len(request.encoded)
-            and padded <= max_batch_tokens
-            and padding <= max(self._max_padding * padded, self._free_padding)
+        whole = request.left == len(request.encoded) and padded <= max_batch_tokens
+        return whole and not is_too_padded(
+            padded,
+            request.tokens,
+            max_padding=self._max_padding,
+            free_padding=self._free_padding,
         )
 
     def _cut_shared(self, max_batch_tokens: int) -> tuple[Batch, int]:
@@ -201,17 +211,23 @@ class RequestQueue:
 
     def _current_plan(self, max_batch_tokens: int) -> Plan:
         plan = self._plan
-        if plan and plan.left > self._renew_at and self._planned_for == max_batch_tokens:
+        if plan and plan.left > plan.renew_at and plan.max_batch_tokens == max_batch_tokens:
             return plan
         self._end_plan()
         window, counts, room = self._window()
         pieces = [r.waiting[1, :count] for r, count in zip(window, counts, strict=True)]
         lengths = np.concatenate(pieces)
-        self._plan = Plan(window, counts, lengths, [*self._batches(lengths, max_batch_tokens)])
-        self._planned_for = max_batch_tokens
-        self._open = room > 0
-        # What lies beyond the window fills up its last batches, so those are not taken yet.
-        self._renew_at = 0 if sum(counts) == self.pairs else self._plan.left // 2
+        batches = [*self._batches(lengths, max_batch_tokens)]
+        self._plan = Plan(
+            window,
+            counts,
+            lengths,
+            batches,
+            max_batch_tokens=max_batch_tokens,
+            has_room=room > 0,
+            # What lies beyond the window fills up its last batches, so those are not taken yet.
+            renew_at=0 if sum(counts) == self.pairs else len(batches) // 2,
+        )
         return self._plan
 
     def _batches(self, lengths: Rows, max_batch_tokens: int) -> Iterator[Rows]:
@@ -225,7 +241,7 @@ class RequestQueue:
     def _end_plan(self) -> None:
         if self._plan:
             self._plan.end()
-        self._plan, self._open = None, False
+        self._plan = None
 
     def _window(self) -> tuple[list[Request], list[int], int]:
         """The oldest requests, how many rows of each (longest first) may be taken, tokens to spare.

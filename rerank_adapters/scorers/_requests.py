@@ -64,11 +64,6 @@ class Request:
         first, self._waited = not self._waited, True
         return first
 
-    def whole(self) -> Places:
-        """All its places, in its own order, which costs no copy; nothing may have been taken."""
-        self.order = np.arange(self.left)
-        return self.order
-
     def sort(self) -> None:
         """Makes `order` and `waiting`, once."""
         if self.waiting is _UNSORTED:
@@ -90,7 +85,7 @@ class Request:
         """The tokens of the pairs at *places*: a view where those lie together."""
         if self._by_length is None:
             if len(places) == len(self.encoded):
-                self.order = places  # its own order: no copy
+                self.order = places  # served whole: its own order costs no copy
                 return self.encoded
             by_length = self.encoded.take(self.order)
             self._ends = by_length.offsets.tolist()

@@ -209,7 +209,6 @@ class Scheduler:
 
 def check_timeout(timeout: float | None) -> float | None:
     """*timeout* itself; raises InputError where it is no number of seconds above 0."""
-    """*timeout*, or InputError where it is no number of seconds above 0."""
     number = isinstance(timeout, Real) and not isinstance(timeout, bool)
     if timeout is not None and not (number and timeout > 0):
         raise InputError(f"timeout must be above 0 seconds, or None for no limit: got {timeout!r}")

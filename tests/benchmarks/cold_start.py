@@ -31,12 +31,6 @@ loaded = time.perf_counter()
 {score}
 print(json.dumps([imported - start, loaded - imported, time.perf_counter() - loaded]))
 """
-OURS = {"imports": "from rerank_adapters import Reranker", "score": f"model.score_pairs([{PAIR}])"}
-THEIRS = {
-    "imports": "from sentence_transformers import CrossEncoder",
-    "load": 'model = CrossEncoder({folder!r}, device="cpu")',
-    "score": f"model.predict([{PAIR}])",
-}
 
 
 def main() -> None:
@@ -50,7 +44,11 @@ def main() -> None:
             "rerank-adapters, default (onnx int8)": ours("Reranker.from_pretrained()"),
             "rerank-adapters, onnx float32": ours('Reranker.from_pretrained(dtype="float32")'),
             "rerank-adapters, torch": ours('Reranker.from_pretrained(backend="torch")'),
-            "sentence-transformers": RUN.format(**THEIRS).replace("{folder!r}", repr(folder)),
+            "sentence-transformers": RUN.format(
+                imports="from sentence_transformers import CrossEncoder",
+                load=f'model = CrossEncoder({folder!r}, device="cpu")',
+                score=f"model.predict([{PAIR}])",
+            ),
         }
         runs = {name: [] for name in scripts}
         for _ in range(options.rounds):
@@ -65,7 +63,11 @@ def main() -> None:
 
 def ours(load: str) -> str:
     """A script that scores with a reranker of ours."""
-    return RUN.format(load=f"model = {load}", **OURS)
+    return RUN.format(
+        imports="from rerank_adapters import Reranker",
+        load=f"model = {load}",
+        score=f"model.score_pairs([{PAIR}])",
+    )
 
 
 def once(script: str) -> list[float]:

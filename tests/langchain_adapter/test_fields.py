@@ -121,15 +121,21 @@ def retriever(**fields: Any) -> RerankingRetriever:
     return RerankingRetriever(base_retriever=ListRetriever(found=[]), **fields)
 
 
+def assert_refused(**field: Any) -> None:
+    """By Reranker and by each adapter, by its name."""
+    (name,) = field
+    with pytest.raises(ConfigError, match=name):
+        Reranker.from_pretrained(**field)
+    for make in (CrossEncoderCompressor, retriever, CrossEncoderPostprocessor):
+        with pytest.raises(ValueError, match=name):
+            make(**field)
+
+
 @pytest.mark.parametrize("value", [True, False, 64.0, "64"])
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_count_is_an_int(name: str, value: object) -> None:
     """What Reranker refuses, no adapter makes an int of: True is no 1, "64" no 64."""
-    with pytest.raises(ConfigError, match=name):
-        Reranker.from_pretrained(**{name: value})  # type: ignore[arg-type]  # what is refused
-    for make in (CrossEncoderCompressor, retriever, CrossEncoderPostprocessor):
-        with pytest.raises(ValueError, match=name):
-            make(**{name: value})
+    assert_refused(**{name: value})
     compressor = CrossEncoderCompressor()
     before = getattr(compressor, name)
     with pytest.raises(ValidationError, match=name):
@@ -141,11 +147,7 @@ def test_a_count_is_an_int(name: str, value: object) -> None:
 @pytest.mark.parametrize("name", ["local_files_only", "trust_remote_code"])
 def test_a_yes_or_no_is_a_bool(name: str, value: object) -> None:
     """Nobody trusts remote code by a word that was meant otherwise."""
-    with pytest.raises(ConfigError, match=name):
-        Reranker.from_pretrained(**{name: value})  # type: ignore[arg-type]  # what is refused
-    for make in (CrossEncoderCompressor, retriever, CrossEncoderPostprocessor):
-        with pytest.raises(ValueError, match=name):
-            make(**{name: value})
+    assert_refused(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["top_n", "rerank_count"])

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 
 from rerank_adapters import BackendError, InputError, Reranker
 from rerank_adapters.langchain import CrossEncoderCompressor, RerankingRetriever
-from rerank_adapters.values import TokenBatch
 from tests.fakes import CountingBackend, FaultyBackend, HeldBackend, reranker_over
 from tests.langchain_adapter.samples import (
     QUERIES,
@@ -33,6 +31,8 @@ from tests.langchain_adapter.samples import (
     planned,
     scores,
 )
+from tests.scorers.tap import Tap
+from tests.scorers.tapped import has_row, until
 
 ALL_PAIRS = [(query, text) for query in QUERIES for text in TEXTS]
 
@@ -137,16 +137,14 @@ async def test_a_bad_input_fails_only_itself(asynchronous: bool) -> None:
 async def test_a_poisonous_pair_fails_only_its_query(asynchronous: bool) -> None:
     """A forward that fails on one query's text: that query gets the error, three get documents."""
     poison = "supercalifragilistic"
-    seen: set[bytes] = set()
-
-    def rule(batch: TokenBatch) -> BaseException | None:
-        return RuntimeError("kernel fault") if _rows(batch) & seen else None
-
-    backend = FaultyBackend(rule)
+    backend = FaultyBackend(lambda batch: None)
     given = inputs()
     given[2]["documents"].append(Document(poison))
     with reranker_over(backend) as reranker:
-        seen |= _rows(reranker._scorer.encode([(QUERIES[2], poison)]).batch)
+        row = reranker._scorer.encode([(QUERIES[2], poison)]).batch
+        backend.rule = lambda batch: (
+            RuntimeError("kernel fault") if has_row(batch, row).any() else None
+        )
         compressor = CrossEncoderCompressor(reranker=reranker)
         if asynchronous:
             found = await compressor.abatch(given, return_exceptions=True)
@@ -156,19 +154,6 @@ async def test_a_poisonous_pair_fails_only_its_query(asynchronous: bool) -> None
         assert "kernel fault" in str(found[2])
         for place in (0, 1, 3):
             assert found[place] == compressor.invoke(given[place])
-
-
-class SpoiltBackend(HeldBackend):
-    """A HeldBackend that puts the logits of a batch with one of the `at_fault` through `spoil`."""
-
-    def __init__(self, spoil: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
-        super().__init__()
-        self.spoil = spoil
-        self.at_fault: set[bytes] = set()
-
-    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        logits = super().logits(batch)
-        return self.spoil(logits) if self.at_fault & _rows(batch) else logits
 
 
 def out_of_memory(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -190,22 +175,22 @@ def test_a_forward_that_fails_one_caller_of_four(
     spoil: Callable[..., Any], message: str, cause: type
 ) -> None:
     """Four threads in shared batches, one pair at fault: its caller is told, three are answered."""
-    backend = SpoiltBackend(spoil)
+    tap = Tap(CountingBackend())
     given = [one["documents"] for one in inputs()]
     given[2].append(Document("supercalifragilistic"))
     before = copy.deepcopy(given)
     waiting = [
         (query, one.page_content) for query, of in zip(QUERIES, given, strict=True) for one in of
     ]
-    with reranker_over(backend) as reranker, ThreadPoolExecutor(5) as threads:
-        bad = reranker._scorer.encode([(QUERIES[2], given[2][-1].page_content)])
-        backend.at_fault = _rows(bad.batch)
+    with reranker_over(tap) as reranker, ThreadPoolExecutor(5) as threads:
+        row = reranker._scorer.encode([(QUERIES[2], given[2][-1].page_content)]).batch
+        tap.edit = lambda batch, logits: spoil(logits) if has_row(batch, row).any() else logits
         compress = CrossEncoderCompressor(reranker=reranker, top_n=None).compress_documents
-        threads.submit(compress, documents()[:1], QUERY)
-        assert backend.entered.wait(60)
-        calls = [threads.submit(compress, *call) for call in zip(given, QUERIES, strict=True)]
-        _wait_until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
-        backend.release.set()
+        with tap.held():
+            threads.submit(compress, documents()[:1], QUERY)
+            assert tap.entered.wait(60)
+            calls = [threads.submit(compress, *call) for call in zip(given, QUERIES, strict=True)]
+            until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
         error = calls.pop(2).exception()
         assert isinstance(error, BackendError)
         assert re.search(message, str(error))
@@ -296,7 +281,7 @@ def test_threads_share_forwards() -> None:
         threads.submit(compress, documents()[:1], QUERY)
         assert backend.entered.wait(60)
         calls = [threads.submit(compress, documents(), query) for query in queries]
-        _wait_until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
+        until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
         backend.release.set()
         found = [call.result() for call in calls]
         assert backend.forwards == 1 + planned(reranker, waiting)
@@ -400,11 +385,6 @@ def test_the_first_call_ever_does_not_block_the_loop(model: str) -> None:
     assert done.stdout == "clean\n"
 
 
-def _rows(batch: TokenBatch) -> set[bytes]:
-    """Each pair of *batch*, as the bytes of its tokens."""
-    return {row.tobytes() for row in np.split(batch.input_ids, batch.offsets[1:-1])}
-
-
 def _tokens(reranker: Reranker, pairs: list[tuple[str, str]]) -> int:
     return int(reranker._scorer.encode(pairs).batch.lengths.sum())
 
@@ -414,11 +394,3 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    """`_until`, for threads."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
