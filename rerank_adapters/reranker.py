@@ -58,6 +58,7 @@ class Reranker:
         self._scheduler = Scheduler(
             scorer.forwards(num_workers),
             max_batch_tokens=scorer.max_batch_tokens,
+            max_padding=scorer.max_padding,
             free_padding=scorer.free_padding,
             max_queue_pairs=max_queue_pairs,
             max_queue_tokens=max_queue_tokens,

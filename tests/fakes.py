@@ -53,8 +53,9 @@ class CountingBackend:
     moved row shows, and no row depends on another.
     """
 
-    def __init__(self, *, labels: int = 1) -> None:
+    def __init__(self, *, labels: int = 1, device: str = "cpu") -> None:
         self.labels = labels
+        self.device = device
         self.forwards = 0
         self.rows = 0
         self.tokens = 0
@@ -73,7 +74,7 @@ class CountingBackend:
         return token_logits(batch, labels=self.labels)
 
     def info(self) -> dict[str, str]:
-        return {"backend": type(self).__name__, "device": "cpu", "dtype": "float32"}
+        return {"backend": type(self).__name__, "device": self.device, "dtype": "float32"}
 
     def close(self) -> None:
         self.closed = True

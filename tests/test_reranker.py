@@ -269,9 +269,25 @@ def test_many_queries_are_one_plan_of_batches(counting) -> None:
     requests = [(f"query {number}", TEXTS) for number in range(6)]
     rankings = reranker.rerank_many(requests)
     lengths = np.concatenate([batch.lengths for batch in backend.batches])
-    assert backend.forwards == len(plan_batches(lengths, max_batch_tokens=2048))
+    plan = plan_batches(lengths, max_batch_tokens=2048, max_padding=0.03, free_padding=24)
+    assert backend.forwards == len(plan)
     assert backend.forwards < len(requests)
     assert rankings == [reranker.rerank(*request) for request in requests]
+
+
+def test_a_cpu_pads_less_than_a_gpu() -> None:
+    """On a CPU padding costs what text does; a GPU's forward costs more than some padding."""
+    shares = {}
+    for device, share, free in (("cpu", 0.03, 24), ("cuda", 0.10, 4096)):
+        backend = CountingBackend(device=device)
+        with reranker_over(backend, max_length=512) as reranker:
+            reranker.score("q", ["ferry " * count for count in range(1, 400, 3)])
+        for batch in backend.batches:
+            padded = len(batch) * int(batch.lengths.max())
+            assert padded - batch.lengths.sum() <= max(share * padded, free)
+        padded = sum(len(batch) * int(batch.lengths.max()) for batch in backend.batches)
+        shares[device] = 1 - backend.tokens / padded
+    assert shares["cpu"] < 0.03 < shares["cuda"]
 
 
 def test_a_nan_is_an_error_and_never_a_place_in_the_ranking() -> None:

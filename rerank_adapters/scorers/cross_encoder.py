@@ -27,8 +27,10 @@ Forward = Callable[[TokenBatch], Scores]
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 """Padded tokens per forward, by kind of device: on CPU what fits a cache, on GPU what fills it."""
-FREE_PADDING = {"cuda": 4096, "mps": 1024}
-"""Tokens of padding that cost less than one more forward, by kind of device; none on CPU."""
+FREE_PADDING = {"cpu": 24, "cuda": 4096, "mps": 1024}
+"""Tokens of padding that cost less than one more forward, by kind of device."""
+MAX_PADDING = {"cpu": 0.03}
+"""Share of padding beyond those, 10 % elsewhere: a CPU computes padding as slowly as text."""
 
 
 class CrossEncoder:
@@ -52,6 +54,7 @@ class CrossEncoder:
         self._facts = facts or {}
         device = self.backends[0].info().get("device", "cpu").partition(":")[0]
         self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+        self.max_padding = MAX_PADDING.get(device, 0.10)
         packed = all(backend.info().get("pass") == "packed" for backend in self.backends)
         # A packed pass pads nothing, so lengths may differ in a batch as they like.
         self.free_padding = self.max_batch_tokens if packed else FREE_PADDING.get(device, 0)
