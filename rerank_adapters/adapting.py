@@ -166,7 +166,7 @@ class RerankerFields(BaseModel):
     model: PathText = DEFAULT_MODEL
     backend: BackendName = "auto"
     device: Devices = "auto"
-    num_workers: StrictInt = 1
+    num_workers: StrictInt | None = None
     num_threads: StrictInt | None = None
     dtype: DType = "auto"
     revision: str | None = None

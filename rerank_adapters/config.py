@@ -30,8 +30,9 @@ class RerankerConfig:
     has a float32 ONNX file, else torch. `Reranker.info()["why"]` says which and why."""
     device: str | tuple[str, ...] = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps", or several of them, which share one queue."""
-    num_workers: int = 1
-    """Threads that run forwards at once on each device."""
+    num_workers: int | None = None
+    """Threads that run forwards at once on each device. None: two on CUDA, so that a batch is put
+    together and copied while another is computed, else one."""
     num_threads: int | None = None
     """CPU threads in one forward, on onnx. None: the CPUs this process may use (affinity, cgroup
     quota). torch has one pool for the process, so there it must be None."""

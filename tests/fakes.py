@@ -106,8 +106,8 @@ class HeldBackend(CountingBackend):
     Hold it, let callers queue behind it, then release: tests state an order without a clock.
     """
 
-    def __init__(self, *, labels: int = 1) -> None:
-        super().__init__(labels=labels)
+    def __init__(self, *, labels: int = 1, device: str = "cpu") -> None:
+        super().__init__(labels=labels, device=device)
         self.entered = threading.Event()
         self.release = threading.Event()
 

@@ -24,7 +24,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_length": 0}, "max_length must be an int of at least 1: got 0"),
     ({"max_length": True}, "max_length must be an int of at least 1: got True"),
     ({"num_workers": 0}, "num_workers must be an int of at least 1: got 0"),
-    ({"num_workers": None}, "num_workers must be an int of at least 1: got None"),
     ({"num_threads": -1}, "num_threads must be an int of at least 1: got -1"),
     ({"num_threads": 10**9}, "num_threads must be at most 1024: got 1000000000"),
     ({"num_workers": 1025}, "num_workers must be at most 1024: got 1025"),

@@ -65,7 +65,7 @@ CONFIG = {
     "model": "default",
     "backend": "auto",
     "device": "auto",
-    "num_workers": 1,
+    "num_workers": None,
     "num_threads": None,
     "dtype": "auto",
     "revision": None,

@@ -32,6 +32,9 @@ FREE_PADDING = {"cpu": 24, "cuda": 4096, "mps": 1024}
 MAX_PADDING = {"cpu": 0.03}
 """Share of padding beyond those, 10 % elsewhere: a CPU computes padding as slowly as text."""
 
+WORKERS = {"cuda": 2}
+"""Workers per device, one elsewhere: on CUDA one prepares and copies while the other computes."""
+
 
 class CrossEncoder:
     """A tokenizer, what the checkpoint means, and one backend per device.
@@ -52,7 +55,7 @@ class CrossEncoder:
         self.family = family
         self.backends = tuple(backends)
         self._facts = facts or {}
-        device = self.backends[0].info().get("device", "cpu").partition(":")[0]
+        device = _kind(self.backends[0])
         self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
         self.max_padding = MAX_PADDING.get(device, 0.10)
         packed = all(backend.info().get("pass") == "packed" for backend in self.backends)
@@ -71,9 +74,13 @@ class CrossEncoder:
             return encoded
         return replace(encoded, batch=replace(encoded.batch, texts=tuple(pairs)))
 
-    def forwards(self, num_workers: int = 1) -> list[Forward]:
-        """What the queue's workers run: *num_workers* for each device."""
-        return [self._forward(backend) for backend in self.backends for _ in range(num_workers)]
+    def forwards(self, num_workers: int | None = None) -> list[Forward]:
+        """What the queue's workers run: *num_workers* for each device, None as `WORKERS` says."""
+        return [
+            self._forward(backend)
+            for backend in self.backends
+            for _ in range(num_workers or WORKERS.get(_kind(backend), 1))
+        ]
 
     @property
     def fork_safe(self) -> bool:
@@ -113,6 +120,11 @@ class CrossEncoder:
             return self.family.scores(logits)
 
         return forward
+
+
+def _kind(backend: Backend) -> str:
+    """The device without its number."""
+    return backend.info().get("device", "cpu").partition(":")[0]
 
 
 def _load(cls: type[CrossEncoder], config: RerankerConfig) -> CrossEncoder:

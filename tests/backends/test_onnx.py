@@ -20,7 +20,7 @@ from rerank_adapters.backends.onnx import OnnxBackend, available_cpus, choose_fi
 from rerank_adapters.tokenization import PairTokenizer
 from tests.checkpoints import PAIRS
 from tests.exported import exported
-from tests.fakes import HeldBackend, reranker_over
+from tests.fakes import HeldBackend, queued_pairs, reranker_over
 from tests.test_hub import lay_out_cache
 
 FILES = frozenset(
@@ -278,3 +278,21 @@ def test_workers_run_forwards_at_once() -> None:
         assert not held.done()
         backend.release.set()
         assert held.result(60).shape == (1,)
+        two.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpu_has_two_workers_unless_told(device) -> None:
+    """While one forward is held, a second request is served on CUDA and waits on a CPU."""
+    backend = HeldBackend(device=device)
+    with reranker_over(backend) as reranker:
+        held = reranker.submit("q", ["a"])
+        assert backend.entered.wait(60)
+        second = reranker.submit("q", ["b"])
+        if device == "cuda":
+            assert second.result(60).shape == (1,)
+        else:
+            assert queued_pairs(reranker) == 1
+        assert not held.done()
+        backend.release.set()
+        assert held.result(60).shape == second.result(60).shape == (1,)

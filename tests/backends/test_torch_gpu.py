@@ -142,6 +142,30 @@ def test_a_batch_is_fetched_once(dtype: str) -> None:
     assert all("Pinned" in name for name in copies)
 
 
+@pytest.mark.parametrize("workers", [None, 1])
+def test_the_next_batch_is_copied_while_one_is_computed(workers: int | None) -> None:
+    """By the profiler's times: copies begin inside kernels, unless one worker does all in turn."""
+    texts = [f"{number} " + "the ferry sails at noon " * 80 for number in range(400)]
+    with Reranker.from_pretrained(
+        device="cuda", backend="torch", max_batch_tokens=16_384, num_workers=workers
+    ) as reranker:
+        expected = reranker.score("when does the ferry sail", texts)
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            scores = reranker.score("when does the ferry sail", texts)
+        assert reranker.stats()["batches"] > 8
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=HALF["float16"])
+    spans = [
+        (event.name.startswith("Memcpy HtoD"), event.time_range.start, event.time_range.end)
+        for event in recorded.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ]
+    kernels = [(start, end) for copy, start, end in spans if not copy]
+    copies = [start for copy, start, _ in spans if copy]
+    inside = sum(any(start < at < end for start, end in kernels) for at in copies)
+    assert len(copies) > 16
+    assert inside == 0 if workers == 1 else inside > 0
+
+
 def test_memory_that_runs_out_halves_the_batch() -> None:
     """On the real device: a batch too large for its memory is split until it fits; scores hold."""
     pairs = PAIRS * 60

@@ -178,9 +178,9 @@ def test_json_schemas_name_what_is_data(mode: Any) -> None:
     schema = LangChainCrossEncoder.model_json_schema(mode=mode)
     assert set(schema["properties"]) == CONFIGURATION - _secret(mode)
     assert schema["properties"]["num_workers"] == {
-        "default": 1,
+        "anyOf": [{"type": "integer"}, {"type": "null"}],
+        "default": None,
         "title": "Num Workers",
-        "type": "integer",
     }
 
 

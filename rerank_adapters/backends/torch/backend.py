@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -52,6 +54,7 @@ class TorchBackend:
             proven = prove(checkpoint, padded=padded, prompt=self._prompt, encode=encode)
         self._run: Callable[[TokenBatch], Tensor] | None = proven.run
         self._labels, self._details = proven.labels, proven.details
+        self._streams = threading.local()
         self.needs_texts = bool(proven.own_texts)
         self.fallback = "; ".join(filter(None, (proven.unpacked, proven.own_texts)))
         if self.fallback:
@@ -151,13 +154,21 @@ class TorchBackend:
     def _fetch(self, run: Callable[[], Tensor]) -> NDArray[np.float32]:
         """Runs, then waits for the device, this once."""
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._stream():
                 logits: NDArray[np.float32] = run().float().cpu().numpy()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError) as error:
             raise BackendError(f"the forward pass failed on {self.device}: {error}") from error
         return logits
+
+    def _stream(self) -> AbstractContextManager[object]:
+        """A stream for each thread: on one for all, a copy would wait for the others' kernels."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._streams.own)
 
 
 def _live(checkpoint: Checkpoint | None) -> Checkpoint:
