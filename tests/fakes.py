@@ -56,6 +56,7 @@ class CountingBackend:
     def __init__(self, *, labels: int = 1, device: str = "cpu") -> None:
         self.labels = labels
         self.device = device
+        self.workers = 1
         self.forwards = 0
         self.rows = 0
         self.tokens = 0
@@ -106,8 +107,8 @@ class HeldBackend(CountingBackend):
     Hold it, let callers queue behind it, then release: tests state an order without a clock.
     """
 
-    def __init__(self, *, labels: int = 1, device: str = "cpu") -> None:
-        super().__init__(labels=labels, device=device)
+    def __init__(self, *, labels: int = 1) -> None:
+        super().__init__(labels=labels)
         self.entered = threading.Event()
         self.release = threading.Event()
 

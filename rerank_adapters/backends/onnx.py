@@ -38,6 +38,9 @@ FILES: Mapping[str, tuple[str, ...]] = {
 }
 """The hub's file names for each dtype, most wanted first; looked for in `onnx/` and beside it."""
 
+MOST_WORKERS = 8
+"""Forwards at once on CPUs are one for every two, at least two; more cost memory and gain little."""
+
 BATCH_SCALE_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMulIntegerToFloat")
 """Operators with one activation scale per batch: a score would depend on its batch mates."""
 
@@ -73,6 +76,7 @@ class OnnxBackend:
         file: Path,
         *,
         device: str = "auto",
+        num_workers: int | None = None,
         num_threads: int | None = None,
         pad_id: int = 0,
         pad_side: Literal["left", "right"] = "right",
@@ -81,7 +85,7 @@ class OnnxBackend:
         self._file = file
         self._pad_id = pad_id
         self._pad_side = pad_side
-        self._threads = num_threads or available_cpus()
+        self.workers, self._threads = _shares(self.device, num_workers, num_threads)
         self._session: ort.InferenceSession | None = _session(file, self.device, self._threads)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._dtypes = {
@@ -109,6 +113,7 @@ class OnnxBackend:
             "dtype": self.dtype,
             "provider": session.get_providers()[0],
             "file": self._file.name,
+            "num_workers": str(self.workers),
             "num_threads": str(self._threads),
             "runtime": f"onnxruntime {ort.__version__}",
         }
@@ -181,6 +186,19 @@ def available_cpus() -> int:
     """CPUs this process may use: its affinity, cut by a cgroup quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cpus, _cgroup_quota() or cpus))
+
+
+def _shares(device: str, workers: int | None, threads: int | None) -> tuple[int, int]:
+    """(forwards at once, threads of the pool they share, the caller's own counted in).
+
+    Forwards side by side leave fewer CPUs idle than one forward on all of them: small operators are
+    not worth sharing. A caller computes too, so the pool is smaller by the other callers.
+    """
+    cpus = available_cpus()
+    if device.startswith("cuda"):
+        return workers or 2, threads or cpus
+    workers = workers or (1 if threads else min(cpus, max(2, cpus // 2), MOST_WORKERS))
+    return workers, threads or max(1, cpus - workers + 1)
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -27,13 +27,12 @@ Forward = Callable[[TokenBatch], Scores]
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 """Padded tokens per forward, by kind of device: on CPU what fits a cache, on GPU what fills it."""
+ONNX_CPU_TOKENS = 512
+"""On CPUs onnx has workers to share a list among: smaller batches, and none of them idle."""
 FREE_PADDING = {"cpu": 24, "cuda": 4096, "mps": 1024}
 """Tokens of padding that cost less than one more forward, by kind of device."""
 MAX_PADDING = {"cpu": 0.03}
 """Share of padding beyond those, 10 % elsewhere: a CPU computes padding as slowly as text."""
-
-WORKERS = {"cuda": 2}
-"""Workers per device, one elsewhere: on CUDA one prepares and copies while the other computes."""
 
 
 class CrossEncoder:
@@ -55,8 +54,12 @@ class CrossEncoder:
         self.family = family
         self.backends = tuple(backends)
         self._facts = facts or {}
-        device = _kind(self.backends[0])
-        self.max_batch_tokens = max_batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+        running = self.backends[0].info()
+        device = running.get("device", "cpu").partition(":")[0]
+        fitting = BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+        if device == "cpu" and running.get("backend") == "onnx":
+            fitting = ONNX_CPU_TOKENS
+        self.max_batch_tokens = max_batch_tokens or fitting
         self.max_padding = MAX_PADDING.get(device, 0.10)
         packed = all(backend.info().get("pass") == "packed" for backend in self.backends)
         # A packed pass pads nothing, so lengths may differ in a batch as they like.
@@ -75,11 +78,11 @@ class CrossEncoder:
         return replace(encoded, batch=replace(encoded.batch, texts=tuple(pairs)))
 
     def forwards(self, num_workers: int | None = None) -> list[Forward]:
-        """What the queue's workers run: *num_workers* for each device, None as `WORKERS` says."""
+        """What the queue's workers run: *num_workers* for each device, None: what suits it."""
         return [
             self._forward(backend)
             for backend in self.backends
-            for _ in range(num_workers or WORKERS.get(_kind(backend), 1))
+            for _ in range(num_workers or int(getattr(backend, "workers", 1)))
         ]
 
     @property
@@ -120,11 +123,6 @@ class CrossEncoder:
             return self.family.scores(logits)
 
         return forward
-
-
-def _kind(backend: Backend) -> str:
-    """The device without its number."""
-    return backend.info().get("device", "cpu").partition(":")[0]
 
 
 def _load(cls: type[CrossEncoder], config: RerankerConfig) -> CrossEncoder:
@@ -176,6 +174,7 @@ def _load_onnx(config: RerankerConfig, source: hub.Source) -> Parts:
         onnx.OnnxBackend(
             folder / file,
             device=device,
+            num_workers=config.num_workers,
             num_threads=config.num_threads,
             pad_id=tokenizer.pad_id,
             pad_side=tokenizer.pad_side,

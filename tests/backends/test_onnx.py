@@ -86,15 +86,39 @@ def test_a_device_that_is_not_there_is_an_error_with_the_cure() -> None:
         OnnxBackend(file, device="mps")
 
 
-def test_threads_are_honoured_and_do_not_spin() -> None:
-    """num_threads reaches the session; None takes the CPUs this process may use."""
-    file = exported("bert") / "model.onnx"
-    for asked, expected in ((1, 1), (3, 3), (None, available_cpus())):
-        backend = _backend(file, num_threads=asked)
-        options = backend._session.get_session_options()
-        assert options.intra_op_num_threads == expected
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-        assert backend.info()["num_threads"] == str(expected)
+@pytest.mark.parametrize(
+    ("cpus", "asked", "workers", "threads"),
+    [
+        (1, {}, 1, 1),
+        (2, {}, 2, 1),
+        (4, {}, 2, 3),
+        (16, {}, 8, 9),
+        (64, {}, 8, 57),
+        (16, {"num_threads": 3}, 1, 3),
+        (16, {"num_workers": 4}, 4, 13),
+        (2, {"num_workers": 4}, 4, 1),
+        (2, {"num_workers": 4, "num_threads": 2}, 4, 2),
+    ],
+)
+def test_workers_and_threads_share_the_cpus(cpus, asked, workers, threads, monkeypatch) -> None:
+    """Workers and the rest of their pool are as many as the CPUs, unless asked otherwise."""
+    monkeypatch.setattr(backend_module, "available_cpus", lambda: cpus)
+    backend = _backend(exported("bert") / "model.onnx", **asked)
+    options = backend._session.get_session_options()
+    assert options.intra_op_num_threads == threads
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert backend.workers == workers
+    assert backend.info()["num_threads"] == str(threads)
+    assert backend.info()["num_workers"] == str(workers)
+
+
+def test_batches_of_one_length_are_shared_among_workers() -> None:
+    """20 chunks of 100 tokens, one batch by a GPU's budget, are several forwards on a CPU."""
+    texts = [f"{number} " + "whale " * 60 for number in range(20)]
+    with Reranker.from_pretrained(str(exported("bert")), backend="onnx", device="cpu") as reranker:
+        reranker.score("whale", texts)
+        assert reranker.info()["max_batch_tokens"] == 512
+        assert reranker.stats()["batches"] >= 4
 
 
 @pytest.mark.parametrize(
@@ -281,15 +305,16 @@ def test_workers_run_forwards_at_once() -> None:
         two.close()
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_gpu_has_two_workers_unless_told(device) -> None:
-    """While one forward is held, a second request is served on CUDA and waits on a CPU."""
-    backend = HeldBackend(device=device)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_backend_says_how_many_workers_suit_it(workers) -> None:
+    """While one forward is held, a second request is served by the second worker or waits."""
+    backend = HeldBackend()
+    backend.workers = workers
     with reranker_over(backend) as reranker:
         held = reranker.submit("q", ["a"])
         assert backend.entered.wait(60)
         second = reranker.submit("q", ["b"])
-        if device == "cuda":
+        if workers == 2:
             assert second.result(60).shape == (1,)
         else:
             assert queued_pairs(reranker) == 1

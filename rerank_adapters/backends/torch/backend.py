@@ -54,6 +54,8 @@ class TorchBackend:
             proven = prove(checkpoint, padded=padded, prompt=self._prompt, encode=encode)
         self._run: Callable[[TokenBatch], Tensor] | None = proven.run
         self._labels, self._details = proven.labels, proven.details
+        # One prepares and copies while the other computes; CPU threads share one pool anyway.
+        self.workers = 2 if self.device.type == "cuda" else 1
         self._streams = threading.local()
         self.needs_texts = bool(proven.own_texts)
         self.fallback = "; ".join(filter(None, (proven.unpacked, proven.own_texts)))
