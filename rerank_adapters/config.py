@@ -32,8 +32,8 @@ class RerankerConfig:
     """"auto", "cpu", "cuda", "cuda:1", "mps", or several of them, which share one queue."""
     num_workers: int | None = None
     """Threads that run forwards at once on each device. None: two on CUDA, so that a batch is put
-    together and copied while another is computed; two on onnx where there are CPUs for them and
-    `num_threads` is None; else one."""
+    together and copied while another is computed; on CPUs with onnx one for every two of them, two
+    to eight, unless `num_threads` is given; else one."""
     num_threads: int | None = None
     """CPU threads in one forward, on onnx. None: the CPUs this process may use (affinity, cgroup
     quota), less one for each other worker. torch has one pool for the process, so there it must be

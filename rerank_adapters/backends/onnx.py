@@ -39,7 +39,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
 """The hub's file names for each dtype, most wanted first; looked for in `onnx/` and beside it."""
 
 MOST_WORKERS = 8
-"""Forwards at once on CPUs are one for every two, at least two; more cost memory and gain little."""
+"""Forwards at once are one for every two CPUs, at least two; more than these cost memory."""
 
 BATCH_SCALE_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMulIntegerToFloat")
 """Operators with one activation scale per batch: a score would depend on its batch mates."""

@@ -20,7 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 
-from rerank_adapters.scorers.cross_encoder import BATCH_TOKENS, Forward
+from rerank_adapters.scorers.cross_encoder import (
+    BATCH_TOKENS,
+    FREE_PADDING,
+    MAX_PADDING,
+    ONNX_CPU_TOKENS,
+    Forward,
+)
 from rerank_adapters.scorers.scheduling import Scheduler
 from rerank_adapters.values import Scores, TokenBatch
 
@@ -54,12 +60,13 @@ class Device:
         return Scheduler(
             [forward or self.paced],
             max_batch_tokens=self.budget,
-            free_padding=self.budget if self.packed else 0,
+            max_padding=MAX_PADDING["cpu"],
+            free_padding=self.budget if self.packed else FREE_PADDING["cpu"],
         )
 
 
-CPU = Device("CPU", 20e-6, BATCH_TOKENS["cpu"])
-FAST = Device("ten times that CPU, its budget", 2e-6, BATCH_TOKENS["cpu"])
+CPU = Device("CPU", 20e-6, ONNX_CPU_TOKENS)
+FAST = Device("ten times that CPU, its budget", 2e-6, ONNX_CPU_TOKENS)
 GPU = Device("GPU", 2e-6, BATCH_TOKENS["cuda"], packed=True)
 
 
