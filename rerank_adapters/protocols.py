@@ -47,7 +47,11 @@ class ModelFamily(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Runs a network: token ids in, logits out, nothing else."""
+    """Runs a network: token ids in, logits out, nothing else.
+
+    It may have `workers`, how many threads should call it at once (1), and `needs_texts`: then
+    `logits_from_pairs` is called with the texts instead.
+    """
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Raw float32 outputs of shape (pairs, labels), in the batch's order."""

@@ -55,8 +55,10 @@ class Reranker:
         when_full: WhenFull = "block",
     ) -> None:
         self._scorer = scorer
+        forwards = scorer.forwards(num_workers)
+        self._workers = len(forwards)
         self._scheduler = Scheduler(
-            scorer.forwards(num_workers),
+            forwards,
             max_batch_tokens=scorer.max_batch_tokens,
             max_padding=scorer.max_padding,
             free_padding=scorer.free_padding,
@@ -233,9 +235,9 @@ class Reranker:
         return self._scorer.tokenizer.count(_checked_texts(texts))
 
     def info(self) -> dict[str, Any]:
-        """What really runs, and why: model, revision, fingerprint, backend, device, limits."""
+        """What really runs, and why: model, revision, fingerprint, backend, device, workers, limits."""
         self._check_open()
-        return self._scorer.info()
+        return {**self._scorer.info(), "workers": self._workers}
 
     def stats(self) -> dict[str, Any]:
         """A snapshot of the queue and of what was done so far."""

@@ -113,7 +113,6 @@ class OnnxBackend:
             "dtype": self.dtype,
             "provider": session.get_providers()[0],
             "file": self._file.name,
-            "num_workers": str(self.workers),
             "num_threads": str(self._threads),
             "runtime": f"onnxruntime {ort.__version__}",
         }

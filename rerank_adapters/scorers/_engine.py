@@ -32,6 +32,9 @@ from ._worker import Forward, Worker
 
 Encode = Callable[[], TokenBatch]
 
+MOST_RUNNING = 8
+"""Budgets of tokens computed at once: pairs longer than one, and their memory, go few at a time."""
+
 CLOSED = "the reranker is closed: load it again"
 FORKED_REQUEST = "this request was made before the process forked: make it again in the child"
 FORKED_ENGINE = (
@@ -74,6 +77,7 @@ class Engine:
         on_close: Callable[[], None] | None,
     ) -> None:
         self._workers = [Worker(f, max_batch_tokens, is_out_of_memory) for f in forwards]
+        self._most_running = max(MOST_RUNNING, len(forwards)) * max_batch_tokens
         self._queue = queue
         self._limits = limits
         self._tokenise_threads = tokenise_threads
@@ -238,6 +242,7 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self._servers: list[threading.Thread] = []  # those of them that run forwards
         self._running = 0
+        self._tokens_running = 0
         self._tokenisers = 0
         self._calls: deque[Call] = deque()
         self._open_calls = 0
@@ -348,20 +353,29 @@ class Engine:
     # -- forwards -------------------------------------------------------------------------------
 
     def _serve_next(self, worker: Worker) -> bool:
-        batches = self._next_batch(worker)
+        batches, tokens = self._next_batch(worker)
         if not batches:
             return False
-        while batches:
-            batches.extend(worker.run(batches.pop(), self._stats, self._lock))
+        try:
+            while batches:
+                batches.extend(worker.run(batches.pop(), self._stats, self._lock))
+        finally:
+            with self._lock:
+                self._tokens_running -= tokens
+                self._work.notify()
         return True
 
-    def _next_batch(self, worker: Worker) -> list[Batch]:
+    def _next_batch(self, worker: Worker) -> tuple[list[Batch], int]:
+        """What *worker* is to run, nothing when it is to end, and the tokens in it."""
         with self._lock:
-            while not self._queue or self._why_closed:
-                if self._ending(busy=self._open_calls):
-                    return []
+            while not self._queue or self._why_closed or self._tokens_running >= self._most_running:
+                if self._ending(busy=self._open_calls or self._queue):
+                    return [], 0
                 self._work.wait()
+            waiting = self._queue.tokens
             batch = self._queue.take(int(worker.budget))
+            tokens = waiting - self._queue.tokens
+            self._tokens_running += tokens
             now = perf_counter()
             for request, _ in batch.parts:
                 if request.first_batch():
@@ -369,7 +383,7 @@ class Engine:
             self._room.notify_all()
             if self._queue:
                 self._work.notify()
-        return [batch]
+        return [batch], tokens
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def main() -> None:
         for split, reranker in rerankers.items():
             facts = reranker.info()
             cells = " | ".join(f"{seconds[f'{split} {count}'] * 1e3:.1f}" for count in COUNTS)
-            print(f"| {facts['num_workers']} | {facts['num_threads']} | {cells} |")
+            print(f"| {facts['workers']} | {facts['num_threads']} | {cells} |")
             reranker.close()
         print()
 

@@ -307,6 +307,28 @@ def test_a_cancelled_call_is_not_tokenised():
 # -- threads, arguments, numbers ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("length", "together"), [(10, 4), (30, 3), (100, 1)])
+def test_pairs_beyond_the_budget_run_few_at_a_time(length, together):
+    """Four workers and a budget of 10: none starts while 80 tokens or more are computed."""
+    lock, meeting, running, peak = threading.Lock(), threading.Barrier(together), 0, 0
+
+    def forward(batch):
+        nonlocal running, peak
+        with lock:
+            running += len(batch.input_ids)
+            peak = max(peak, running)
+        meeting.wait(PATIENCE)
+        with lock:
+            running -= len(batch.input_ids)
+        return checksum(batch)
+
+    encoded = request([length] * 12)
+    with Scheduler([forward] * 4, max_batch_tokens=10) as scheduler:
+        scores = scheduler.submit(encoded).result(PATIENCE)
+    np.testing.assert_array_equal(scores, checksum(encoded))
+    assert peak == together * length
+
+
 def test_threads_start_with_the_first_request_and_end_with_close():
     """A scheduler that serves nobody has no thread; a closed one has none left."""
     scheduler = Scheduler([checksum, checksum])
