@@ -235,7 +235,7 @@ class Reranker:
         return self._scorer.tokenizer.count(_checked_texts(texts))
 
     def info(self) -> dict[str, Any]:
-        """What really runs, and why: model, revision, fingerprint, backend, device, workers, limits."""
+        """What really runs, and why: model, revision, backend, device, workers, limits."""
         self._check_open()
         return {**self._scorer.info(), "workers": self._workers}
 
