@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_adapters import Reranker, export
 from rerank_adapters.errors import ConfigError, ModelError
@@ -337,9 +337,20 @@ def test_unknown_dtype(tmp_path: Path) -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     """A folder without weights is named, and no output folder appears."""
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="empty could not be loaded"):
+    with pytest.raises(ModelError, match=r"empty.config\.json is missing"):
         export_onnx(tmp_path / "empty", tmp_path / "out")
     assert leftovers(tmp_path) == ["empty"]
+
+
+def test_an_encoder_without_a_head_is_no_reranker(tmp_path: Path) -> None:
+    """sentence-transformers would make one up, and the gate would find it equal to itself."""
+    AutoModel.from_pretrained(build("bert")).save_pretrained(tmp_path / "encoder")
+    AutoTokenizer.from_pretrained(build("bert")).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(
+        ModelError, match=r"expected a reranker .* has architectures \['BertModel'\]"
+    ):
+        export_onnx(tmp_path / "encoder", tmp_path / "out")
+    assert leftovers(tmp_path) == ["encoder"]
 
 
 # ----------------------------------------------------------------------------------------- rewrites

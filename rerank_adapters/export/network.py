@@ -80,8 +80,11 @@ class CausalNetwork(Network):
 def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
     """The checkpoint in *folder* as sentence-transformers reads it: float32, CPU, eval mode.
 
-    Raises ModelError where sentence-transformers cannot load it.
+    Raises ModelError where it is no reranker or sentence-transformers cannot load it.
     """
+    checkpoint = Checkpoint.read(folder)
+    if not checkpoint.reranks:
+        raise checkpoint.no_reranker()
     try:
         encoder: CrossEncoder = CrossEncoder(
             str(folder),
@@ -92,7 +95,7 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} could not be loaded for export: {error}") from error
-    limit = Checkpoint.read(folder).position_limit
+    limit = checkpoint.position_limit
     if limit is not None and limit < encoder.tokenizer.model_max_length:
         # Where the tokenizer states none, RoBERTa's kin would be asked for positions they lack.
         encoder.tokenizer.model_max_length = limit

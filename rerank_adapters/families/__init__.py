@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import ModelError
 from . import sequence_classification, yes_no
 from .checkpoint import Checkpoint
 from .family import Family
@@ -37,7 +36,4 @@ def family_for(
         family = read(checkpoint, activation=activation, prompt=prompt, render=render)
         if family is not None:
             return family
-    raise ModelError(
-        "expected a reranker (*ForSequenceClassification, *ForCausalLM, or the modules.json of a "
-        f"CrossEncoder): {folder} has architectures {list(checkpoint.architectures)}"
-    )
+    raise checkpoint.no_reranker()

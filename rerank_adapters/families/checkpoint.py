@@ -84,6 +84,19 @@ class Checkpoint:
         return any(name.endswith("ForCausalLM") for name in self.architectures[:1])
 
     @property
+    def reranks(self) -> bool:
+        """Whether anything in it scores pairs; whoever loads the rest makes up a head."""
+        classifies = any(name.endswith("ForSequenceClassification") for name in self.architectures)
+        return classifies or self.causal or bool(self.modules) or "labels" in self.exported
+
+    def no_reranker(self) -> ModelError:
+        """What to raise where it does not."""
+        return ModelError(
+            "expected a reranker (*ForSequenceClassification, *ForCausalLM, or the modules.json of "
+            f"a CrossEncoder): {self.folder} has architectures {list(self.architectures)}"
+        )
+
+    @property
     def default_prompt(self) -> str | None:
         """The prompt stored as the default, None where there is none."""
         if "prompt" in self.exported:

@@ -569,6 +569,18 @@ def test_a_checkpoint_that_cannot_be_loaded_is_a_model_error(
         _load("roberta", cut)
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "modular_bert"])
+def test_no_head_is_made_up_where_sentence_transformers_is_too_old(kind, monkeypatch) -> None:
+    """Before 5.4 it knows no modules, ignores what it does not know and starts a head at random."""
+
+    class Old(CrossEncoder):
+        preprocess = property()  # hasattr says no
+
+    monkeypatch.setattr(loading, "CrossEncoder", Old)
+    with pytest.raises(ModelError, match=r"need sentence-transformers 5\.4 or later: .* makes up"):
+        _load(kind)
+
+
 # ------------------------------------------------------------------------------ threads, lifetime
 
 

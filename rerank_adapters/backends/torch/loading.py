@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import sentence_transformers
 import torch
 import transformers
 from sentence_transformers import CrossEncoder
 from torch import Tensor
 
 from ...errors import BackendError, ConfigError, ModelError
+from ...families import checkpoint as files
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -140,6 +142,13 @@ class Checkpoint:
         except Exception as error:
             raise ModelError(f"sentence-transformers cannot load {folder}: {error}") from error
         checkpoint = cls(cross_encoder)
+        stored = files.Checkpoint.read(folder)
+        if not checkpoint._modular and (stored.modules or stored.causal):
+            raise ModelError(
+                f"{folder} is a chain of modules or a language model, which need "
+                f"sentence-transformers 5.4 or later: {sentence_transformers.__version__} makes up "
+                "a head; pip install 'sentence-transformers>=5.4'"
+            )
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.model_max_length = max_length
         return checkpoint
