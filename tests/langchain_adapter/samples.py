@@ -62,7 +62,13 @@ def planned(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> int:
     """How many forwards one pool of *pairs* takes: identical pairs are scored once."""
     scorer = reranker._scorer
     lengths = scorer.encode(list(dict.fromkeys(pairs))).batch.lengths
-    return len(plan_batches(lengths, max_batch_tokens=scorer.max_batch_tokens))
+    plan = plan_batches(
+        lengths,
+        max_batch_tokens=scorer.max_batch_tokens,
+        max_padding=scorer.max_padding,
+        free_padding=scorer.free_padding,
+    )
+    return len(plan)
 
 
 async def invoked(
