@@ -71,12 +71,14 @@ class Engine:
         *,
         limits: Limits,
         max_batch_tokens: int,
+        min_batch_tokens: int,
         tokenise_threads: int,
         is_out_of_memory: Callable[[BaseException], bool],
         fork_safe: bool,
         on_close: Callable[[], None] | None,
     ) -> None:
         self._workers = [Worker(f, max_batch_tokens, is_out_of_memory) for f in forwards]
+        self._min_batch_tokens = min_batch_tokens
         self._most_running = max(MOST_RUNNING, len(forwards)) * max_batch_tokens
         self._queue = queue
         self._limits = limits
@@ -242,6 +244,7 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self._servers: list[threading.Thread] = []  # those of them that run forwards
         self._running = 0
+        self._busy = 0  # workers that run a forward, and the tokens in them
         self._tokens_running = 0
         self._tokenisers = 0
         self._calls: deque[Call] = deque()
@@ -361,6 +364,7 @@ class Engine:
                 batches.extend(worker.run(batches.pop(), self._stats, self._lock))
         finally:
             with self._lock:
+                self._busy -= 1
                 self._tokens_running -= tokens
                 self._work.notify()
         return True
@@ -373,8 +377,9 @@ class Engine:
                     return [], 0
                 self._work.wait()
             waiting = self._queue.tokens
-            batch = self._queue.take(int(worker.budget))
+            batch = self._queue.take(self._budget(worker))
             tokens = waiting - self._queue.tokens
+            self._busy += 1
             self._tokens_running += tokens
             now = perf_counter()
             for request, _ in batch.parts:
@@ -384,6 +389,14 @@ class Engine:
             if self._queue:
                 self._work.notify()
         return [batch], tokens
+
+    def _budget(self, worker: Worker) -> int:
+        """The tokens *worker* may take: its share of what waits, while others are idle too."""
+        idle = len(self._workers) - self._busy
+        if idle < 2:
+            return int(worker.budget)
+        share = math.ceil(self._queue.tokens / idle)
+        return int(min(worker.budget, max(share, self._min_batch_tokens)))
 
     # -- the end --------------------------------------------------------------------------------
 

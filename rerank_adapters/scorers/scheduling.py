@@ -36,6 +36,9 @@ OUT_OF_MEMORY = (
     "alloc_failed",
 )
 
+MIN_BATCH = 4
+"""What a forward costs beside its tokens, so many times, is the least that is shared out."""
+
 WINDOW_BATCHES = 16
 """A wider window pads less and lets every request end later: 64 requests of 20 pairs at once keep
 97 % of one large call's throughput and end after 70 % of its time on average; with four times the
@@ -82,7 +85,8 @@ class Scheduler:
         *max_padding*, or *free_padding* tokens where that is more: what one more forward costs
         beside its tokens, little on a CPU and much on a GPU. It is cut from the *window_tokens*
         that arrived first (None: 16 batches); half of the tokens are the oldest request's, the rest
-        go to whoever was passed over *max_passes* times, else to the smallest.
+        go to whoever was passed over *max_passes* times, else to the smallest. Where several
+        workers are idle, each takes its share of what waits, if that is 4 times *free_padding*.
         *max_queue_pairs* and *max_queue_tokens* bound what waits (None: unbounded; a request over
         them is taken when nothing waits); *when_full* says whether submitting then blocks or raises
         OverloadedError. After a fork, *fork_safe* forwards run on in the child, others refuse with
@@ -114,6 +118,7 @@ class Scheduler:
                 pairs=max_queue_pairs, tokens=max_queue_tokens, block=when_full == "block"
             ),
             max_batch_tokens=max_batch_tokens,
+            min_batch_tokens=MIN_BATCH * free_padding,
             tokenise_threads=tokenise_threads,
             is_out_of_memory=is_out_of_memory,
             fork_safe=fork_safe,

@@ -307,6 +307,26 @@ def test_a_cancelled_call_is_not_tokenised():
 # -- threads, arguments, numbers ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("workers", "free_padding", "sizes"),
+    [(1, 0, [12]), (2, 0, [6, 6]), (4, 0, [3, 3, 3, 3]), (4, 10, [4, 4, 4]), (2, 30, [12])],
+)
+def test_idle_workers_share_what_one_could_take(workers, free_padding, sizes):
+    """Twelve pairs of 10 tokens, one budget: a batch for each, of 4 free paddings at least."""
+    meeting, taken = threading.Barrier(len(sizes)), []
+
+    def forward(batch):
+        taken.append(len(batch))
+        meeting.wait(PATIENCE)
+        return checksum(batch)
+
+    encoded = request([10] * 12)
+    with Scheduler([forward] * workers, free_padding=free_padding) as scheduler:
+        scores = scheduler.submit(encoded).result(PATIENCE)
+    np.testing.assert_array_equal(scores, checksum(encoded))
+    assert sorted(taken) == sizes
+
+
 @pytest.mark.parametrize(("length", "together"), [(10, 4), (30, 3), (100, 1)])
 def test_pairs_beyond_the_budget_run_few_at_a_time(length, together):
     """Four workers and a budget of 10: none starts while 80 tokens or more are computed."""
