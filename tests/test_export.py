@@ -19,7 +19,14 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from sentence_transformers import CrossEncoder
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
 
 from rerank_adapters import Reranker, export
 from rerank_adapters.errors import ConfigError, ModelError
@@ -409,6 +416,35 @@ def test_yes_no_models_take_padding_on_either_side(dtype: str) -> None:
     left = {name: np.take_along_axis(array, order, axis=1) for name, array in right.items()}
     assert left["attention_mask"][1, 0] == 0
     np.testing.assert_array_equal(gate.run(model, left), gate.run(model, right))
+
+
+def test_a_decoder_with_a_label_is_padded_on_the_right(tmp_path: Path) -> None:
+    """Its tokenizer pads on the left, where positions would shift; scores are the oracle's."""
+    tokenizer = AutoTokenizer.from_pretrained(build("qwen3"))
+    tokenizer.chat_template = None
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1,
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, intermediate_size=128, max_position_embeddings=512, initializer_range=0.3,
+    )  # fmt: skip
+    Qwen3ForSequenceClassification(config).save_pretrained(tmp_path / "torch")
+    tokenizer.save_pretrained(tmp_path / "torch")
+    oracle = CrossEncoder(str(tmp_path / "torch"), device="cpu")
+    assert oracle.preprocess(PAIRS[:9])["attention_mask"][:, 0].min() == 0  # on the left
+    expected = oracle.predict(PAIRS, activation_fn=torch.nn.Identity())
+    assert expected.std() > 0.5
+    masks = [probe.feed["attention_mask"] for probe in gate.probe(oracle)]
+    assert any((mask == 0).any() for mask in masks)
+    assert all((np.diff(mask) <= 0).all() for mask in masks)  # no token behind padding
+    export_onnx(tmp_path / "torch", tmp_path / "onnx")
+    with Reranker.from_pretrained(
+        tmp_path / "onnx", backend="onnx", activation="identity"
+    ) as reranker:
+        scores = reranker.score_pairs(PAIRS)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+        alone = [reranker.score_pairs([pair])[0] for pair in PAIRS]
+    np.testing.assert_array_equal(scores, alone)
 
 
 # --------------------------------------------------------------------------------------------- int8

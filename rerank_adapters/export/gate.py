@@ -16,6 +16,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder.modules import LogitScore
 
 from ..errors import ModelError
 
@@ -96,7 +97,19 @@ def _ask(encoder: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> Probe:
     }
     with torch.inference_mode():
         logits = encoder(features)["scores"].float().numpy()
+    if not any(isinstance(stage, LogitScore) for stage in encoder):
+        feed = _padded_right(feed)
     return Probe(feed, logits.reshape(len(pairs), -1))
+
+
+def _padded_right(feed: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    """Padding moved behind the tokens, where the backend puts it but for yes/no models.
+
+    Decoders with a head of labels come with tokenizers that pad on the left, and count positions
+    from the padding on: a score would move with its company by more than rounding.
+    """
+    order = np.argsort(feed["attention_mask"] == 0, axis=1, kind="stable")
+    return {name: np.take_along_axis(array, order, 1) for name, array in feed.items()}
 
 
 def check(file: Path, probes: Sequence[Probe], dtype: str) -> None:
