@@ -84,10 +84,15 @@ class Checkpoint:
         return any(name.endswith("ForCausalLM") for name in self.architectures[:1])
 
     @property
+    def classifies(self) -> bool:
+        """Whether a class named *ForSequenceClassification, a module or an export gives scores."""
+        named = any(name.endswith("ForSequenceClassification") for name in self.architectures)
+        return named or bool(self.modules) or "labels" in self.exported
+
+    @property
     def reranks(self) -> bool:
         """Whether anything in it scores pairs; whoever loads the rest makes up a head."""
-        classifies = any(name.endswith("ForSequenceClassification") for name in self.architectures)
-        return classifies or self.causal or bool(self.modules) or "labels" in self.exported
+        return self.classifies or self.causal
 
     def no_reranker(self) -> ModelError:
         """What to raise where it does not."""

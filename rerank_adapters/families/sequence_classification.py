@@ -11,9 +11,6 @@ def read(
     checkpoint: Checkpoint, *, activation: str, prompt: str | None, render: Render | None
 ) -> Family | None:
     """The family where a class named *ForSequenceClassification or a Dense gives the scores."""
-    classifies = any(
-        name.endswith("ForSequenceClassification") for name in checkpoint.architectures
-    )
-    if not classifies and not checkpoint.modules and "labels" not in checkpoint.exported:
+    if not checkpoint.classifies:
         return None
     return make(checkpoint, activation=activation, prompt=prompt, render=render)

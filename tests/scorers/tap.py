@@ -103,7 +103,8 @@ def tap_into(backend: str, folder: Path | str, **queue) -> tuple[Reranker, Tap]:
         scorer = CrossEncoder(tokenizer, FirstLogit(), [ChecksumBackend()])
     else:
         scorer = CrossEncoder.from_config(
-            RerankerConfig(model=str(folder), backend=backend, device="cpu")
+            # One budget for every backend, so that tests may say which pairs share a batch.
+            RerankerConfig(model=str(folder), backend=backend, device="cpu", max_batch_tokens=2048)
         )
     tap = Tap(scorer.backends[0])
     scorer.backends = (tap,)

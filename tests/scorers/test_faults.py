@@ -158,12 +158,12 @@ def out_of_memory(backend: str) -> Exception:
 
 @on(2)
 def test_02_oom_split_scores_everything_in_order(backend):
-    """A device takes 10 pairs: 1000 documents are scored, the budget shrinks and comes back."""
+    """A device takes 40 pairs: 1000 documents are scored, the budget shrinks and comes back."""
     reranker, tap = tapped(backend)
     documents = texts(1000)
     expected = reranker.score(QUERY, documents)
     full_budget = reranker.stats()["max_batch_tokens"]
-    tap.rule = lambda batch: out_of_memory(backend) if len(batch) > 10 else None
+    tap.rule = lambda batch: out_of_memory(backend) if len(batch) > 40 else None
     scores = reranker.score(QUERY, documents)
     np.testing.assert_allclose(scores, expected, atol=TOLERANCE[backend], rtol=0)
     stats = reranker.stats()
@@ -571,7 +571,7 @@ def test_16_loops_at_once_share_a_batch(backend):
     expected = reranker.score(QUERY, texts(3))
 
     async def many():
-        return await asyncio.gather(*(reranker.ascore(QUERY, texts(3)) for _ in range(3)))
+        return await asyncio.gather(*(reranker.ascore(QUERY, texts(3)) for _ in range(4)))
 
     with ThreadPoolExecutor(2) as pool:
         with tap.held():
@@ -579,9 +579,9 @@ def test_16_loops_at_once_share_a_batch(backend):
             assert tap.entered.wait(PATIENCE)
             tap.sizes.clear()
             loops = [pool.submit(asyncio.run, many()), pool.submit(uvloop.run, many())]
-            until(lambda: queued_pairs(reranker) == 2 * 3 * 3)
+            until(lambda: queued_pairs(reranker) == 2 * 4 * 3)
         results = [scores for loop in loops for scores in loop.result(PATIENCE)]
-    assert tap.sizes == [18]
+    assert tap.sizes == [24]
     assert first.done()
     for scores in results:
         np.testing.assert_allclose(scores, expected, atol=TOLERANCE[backend], rtol=0)

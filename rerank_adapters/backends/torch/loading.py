@@ -142,13 +142,8 @@ class Checkpoint:
         except Exception as error:
             raise ModelError(f"sentence-transformers cannot load {folder}: {error}") from error
         checkpoint = cls(cross_encoder)
-        stored = files.Checkpoint.read(folder)
-        if not checkpoint._modular and (stored.modules or stored.causal):
-            raise ModelError(
-                f"{folder} is a chain of modules or a language model, which need "
-                f"sentence-transformers 5.4 or later: {sentence_transformers.__version__} makes up "
-                "a head; pip install 'sentence-transformers>=5.4'"
-            )
+        if not checkpoint._modular:
+            _check_old(files.Checkpoint.read(folder))
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.model_max_length = max_length
         return checkpoint
@@ -191,3 +186,13 @@ class Checkpoint:
         else:
             scores = self.network(**moved, return_dict=True).logits
         return scores.reshape(len(scores), -1)
+
+
+def _check_old(stored: files.Checkpoint) -> None:
+    """Refuse what a sentence-transformers without modules would give a random head."""
+    if stored.modules or stored.causal:
+        raise ModelError(
+            f"{stored.folder} is a chain of modules or a language model, which need "
+            f"sentence-transformers 5.4 or later: {sentence_transformers.__version__} makes up "
+            "a head; pip install 'sentence-transformers>=5.4'"
+        )
