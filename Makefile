@@ -4,8 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 TORCH := $(shell grep '^torch==' .ci/constraints.txt)
+WORKERS ?= 2
+SEED ?= $(shell date +%s)
+# Each worker runs a stretch of neighbouring tests, which share what they load; who ends first takes
+# over the rear half of what another has left.
+PYTEST = $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test check bench docs notebooks wheel clean
+.PHONY: demo check test test-all test-sample bench docs notebooks wheel clean
 
 $(VENV)/demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,11 +30,17 @@ demo: $(VENV)/demo ## rerank real text with the bundled model, sockets blocked
 check: $(VENV)/all ## linters, types, layers
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
+	$(RUN) -m mypy --num-workers $(WORKERS)
 	$(VENV)/bin/lint-imports
 
-test: check ## set up and run every test
-	$(RUN) -m pytest
+test: check ## set up and run the tests, without the long ones
+	$(PYTEST)
+
+test-all: check ## every test, the long ones too
+	$(PYTEST) -m ""
+
+test-sample: $(VENV)/all ## of each group of long tests one, drawn with a SEED that is printed
+	$(PYTEST) -m long --sample $(SEED) --verbose
 
 bench: $(VENV)/all ## speed beside sentence-transformers, on this machine
 	$(RUN) tests/benchmarks/speed.py

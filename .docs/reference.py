@@ -15,10 +15,14 @@ PAGES: dict[str, list[str] | None] = {
     "rerank_adapters.langchain": None,
     "rerank_adapters.langchain.fields": ["RankingFields"],
     "rerank_adapters.llama_index": None,
-    "rerank_adapters.adapting": ["RerankerFields"],
+    "rerank_adapters.adapter_fields": ["RerankerFields"],
     "rerank_adapters.export": ["export_onnx"],
-    "rerank_adapters.plotting": None,
-    "rerank_adapters.protocols": ["Ranker", "Scorer", "ModelFamily", "Backend"],
+    "rerank_adapters.ranking.plotting": None,
+    "rerank_adapters.sharing": ["acquire", "close_all", "Lease"],
+    "rerank_adapters.protocols": [
+        *("Ranker", "Scorer", "Backend", "ModelFamily", "TokenCounter", "Queue"),
+        *("RerankRequest", "Call", "Scored", "ModelInfo", "BackendTraits"),
+    ],
 }
 """The modules with a page, and what is on it; None: the module's own `__all__`."""
 

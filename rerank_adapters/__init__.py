@@ -16,10 +16,10 @@ from .errors import (
     OverloadedError,
     RerankError,
 )
-from .values import RankedDocument, Ranking
+from .ranking import RankedDocument, Ranking
 
 if TYPE_CHECKING:
-    from .plotting import plot_rank_changes as plot_rank_changes
+    from .ranking.plotting import plot_rank_changes as plot_rank_changes
     from .reranker import Reranker
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 # plot_rank_changes is not in __all__, so that `import *` needs no matplotlib.
-_LAZY = {"Reranker": "reranker", "plot_rank_changes": "plotting"}
+_LAZY = {"Reranker": "reranker", "plot_rank_changes": "ranking.plotting"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from .backends import BACKENDS
 from .errors import ConfigError
 
 BackendName = Literal["auto", "onnx", "torch"]
@@ -27,7 +28,7 @@ class RerankerConfig:
     """A hub id, a local folder, or "default": the small English model inside the package."""
     backend: BackendName = "auto"
     """"auto": the default model → onnx; a GPU and torch → torch; on CPU onnx where the checkpoint
-    has a float32 ONNX file, else torch. `Reranker.info()["why"]` says which and why."""
+    has a float32 ONNX file, else torch. `Reranker.info().why` says why."""
     device: str | tuple[str, ...] = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps", or several of them, which share one queue."""
     num_workers: int | None = None
@@ -82,12 +83,8 @@ class RerankerConfig:
             threads = getattr(self, name)
             if threads is not None and threads > MOST_THREADS:
                 raise ConfigError(f"{name} must be at most {MOST_THREADS}: got {threads}")
-        if self.backend == "torch" and self.dtype == "int8":
-            raise ConfigError('dtype "int8" needs backend "onnx": got backend="torch"')
-        if self.backend == "torch" and self.file_name is not None:
-            raise ConfigError(
-                f'file_name names an ONNX file and needs backend "onnx": got {self.file_name!r}'
-            )
+        if self.backend != "auto":
+            _check_backend(self)
 
     def __getstate__(self) -> list[object]:
         """Every field in order, the token left out: a pickle may go anywhere."""
@@ -109,10 +106,26 @@ def _text(name: str, value: object) -> str:
     return value
 
 
+def _check_backend(config: RerankerConfig) -> None:
+    """What the backend that was asked for cannot do, as far as the registry knows."""
+    entry = BACKENDS[config.backend]
+    if config.dtype not in ("auto", *entry.dtypes):
+        able = [f'"{name}"' for name, other in BACKENDS.items() if config.dtype in other.dtypes]
+        raise ConfigError(
+            f'dtype "{config.dtype}" needs backend {" or ".join(able)}: '
+            f'got backend="{config.backend}"'
+        )
+    if config.file_name is not None and entry.reads != "onnx":
+        raise ConfigError(
+            f'file_name names an ONNX file and needs backend "onnx": got {config.file_name!r}'
+        )
+
+
 MOST_THREADS = 1024
 """More than any machine's CPUs; runtimes abort the process where the system has no more threads."""
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
+_DEVICE = re.compile(r"([a-z]+)(:[0-9]+)?")
+_WITHOUT_NUMBER = ("auto", "cpu", "mps")
 
 
 def _devices(value: object) -> str | tuple[str, ...]:
@@ -120,16 +133,25 @@ def _devices(value: object) -> str | tuple[str, ...]:
     if not isinstance(several, Sequence) or not several:
         raise ConfigError(f"device must be a str or a non-empty sequence of them: got {value!r}")
     for device in several:
-        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        if not _is_device(device):
             raise ConfigError(
                 f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got {device!r}'
             )
     return value if isinstance(value, str) else tuple(several)
 
 
+def _is_device(value: object) -> bool:
+    """Whether a backend runs on a device of that name."""
+    found = _DEVICE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return False
+    kinds = {"auto", *(kind for entry in BACKENDS.values() for kind in entry.devices)}
+    return found[1] in kinds and not (found[2] and found[1] in _WITHOUT_NUMBER)
+
+
 def _check(name: str, value: object, hint: Any) -> None:
     """Literals hold one of their words, bools are bools, whole numbers are at least 1."""
-    choices = get_args(hint)
+    choices = ("auto", *BACKENDS) if name == "backend" else get_args(hint)
     if isinstance(hint, type) and hint is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} must be True or False: got {value!r}")
@@ -143,6 +165,7 @@ def _check(name: str, value: object, hint: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} must be an int of at least 1: got {value!r}")
     elif value is not None and name != "device" and not isinstance(value, str):
-        raise ConfigError(f"{name} must be a str or None: got {value!r}")
+        shown = type(value).__name__ if name == "token" else repr(value)  # it may be a secret
+        raise ConfigError(f"{name} must be a str or None: got {shown}")
     elif name not in ("prompt", "device") and isinstance(value, str) and not value.strip():
         raise ConfigError(f"{name} must be None or a str that is not blank: got {value!r}")

@@ -1,38 +1,273 @@
-"""The four seams. Everything else is one of these, or one wrapped around another of its kind."""
+"""The seams. Everything else is one of these, or one wrapped around another of its kind.
+
+A **scorer** maps (query, document) pairs to scores, order kept; a **ranker** maps a query and
+documents to a ranking of indices. A feature is a file that wraps one of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .values import Ranking, Scores, TokenBatch
+from .ranking import Ranking
+from .tokens import Scores, TokenBatch
+
+Pair = tuple[str, str]
 
 
-@runtime_checkable
-class Ranker(Protocol):
-    """Maps a query and texts to a ranking of indices."""
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One query and its candidates. A plain (query, documents) tuple is taken for one.
 
-    def rerank(
-        self,
-        query: str,
-        texts: Sequence[str],
-        *,
-        top_n: int | None = None,
-        score_threshold: float | None = None,
-    ) -> Ranking:
-        """The best *top_n* of *texts* (None: all) at or above *score_threshold*, best first."""
-        ...
+    prompt            this request's instruction, for models that take one; None: the model's own
+    ids               one key per document, for tokens stored by document
+    retrieval_scores  what the first stage gave each document, None where it gave nothing
+    """
+
+    query: str
+    documents: Sequence[str]
+    prompt: str | None = None
+    ids: Sequence[str] | None = None
+    retrieval_scores: Sequence[float | None] | None = None
+
+
+Requests = Sequence[RerankRequest | tuple[str, Sequence[str]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """What travels beside pairs; a wrapper passes it on, aligned with the pairs it passes on.
+
+    deadline     `time.monotonic()` when the caller gives up, set once: each layer has what is left
+    prompts      one per pair, None for the model's own; a scorer that cannot honour one raises
+                 InputError
+    keys         one per pair: the document's id, for stored tokens
+    groups       int64 of shape (queries + 1,): where each query's pairs begin, and the end
+    on_progress  called from a worker with the number of pairs just done; it may count, not wait
+    ticket       the place in a queue that `Queue.reserve` gave out for this call
+    """
+
+    deadline: float | None = None
+    prompts: Sequence[str | None] | None = None
+    keys: Sequence[str] | None = None
+    groups: NDArray[np.int64] | None = None
+    on_progress: Callable[[int], None] | None = None
+    ticket: Future[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """What a scorer answers, row for row.
+
+    scores     float32 (pairs,), after the activation and any calibration: thresholds read these
+    logits     float32 (pairs,), what rankings sort by: before the activation; None: scores are it
+    truncated  bool (pairs,), whether tokens of the pair were dropped
+    spans      int64 (pairs, 2), character bounds in the document given of what was scored, or None
+    """
+
+    scores: Scores
+    logits: Scores | None
+    truncated: NDArray[np.bool_]
+    spans: NDArray[np.int64] | None = None
+
+    def take(self, rows: NDArray[np.int64] | slice) -> Scored:
+        """The answers at *rows*, in that order."""
+        return Scored(
+            scores=self.scores[rows],
+            logits=None if self.logits is None else self.logits[rows],
+            truncated=self.truncated[rows],
+            spans=None if self.spans is None else self.spans[rows],
+        )
+
+    @property
+    def keys(self) -> Scores:
+        """What to sort by, higher first."""
+        return self.scores if self.logits is None else self.logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What really runs, and why: for people and traces. Nothing is decided by it."""
+
+    model: str
+    revision: str | None = None
+    fingerprint: str = ""
+    """A hash of the files in use, by content."""
+    backend: str = ""
+    why: str = ""
+    """Why this backend."""
+    device: str = ""
+    devices: tuple[str, ...] = ()
+    dtype: str = ""
+    workers: int = 1
+    """Forwards at once, over all devices."""
+    num_threads: int | None = None
+    max_length: int | None = None
+    max_batch_tokens: int | None = None
+    labels: int | None = None
+    activation: str = ""
+    runtime: str = ""
+    """Libraries and their versions."""
+    fallback: str = ""
+    """Why something runs slower than it could, "" where nothing does."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What else the backend tells: its provider, file, kernels."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, `details` among them, for JSON and tables; what is empty is left out."""
+        values = asdict(self)
+        details = values.pop("details")
+        return {k: v for k, v in {**values, **details}.items() if v not in (None, "", ())}
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Maps (query, text) pairs to scores, order kept."""
+    """Maps (query, document) pairs to scores, order kept."""
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> Scores:
-        """One finite float32 per pair, shape (pairs,), higher is more relevant."""
+    def submit_pairs(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:
+        """Prepare *pairs* in the thread this is called in; a Future of their scores.
+
+        Cancelling the Future drops what it waits for.
+        """
+        ...
+
+    def info(self) -> ModelInfo:
+        """What really runs."""
+        ...
+
+    def close(self) -> None:
+        """Free it; what waits fails with ClosedError."""
+        ...
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """Maps queries and their documents to rankings; what every adapter calls."""
+
+    def rerank_many(
+        self,
+        requests: Requests,
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """One Ranking per request, in order; with return_exceptions what a request failed of."""
+        ...
+
+    async def arerank_many(
+        self,
+        requests: Requests,
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """`rerank_many`, awaited."""
+        ...
+
+    def info(self) -> ModelInfo:
+        """What really runs."""
+        ...
+
+    def close(self) -> None:
+        """Free it."""
+        ...
+
+
+Ranked = Ranking | Exception
+"""What `rerank_many` gives for one request with return_exceptions=True."""
+
+
+@runtime_checkable
+class TokenCounter(Protocol):
+    """Beside a Scorer or Ranker that knows its tokens; optional."""
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a pair."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of *texts* has by itself, uncut, special tokens not counted."""
+        ...
+
+
+@runtime_checkable
+class Queue(Protocol):
+    """Beside a Scorer whose pairs wait for a device; found through the `inner` of wrappers."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests."""
+        ...
+
+    def reserve(self, pairs: int, deadline: float | None) -> Future[Any]:
+        """A place in line for a request still to be prepared: travels as `Call.ticket`.
+
+        It fails when the request's deadline passes or the queue is closed. Raises OverloadedError.
+        """
+        ...
+
+    def serving(self) -> bool:
+        """Whether the calling thread is one of its workers, which must not wait for itself."""
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """A snapshot of the queue and of what was done so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendTraits:
+    """What decides how a backend is used, stated by itself.
+
+    device_kind    "cpu", "cuda", "mps", …
+    workers        threads that should call it at once
+    batch_tokens   padded tokens in one forward that suit its device
+    max_padding    the share of padding a batch may have …
+    free_padding   … or so many tokens, where that is more: what one more forward costs
+    pads           whether shorter rows cost as much as longer ones in a batch
+    survives_fork  whether a forked child may go on with it
+    wants          "tokens", or "texts": batches then carry the texts, written by its own tokenizer
+    """
+
+    device_kind: str = "cpu"
+    workers: int = 1
+    batch_tokens: int = 2048
+    max_padding: float = 0.10
+    free_padding: int = 0
+    pads: bool = True
+    survives_fork: bool = True
+    wants: Literal["tokens", "texts"] = "tokens"
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Runs a network: token ids in, logits out, nothing else."""
+
+    @property
+    def traits(self) -> BackendTraits:
+        """How it is to be used; does not change once it is loaded."""
+        ...
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Raw float32 outputs of shape (pairs, labels), in the batch's order."""
+        ...
+
+    def info(self) -> Mapping[str, str | int]:
+        """What really runs: fields of ModelInfo by name, and details beside them."""
+        ...
+
+    def close(self) -> None:
+        """Free the network; later calls of `logits` raise ClosedError."""
         ...
 
 
@@ -40,27 +275,20 @@ class Scorer(Protocol):
 class ModelFamily(Protocol):
     """What a checkpoint means: how a pair is written, and what its logits say."""
 
+    @property
+    def labels(self) -> int:
+        """Columns of the logits."""
+        ...
+
+    @property
+    def activation(self) -> str:
+        """What is really applied, for people."""
+        ...
+
+    def keys(self, logits: NDArray[np.float32]) -> Scores:
+        """float32 (pairs, labels) to the one float32 per pair that rankings sort by."""
+        ...
+
     def scores(self, logits: NDArray[np.float32]) -> Scores:
-        """float32 logits of shape (pairs, labels) to float32 scores of shape (pairs,)."""
-        ...
-
-
-@runtime_checkable
-class Backend(Protocol):
-    """Runs a network: token ids in, logits out, nothing else.
-
-    It may have `workers`, how many threads should call it at once (1), and `needs_texts`: then
-    `logits_from_pairs` is called with the texts instead.
-    """
-
-    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Raw float32 outputs of shape (pairs, labels), in the batch's order."""
-        ...
-
-    def info(self) -> dict[str, str]:
-        """What really runs: backend, device or provider, dtype, and why."""
-        ...
-
-    def close(self) -> None:
-        """Frees the network; later calls of `logits` raise ClosedError."""
+        """float32 (pairs, labels) to float32 scores of shape (pairs,), activation applied."""
         ...

@@ -3,7 +3,7 @@
 `build(kind)` trains a real tokenizer on TRAINING_TEXT, draws seeded weights, scales the last layer
 so that the logits over PAIRS have standard deviation 1.5, and saves the folder as transformers or
 sentence-transformers would. Folders are cached in the temporary directory under a hash of this file
-and the versions that shape them, and appear there by one atomic rename.
+and the versions that shape them; each is made by one process, and appears by one atomic rename.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Transformer
@@ -64,6 +65,8 @@ from transformers import (
     XLMRobertaForSequenceClassification,
     XLMRobertaTokenizer,
 )
+
+from .kinds import KINDS
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -644,7 +647,7 @@ _BUILDERS: dict[str, Callable[[Path], None]] = {
     "modular_bert": _modular_bert,
     "bert_half": _bert_half,
 }
-KINDS: tuple[str, ...] = tuple(_BUILDERS)
+assert tuple(_BUILDERS) == KINDS
 
 
 @functools.cache
@@ -662,19 +665,27 @@ def cache_folder() -> Path:
 
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The cached folder *name*, made by `make(folder)` the first time; safe across processes."""
+    """The cached folder *name*, made by `make(folder)` the first time.
+
+    Of several processes and threads one makes it while the others wait; where that one fails, the
+    next of them tries.
+    """
     final = cache_folder() / name
     if not final.is_dir():
-        draft = Path(tempfile.mkdtemp(prefix=f".{name.replace('/', '-')}-", dir=cache_folder()))
-        try:
-            make(draft)
-            draft.rename(final)
-        except OSError:
-            if not final.is_dir():  # another process may have been first, with the same bytes
-                raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        with FileLock(cache_folder() / f".{name}.lock"):
+            if not final.is_dir():
+                _make(final, make)
     return final
+
+
+def _make(final: Path, make: Callable[[Path], None]) -> None:
+    """A folder that appears whole, by one rename, or not at all."""
+    draft = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        make(draft)
+        draft.rename(final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 @functools.cache

@@ -1,25 +1,72 @@
-"""Shared fixtures. Fakes stand at the four seams only, in tests/fakes.py."""
+"""Shared fixtures, and which tests run. Fakes stand at the four seams only, in tests/fakes.py."""
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
+import random
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests import checkpoints
+from tests.kinds import KINDS
+
+# Before anything loads torch, and for children too: idle threads of OpenMP sleep. They would spin
+# on the cores of the other workers' tests, which multiplies the time of both; no result changes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where there is no CUDA device, and say so."""
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="torch.cuda.is_available() is False on this machine")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--sample SEED`, for use with `-m long`."""
+    parser.addoption(
+        "--sample", metavar="SEED", help="of each group of long tests run one, drawn with SEED"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Name the seed, so that a sample that failed can be run again."""
+    seed = config.getoption("sample")
+    return seed and f"sample of the long tests: `make test-sample SEED={seed}` runs the same"
+
+
+@pytest.hookimpl(trylast=True)  # of what -m and -k have left
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Draw the sample, and skip what no device here can run."""
+    if seed := config.getoption("sample"):
+        drawn = _sample(items, seed)
+        config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
+        items[:] = [item for item in items if item in drawn]
+    _skip_gpu([item for item in items if item.get_closest_marker("gpu")])
+
+
+def _sample(items: list[pytest.Item], seed: str) -> set[pytest.Item]:
+    """Of each group of long tests one: a group's name is in the mark, or is that of its test."""
+    groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if mark := item.get_closest_marker("long"):
+            groups[mark.args[0] if mark.args else item.nodeid.partition("[")[0]].append(item)
+    return {random.Random(f"{seed} {name}").choice(group) for name, group in groups.items()}
+
+
+def _skip_gpu(items: list[pytest.Item]) -> None:
+    """Skip *items* where there is no CUDA device, and say so; torch is loaded for them alone."""
+    if not items:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="torch.cuda.is_available() is False on this machine")
+        for item in items:
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what imports have made: tests that collect would walk it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +83,7 @@ def _pytests_own(handler: logging.Handler) -> bool:
     return type(handler).__module__.startswith("_pytest.")
 
 
-@pytest.fixture(params=checkpoints.KINDS)
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of tiny checkpoint in turn."""
     return str(request.param)
@@ -45,4 +92,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def bert() -> Path:
     """The folder of the tiny BERT checkpoint. Read-only."""
-    return checkpoints.build("bert")
+    from tests.checkpoints import build
+
+    return build("bert")

@@ -8,20 +8,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rerank_adapters import export
-from rerank_adapters.export import Dtype, export_onnx
+from rerank_adapters.export import GraphDType, export_onnx
 
 from .checkpoints import build, made_once
 
 
 @functools.cache
-def exported(kind: str, dtype: Dtype = "float32") -> Path:
+def exported(kind: str, dtype: GraphDType = "float32") -> Path:
     """The folder that `export_onnx` makes of the tiny checkpoint *kind*. Treat it as read-only."""
     return made_once(
         f"{kind}-{dtype}-{_recipe()}", lambda folder: _export(build(kind), folder, dtype)
     )
 
 
-def _export(checkpoint: Path, folder: Path, dtype: Dtype) -> None:
+def _export(checkpoint: Path, folder: Path, dtype: GraphDType) -> None:
     export_onnx(checkpoint, folder, dtype)
 
 

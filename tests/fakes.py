@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
+from rerank_adapters.engine.admission import Limits
 
-from rerank_adapters.config import WhenFull
 from rerank_adapters.errors import ClosedError
-from rerank_adapters.protocols import Backend
+from rerank_adapters.futures import done
+from rerank_adapters.loading import assemble
+from rerank_adapters.protocols import Backend, BackendTraits, Call, ModelInfo, Scored, Scorer
 from rerank_adapters.reranker import Reranker
-from rerank_adapters.scorers.cross_encoder import CrossEncoder
 from rerank_adapters.tokenization import PairTokenizer
-from rerank_adapters.values import Scores, TokenBatch
+from rerank_adapters.tokens import Scores, TokenBatch
 from tests import checkpoints
 
 Pair = tuple[str, str]
@@ -28,10 +30,18 @@ class LookupScorer:
         self.table = dict(table)
         self.default = default
         self.calls: list[list[Pair]] = []
+        self.closed = False
 
-    def score_pairs(self, pairs: Sequence[Pair]) -> Scores:
+    def submit_pairs(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:
         self.calls.append(list(pairs))
-        return np.array([self.table.get(pair, self.default) for pair in pairs], np.float32)
+        scores = np.array([self.table.get(pair, self.default) for pair in pairs], np.float32)
+        return done(Scored(scores, None, np.zeros(len(pairs), np.bool_)))
+
+    def info(self) -> ModelInfo:
+        return ModelInfo(model="a table")
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FirstLogitFamily:
@@ -39,8 +49,9 @@ class FirstLogitFamily:
 
     labels = 1
     activation = "identity"
-    template = None
-    position_limit = None
+
+    def keys(self, logits: NDArray[np.float32]) -> Scores:
+        return logits[:, 0]
 
     def scores(self, logits: NDArray[np.float32]) -> Scores:
         return logits[:, 0]
@@ -53,10 +64,14 @@ class CountingBackend:
     moved row shows, and no row depends on another.
     """
 
-    def __init__(self, *, labels: int = 1, device: str = "cpu") -> None:
+    def __init__(
+        self, *, labels: int = 1, device: str = "cpu", traits: BackendTraits | None = None
+    ) -> None:
         self.labels = labels
         self.device = device
-        self.workers = 1
+        self.traits = traits or BackendTraits(
+            device_kind=device, batch_tokens=2048, max_padding=0.03, free_padding=24
+        )
         self.forwards = 0
         self.rows = 0
         self.tokens = 0
@@ -140,18 +155,56 @@ class FaultyBackend(CountingBackend):
         return super().logits(batch)
 
 
+def tiny_tokenizer(max_length: int = 64) -> PairTokenizer:
+    """The tiny BERT's tokenizer."""
+    return PairTokenizer.from_folder(checkpoints.build("bert"), max_length=max_length)
+
+
+def encoded(pairs: Sequence[Pair], *, max_length: int = 64) -> TokenBatch:
+    """The tokens that `reranker_over` makes of *pairs*."""
+    return tiny_tokenizer(max_length).encode(pairs).batch
+
+
 def queued_pairs(reranker: Reranker) -> int:
-    """Pairs that wait for a forward, tokenised; stats() counts those not tokenised yet too."""
-    return reranker._scheduler._engine._queue.pairs
+    """Pairs that wait for a forward, tokenised."""
+    return int(reranker.stats()["queue_pairs"])
+
+
+def scorer_over(
+    *backends: Backend,
+    max_length: int = 64,
+    max_queue_pairs: int | None = None,
+    when_full: str = "block",
+    num_workers: int | None = None,
+    max_batch_tokens: int | None = None,
+) -> Scorer:
+    """The real chain of scorers and the real queue over fake backends."""
+    return assemble(
+        tiny_tokenizer(max_length),
+        FirstLogitFamily(),
+        backends,
+        num_workers=num_workers,
+        max_batch_tokens=max_batch_tokens,
+        limits=Limits(pairs=max_queue_pairs, block=when_full == "block"),
+    )
 
 
 def reranker_over(
     *backends: Backend,
     max_length: int = 64,
     max_queue_pairs: int | None = None,
-    when_full: WhenFull = "block",
+    when_full: str = "block",
+    num_workers: int | None = None,
+    max_batch_tokens: int | None = None,
 ) -> Reranker:
     """A Reranker of real parts over fake backends: the tiny BERT's tokenizer, the real queue."""
-    tokenizer = PairTokenizer.from_folder(checkpoints.build("bert"), max_length=max_length)
-    core = CrossEncoder(tokenizer, FirstLogitFamily(), backends)
-    return Reranker(core, max_queue_pairs=max_queue_pairs, when_full=when_full)
+    return Reranker.over(
+        scorer_over(
+            *backends,
+            max_length=max_length,
+            max_queue_pairs=max_queue_pairs,
+            when_full=when_full,
+            num_workers=num_workers,
+            max_batch_tokens=max_batch_tokens,
+        )
+    )

@@ -33,7 +33,7 @@ from rerank_adapters.cli.corpus import Bm25, example_folder, passages
 from rerank_adapters.cli.demo import no_network
 from rerank_adapters.cli.reading import excerpts
 from rerank_adapters.cli.search import moved
-from rerank_adapters.display import cells
+from rerank_adapters.ranking.table import cells
 from tests.checkpoints import build
 
 CORPUS = example_folder()

@@ -81,3 +81,10 @@ def test_paths_and_sequences_are_kept_as_plain_values() -> None:
     assert one == two
     assert hash(one) == hash(two)
     assert one.devices == ("cpu", "cuda:1")
+
+
+def test_a_token_of_the_wrong_kind_is_not_shown():
+    """Law 8 holds in errors too: the kind is named, never the value."""
+    with pytest.raises(ConfigError, match="token must be a str or None: got bytes") as caught:
+        RerankerConfig(token=b"hf_secret")
+    assert "hf_secret" not in str(caught.value)

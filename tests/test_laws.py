@@ -110,7 +110,7 @@ def test_cuda_in_float32_equals_cpu(kind: str):
         with Reranker.from_pretrained(
             str(build(kind)), backend="torch", device=device, dtype="float32", activation="identity"
         ) as loaded:
-            assert loaded.info()["device"].startswith(device)
+            assert loaded.info().device.startswith(device)
             scores.append(loaded.score_pairs(PAIRS))
     np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-3)
 
@@ -150,8 +150,8 @@ def test_backend_auto_prefers_onnx_on_a_cpu_and_does_not_import_torch_to_find_ou
 import sys
 from rerank_adapters import Reranker
 with Reranker.from_pretrained({str(exported("bert"))!r}, device="cpu") as reranker:
-    assert reranker.info()["backend"] == "onnx", reranker.info()
-    assert reranker.info()["why"], reranker.info()
+    assert reranker.info().backend == "onnx", reranker.info()
+    assert reranker.info().why, reranker.info()
 print("torch" in sys.modules)
 """
     assert _fresh(code) == "False"

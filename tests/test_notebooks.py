@@ -25,7 +25,10 @@ from tests.notebooks import FOLDER, NOTEBOOKS, execute, read
 
 DECIMAL = re.compile(r"\d+\.(\d+)")
 STORIES = ["quickstart", "langchain_rag", "llama_index", "speed", "quality", "your_own_model"]
-every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+EACH = [  # the first alone where tests are to be quick
+    pytest.param(path, id=path.stem, marks=[pytest.mark.long("notebooks")] if index else [])
+    for index, path in enumerate(NOTEBOOKS)
+]
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -51,15 +54,15 @@ def alike(fresh: str, kept: str) -> bool:
     )
 
 
-@every
+@pytest.mark.parametrize("path", EACH)
 def test_it_runs_and_prints_what_it_is_kept_with(path: Path) -> None:
     """Cells tagged "timing" print other milliseconds each time; of them, that they print at all."""
     kept, fresh = code_cells(read(path)), code_cells(execute(read(path)))
-    for place, (cell, other) in enumerate(zip(fresh, kept, strict=True)):
+    for index, (cell, other) in enumerate(zip(fresh, kept, strict=True)):
         outputs, expected = [list(map(shown, one.outputs)) for one in (cell, other)]
         assert [out.keys() for out in outputs] == [out.keys() for out in expected], cell.source
         assert not any("stderr" in out for out in outputs), outputs
-        assert other.execution_count == place + 1, "kept from a run that was not top to bottom"
+        assert other.execution_count == index + 1, "kept from a run that was not top to bottom"
         if "timing" in cell.metadata.get("tags", []):
             continue
         for out, before in zip(outputs, expected, strict=True):
@@ -168,8 +171,8 @@ def first_stage(count: int) -> list[list[str]]:
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(tokens([f"{row['title']} {row['text']}" for row in PASSAGES]), show_progress=False)
     asked = tokens([row["text"] for row in QUESTIONS])
-    places, _ = index.retrieve(asked, k=count, show_progress=False)
-    return [[PASSAGES[place]["_id"] for place in line] for line in places]
+    found, _ = index.retrieve(asked, k=count, show_progress=False)
+    return [[PASSAGES[row]["_id"] for row in line] for line in found]
 
 
 def reranked(
@@ -181,7 +184,7 @@ def reranked(
     with Reranker.from_pretrained() as reranker:
         for question, ids in zip(QUESTIONS, lists, strict=True):
             scores = reranker.score(question["text"], [by_id[name] for name in ids])
-            orders.append([ids[place] for place in np.argsort(-scores, kind="stable")])
+            orders.append([ids[index] for index in np.argsort(-scores, kind="stable")])
     return orders
 
 
@@ -203,6 +206,7 @@ def titled(row: dict[str, str]) -> str:
     return f"{row['title']}. {row['text']}"
 
 
+@pytest.mark.long("measures of notebooks")
 def test_quality_prints_what_ir_measures_says() -> None:
     """nDCG@10, RR@10 and R@30 before and after, and that the first two rise."""
     measures, lists = [nDCG @ 10, RR @ 10, R @ 30], first_stage(30)
@@ -235,6 +239,7 @@ def test_quickstart_counts_first_answers_rightly() -> None:
     assert after[2] == before[2]
 
 
+@pytest.mark.long("measures of notebooks")
 def test_llama_index_prints_what_ir_measures_says() -> None:
     """LlamaIndex's own evaluator and ir-measures agree, and all three measures rise, as is said."""
     nodes = [
@@ -290,7 +295,7 @@ def test_speed_counts_passes_that_can_be() -> None:
     with Reranker.from_pretrained() as reranker:
         by_id = {row["_id"]: titled(row) for row in PASSAGES}
         texts = [by_id[name] for ids in first_stage(20)[:2] for name in ids]
-        limit = reranker.info()["max_length"]
+        limit = reranker.info().max_length
         least = sum(min(count, limit - 3) for count in reranker.count_tokens(texts))
     assert all(count >= least / budget for budget, count in zip(budgets, passes, strict=True))
     assert all(float(row[2]) < 10 for row in table)

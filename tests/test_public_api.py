@@ -13,7 +13,7 @@ import pytest
 
 import rerank_adapters
 from rerank_adapters import RankedDocument, Ranking, Reranker, RerankerConfig
-from rerank_adapters.protocols import Backend, ModelFamily, Ranker, Scorer
+from rerank_adapters.protocols import Backend, ModelFamily, Ranker, Scorer, TokenCounter
 from tests.fakes import ConstantBackend, FirstLogitFamily, LookupScorer, reranker_over
 
 NAMES = {
@@ -43,22 +43,33 @@ NAMES = {
 
 # Positional parameters, then "*", then keyword-only ones with their defaults.
 SIGNATURES = {
-    "score": "query, texts, *, timeout=None",
+    "score": "query, documents, *, timeout=None",
     "score_pairs": "pairs, *, timeout=None",
-    "rerank": "query, texts, *, top_n=None, score_threshold=None, timeout=None",
-    "rerank_many": "requests, *, top_n=None, score_threshold=None, timeout=None",
-    "submit": "query, texts, *, timeout=None",
-    "ascore": "query, texts, *, timeout=None",
+    "rerank": "query, documents, *, top_n=None, score_threshold=None, prompt=None, timeout=None",
+    "rerank_many": (
+        "requests, *, top_n=None, score_threshold=None, timeout=None, return_exceptions=False, "
+        "progress=False, on_progress=None"
+    ),
+    "rerank_iter": (
+        "requests, *, top_n=None, score_threshold=None, progress=False, on_progress=None"
+    ),
+    "submit": "query, documents, *, top_n=None, score_threshold=None, timeout=None",
+    "ascore": "query, documents, *, timeout=None",
     "ascore_pairs": "pairs, *, timeout=None",
-    "arerank": "query, texts, *, top_n=None, score_threshold=None, timeout=None",
-    "arerank_many": "requests, *, top_n=None, score_threshold=None, timeout=None",
+    "arerank": "query, documents, *, top_n=None, score_threshold=None, prompt=None, timeout=None",
+    "arerank_many": (
+        "requests, *, top_n=None, score_threshold=None, timeout=None, return_exceptions=False, "
+        "progress=False, on_progress=None"
+    ),
     "count_tokens": "texts",
+    "warm": "",
+    "awarm": "",
     "info": "",
     "stats": "",
     "close": "",
-    "shared": "config",
-    "ashared": "config",
+    "aclose": "",
     "from_config": "config",
+    "over": "scorer",
 }
 
 CONFIG = {
@@ -114,6 +125,9 @@ def test_signatures_are_these():
     assert {name: _written(getattr(Reranker, name)) for name in SIGNATURES} == SIGNATURES
     methods = {name for name, _ in inspect.getmembers(Reranker, callable) if name[0] != "_"}
     assert methods == {*SIGNATURES, "from_pretrained"}
+    assert _written(Reranker.from_pretrained) == _written(Reranker)
+    options = ", ".join(f"{name}={value!r}" for name, value in CONFIG.items() if name != "model")
+    assert _written(Reranker) == f"model='default', *, {options}"
 
 
 def test_configuration_fields_and_defaults_are_these():
@@ -124,6 +138,7 @@ def test_configuration_fields_and_defaults_are_these():
 
 
 UNKNOWN = [
+    lambda: Reranker("default", batch_size=8),
     lambda: Reranker.from_pretrained("default", batch_size=8),
     lambda: Reranker.from_pretrained("default", "onnx"),
     lambda: RerankerConfig("default"),
@@ -155,11 +170,12 @@ def test_adapters_refuse_unknown_fields(adapter: str, module: str):
         made(top_k=3)
 
 
-def test_the_seams_are_four_and_real_things_fit_them():
-    """Ranker, Scorer, ModelFamily and Backend: Reranker is the first two, fakes the others."""
+def test_real_things_and_fakes_fit_the_seams():
+    """Ranker and TokenCounter: Reranker; the others by their fakes, each fitting its own alone."""
     with reranker_over(ConstantBackend()) as reranker:
         assert isinstance(reranker, Ranker)
-        assert isinstance(reranker, Scorer)
+        assert isinstance(reranker, TokenCounter)
+        assert not isinstance(reranker, Scorer)
     assert isinstance(LookupScorer({}), Scorer)
     assert isinstance(FirstLogitFamily(), ModelFamily)
     assert isinstance(ConstantBackend(), Backend)
@@ -167,12 +183,12 @@ def test_the_seams_are_four_and_real_things_fit_them():
 
 
 def test_values_are_frozen():
-    """A place and a ranking cannot be changed after the fact."""
-    place = RankedDocument(index=0, score=1.0)
+    """A document and a ranking cannot be changed after the fact."""
+    document = RankedDocument(index=0, score=1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        place.score = 2.0
+        document.score = 2.0
     with pytest.raises(TypeError):
-        Ranking([place])[0] = place
+        Ranking([document])[0] = document
     with pytest.raises(dataclasses.FrozenInstanceError):
         RerankerConfig().model = "other"
 

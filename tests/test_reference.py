@@ -19,9 +19,9 @@ MODULES = ("rerank_adapters", "rerank_adapters.langchain", "rerank_adapters.llam
 NAMES = [
     *((module, name) for module in MODULES for name in importlib.import_module(module).__all__),
     ("rerank_adapters.langchain.fields", "RankingFields"),
-    ("rerank_adapters.adapting", "RerankerFields"),
+    ("rerank_adapters.adapter_fields", "RerankerFields"),
     ("rerank_adapters.export", "export_onnx"),
-    ("rerank_adapters.plotting", "plot_rank_changes"),
+    ("rerank_adapters.ranking.plotting", "plot_rank_changes"),
     ("rerank_adapters.protocols", "Ranker"),
     ("rerank_adapters.protocols", "Scorer"),
     ("rerank_adapters.protocols", "ModelFamily"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
+import json
 import math
 import threading
 import weakref
@@ -14,13 +14,22 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from rerank_adapters import ClosedError, ConfigError, InputError, RerankerConfig
-from rerank_adapters.batching import plan_batches
+from rerank_adapters import ClosedError, ConfigError, InputError
+from rerank_adapters.engine.batching import plan_batches
 from rerank_adapters.errors import BackendError
-from rerank_adapters.reranker import _SHARED, Reranker
+from rerank_adapters.protocols import BackendTraits
+from rerank_adapters.reranker import Reranker
+from rerank_adapters.sharing import acquire
 from tests.checkpoints import PAIRS, build
 from tests.exported import exported
-from tests.fakes import ConstantBackend, CountingBackend, FaultyBackend, HeldBackend, reranker_over
+from tests.fakes import (
+    ConstantBackend,
+    CountingBackend,
+    FaultyBackend,
+    HeldBackend,
+    encoded,
+    reranker_over,
+)
 
 TEXTS = ["the ferry", "a long walk on the island", "bread", "the ferry", "rain in the harbour"]
 
@@ -39,17 +48,17 @@ def test_ranking_is_best_first_and_ties_keep_the_order_given(counting) -> None:
     scores = reranker.score("a query", TEXTS)
     ranking = reranker.rerank("a query", TEXTS)
     expected = sorted(range(len(TEXTS)), key=lambda index: -scores[index])
-    assert [place.index for place in ranking] == expected
-    assert [place.score for place in ranking] == [float(scores[index]) for index in expected]
-    assert all(type(place.score) is float for place in ranking)
-    order = [place.index for place in ranking]
+    assert [it.index for it in ranking] == expected
+    assert [it.score for it in ranking] == [float(scores[index]) for index in expected]
+    assert all(type(it.score) is float for it in ranking)
+    order = [it.index for it in ranking]
     assert order.index(0) < order.index(3), "the same text twice: the first stays first"
 
 
 def test_all_equal_scores_keep_the_input_order() -> None:
     """Ties everywhere: nothing moves."""
     with reranker_over(ConstantBackend(0.5)) as reranker:
-        assert [place.index for place in reranker.rerank("q", TEXTS)] == [0, 1, 2, 3, 4]
+        assert [it.index for it in reranker.rerank("q", TEXTS)] == [0, 1, 2, 3, 4]
 
 
 def test_identical_pairs_are_scored_once(counting) -> None:
@@ -67,9 +76,9 @@ def test_top_n_cuts_after_the_threshold(counting) -> None:
     reranker, _ = counting
     scores = sorted((float(score) for score in reranker.score("a query", TEXTS)), reverse=True)
     kept = reranker.rerank("a query", TEXTS, score_threshold=scores[2])
-    assert [place.score for place in kept] == [score for score in scores if score >= scores[2]]
+    assert [it.score for it in kept] == [score for score in scores if score >= scores[2]]
     both = reranker.rerank("a query", TEXTS, score_threshold=scores[2], top_n=1)
-    assert [place.score for place in both] == scores[:1]
+    assert [it.score for it in both] == scores[:1]
     assert len(reranker.rerank("a query", TEXTS, top_n=99)) == len(TEXTS)
     assert len(reranker.rerank("a query", TEXTS, score_threshold=2.0)) == 0
     assert len(reranker.rerank("a query", TEXTS, score_threshold=0)) == len(TEXTS)
@@ -91,37 +100,40 @@ REFUSED = [
     (lambda r: r.rerank("", ["a"]), "query must not be blank: got ''"),
     (lambda r: r.rerank(" \n", ["a"]), "query must not be blank: got ' \\n'"),
     (lambda r: r.rerank(None, ["a"]), "query must be a str: got None"),
-    (lambda r: r.rerank("q", "text"), "texts must be a sequence of str: got 'text': pass a list"),
+    (
+        lambda r: r.rerank("q", "text"),
+        "documents must be a sequence of str: got 'text': pass a list",
+    ),
     (
         lambda r: r.rerank("q", {"a"}),
-        "texts must be a sequence of str: got {'a'}: pass a list",
+        "documents must be a sequence of str: got {'a'}: pass a list",
     ),
     (
         lambda r: r.rerank("q", np.array(["a"])),
-        "texts must be a sequence of str: got array(['a'], dtype='<U1'): pass a list",
+        "documents must be a sequence of str: got array(['a'], dtype='<U1'): pass a list",
     ),
-    (lambda r: r.score("q", None), "texts must be a sequence of str: got None: pass a list"),
+    (lambda r: r.score("q", None), "documents must be a sequence of str: got None: pass a list"),
     (
         lambda r: r.score_pairs(None),
-        "pairs must be a sequence of (query, text) pairs: got None: pass a list",
+        "pairs must be a sequence of (query, document) pairs: got None: pass a list",
     ),
     (
         lambda r: r.score_pairs({("q", "a"): 1}),
-        "pairs must be a sequence of (query, text) pairs: got {('q', 'a'): 1}: pass a list",
+        "pairs must be a sequence of (query, document) pairs: got {('q', 'a'): 1}: pass a list",
     ),
     (
         lambda r: r.rerank_many(None),
-        "requests must be a sequence of (query, texts) pairs: got None: pass a list",
+        "requests must be a sequence of (query, documents) pairs: got None: pass a list",
     ),
     (lambda r: r.count_tokens("ab"), "texts must be a sequence of str: got 'ab': pass a list"),
     (lambda r: r.count_tokens([1]), "texts[0] must be a str: got 1"),
-    (lambda r: r.rerank("q", ["a", None]), "texts[1] must be a str: got None"),
-    (lambda r: r.rerank("q", ["a", b"b"]), "texts[1] must be a str: got b'b'"),
-    (lambda r: r.score("q", [3]), "texts[0] must be a str: got 3"),
-    (lambda r: r.submit("q", [3]), "texts[0] must be a str: got 3"),
+    (lambda r: r.rerank("q", ["a", None]), "documents[1] must be a str: got None"),
+    (lambda r: r.rerank("q", ["a", b"b"]), "documents[1] must be a str: got b'b'"),
+    (lambda r: r.score("q", [3]), "documents[0] must be a str: got 3"),
+    (lambda r: r.submit("q", [3]), "documents[0] must be a str: got 3"),
     (
         lambda r: r.score_pairs([("q", "a"), "qa"]),
-        "pairs[1] must be a (query, text) pair: got 'qa'",
+        "pairs[1] must be a (query, document) pair: got 'qa'",
     ),
     (lambda r: r.score_pairs([("q", "a"), ("", "a")]), "pairs[1][0] must not be blank: got ''"),
     (lambda r: r.score_pairs([("q", 1)]), "pairs[0][1] must be a str: got 1"),
@@ -159,11 +171,11 @@ REFUSED = [
     ),
     (
         lambda r: r.rerank_many([("q", ["a"]), "q"]),
-        "requests[1] must be a (query, texts) pair: got 'q'",
+        "requests[1] must be a (query, documents) pair: got 'q'",
     ),
     (
         lambda r: r.rerank_many([("q", ["a"]), ("q", [0])]),
-        "requests[1]: texts[0] must be a str: got 0",
+        "requests[1]: documents[0] must be a str: got 0",
     ),
     (
         lambda r: r.rerank_many([("q", ["a"]), ("", ["a"])]),
@@ -177,7 +189,7 @@ REFUSED = [
         lambda r: r.rerank("q", [], timeout=0),
         "timeout must be above 0 seconds, or None for no limit: got 0",
     ),
-    (lambda r: asyncio.run(r.arerank("q", [None])), "texts[0] must be a str: got None"),
+    (lambda r: asyncio.run(r.arerank("q", [None])), "documents[0] must be a str: got None"),
     (lambda r: asyncio.run(r.ascore("", ["a"])), "query must not be blank: got ''"),
 ]
 
@@ -233,12 +245,11 @@ def test_the_threshold_is_compared_with_the_scores_handed_out() -> None:
         assert len(reranker.rerank("q", ["a"], score_threshold=-math.inf)) == 1
 
 
-@pytest.mark.parametrize("load", [Reranker.from_config, Reranker.shared])
+@pytest.mark.parametrize("load", [Reranker.from_config, acquire])
 def test_a_configuration_that_is_none_is_refused(load) -> None:
     """The model's name in its place is named, and nothing is kept of it."""
     with pytest.raises(ConfigError, match="config must be a RerankerConfig: got 'default'"):
         load("default")
-    assert "default" not in _SHARED
 
 
 def test_every_way_to_ask_gives_the_same_numbers(counting) -> None:
@@ -256,11 +267,13 @@ def test_every_way_to_ask_gives_the_same_numbers(counting) -> None:
 
     for got in [
         reranker.score_pairs(pairs),
-        reranker.submit("a query", TEXTS).result(),
         *asyncio.run(awaited()),
     ]:
         assert got.dtype == np.float32
         assert np.array_equal(got, expected)
+    assert reranker.submit("a query", TEXTS, top_n=3).result() == reranker.rerank(
+        "a query", TEXTS, top_n=3
+    )
 
 
 def test_many_queries_are_one_plan_of_batches(counting) -> None:
@@ -279,7 +292,8 @@ def test_a_cpu_pads_less_than_a_gpu() -> None:
     """On a CPU padding costs what text does; a GPU's forward costs more than some padding."""
     shares = {}
     for device, share, free in (("cpu", 0.03, 24), ("cuda", 0.10, 4096)):
-        backend = CountingBackend(device=device)
+        traits = BackendTraits(device_kind=device, max_padding=share, free_padding=free)
+        backend = CountingBackend(device=device, traits=traits)
         with reranker_over(backend, max_length=512) as reranker:
             reranker.score("q", ["ferry " * count for count in range(1, 400, 3)])
         for batch in backend.batches:
@@ -297,14 +311,14 @@ def test_a_nan_is_an_error_and_never_a_place_in_the_ranking() -> None:
         with pytest.raises(BackendError, match=r"nan|finite"):
             reranker.rerank("q", ["a", "b"])
         backend.value = 1.0
-        assert [place.score for place in reranker.rerank("q", ["a", "b"])] == [1.0, 1.0]
+        assert [it.score for it in reranker.rerank("q", ["a", "b"])] == [1.0, 1.0]
 
 
 def test_truncated_documents_are_told(counting) -> None:
     """The place says which texts the model did not see whole."""
     reranker, _ = counting
     ranking = reranker.rerank("q", ["short", "word " * 500])
-    assert {place.index: place.truncated for place in ranking} == {0: False, 1: True}
+    assert {it.index: it.truncated for it in ranking} == {0: False, 1: True}
 
 
 def test_tokens_are_counted_by_the_models_own_tokenizer(counting) -> None:
@@ -350,78 +364,9 @@ def test_dropping_the_last_reference_frees_the_model() -> None:
     assert backend.closed
 
 
-def test_equal_configurations_share_one_model_and_the_last_close_frees_it() -> None:
-    """Two handles, one scorer; a third configuration has its own."""
-    folder = str(exported("bert"))
-    config = RerankerConfig(model=folder, backend="onnx", num_threads=1)
-    one, two = (
-        Reranker.shared(config),
-        Reranker.shared(RerankerConfig(model=folder, backend="onnx", num_threads=1)),
-    )
-    other = Reranker.shared(
-        RerankerConfig(model=folder, backend="onnx", num_threads=1, max_length=9)
-    )
-    assert one._scorer is two._scorer
-    assert one._scorer is not other._scorer
-    one.close()
-    assert two.score("q", ["a"]).shape == (1,)
-    with pytest.raises(ClosedError):
-        one.score("q", ["a"])
-    session = two._scorer.backends[0]
-    two.close()
-    with pytest.raises(ClosedError):
-        session.info()
-    again = Reranker.shared(config)
-    assert again.score("q", ["a"]).shape == (1,)
-    again.close()
-    other.close()
-
-
-def test_sixteen_threads_load_a_shared_model_once(monkeypatch) -> None:
-    """All wait for the one load."""
-    config = RerankerConfig(
-        model=str(exported("bert")), backend="onnx", num_threads=1, max_length=50
-    )
-    loads = itertools.count()
-    load = Reranker.from_config.__func__
-
-    def counted(cls, config):
-        next(loads)
-        return load(cls, config)
-
-    monkeypatch.setattr(Reranker, "from_config", classmethod(counted))
-    barrier, handles = threading.Barrier(16), []
-
-    def ask() -> None:
-        barrier.wait()
-        handles.append(Reranker.shared(config))
-
-    threads = [threading.Thread(target=ask) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert next(loads) == 1
-    assert len({id(handle._scorer) for handle in handles}) == 1
-    for handle in handles:
-        handle.close()
-    assert _SHARED[config]._loaded is None
-
-
-def test_a_load_that_fails_is_tried_again() -> None:
-    """Sharing remembers no failure: the next call loads afresh."""
-    config = RerankerConfig(model="/no/such/place", backend="onnx")
-    for _ in range(2):
-        with pytest.raises(Exception, match="no folder at"):
-            Reranker.shared(config)
-        with pytest.raises(Exception, match="no folder at"):
-            asyncio.run(Reranker.ashared(config))
-
-
 def test_one_failing_request_leaves_its_neighbours_alone() -> None:
     """Law 4 through the public door: the poison pair fails alone, by name."""
-    with reranker_over(CountingBackend()) as clean:
-        poison = clean._scorer.encode([("q", "poison")]).batch.input_ids.tolist()
+    poison = encoded([("q", "poison")]).input_ids.tolist()
 
     def rule(batch):
         rows = [batch.take([row]).input_ids.tolist() for row in range(len(batch))]
@@ -429,7 +374,7 @@ def test_one_failing_request_leaves_its_neighbours_alone() -> None:
 
     with reranker_over(FaultyBackend(rule)) as reranker:
         futures = [reranker.submit("q", [text]) for text in ["a", "poison", "b"]]
-        assert futures[0].result().shape == futures[2].result().shape == (1,)
+        assert len(futures[0].result()) == len(futures[2].result()) == 1
         with pytest.raises(Exception, match="poison"):
             futures[1].result()
 
@@ -443,7 +388,7 @@ def test_a_timeout_drops_the_request() -> None:
         with pytest.raises(TimeoutError):
             reranker.score("q", ["b"], timeout=0.01)
         backend.release.set()
-        assert first.result().shape == (1,)
+        assert len(first.result()) == 1
         assert reranker.stats()["timed_out"] == 1
     assert backend.rows == 1, "what timed out in the queue never ran"
 
@@ -451,27 +396,26 @@ def test_a_timeout_drops_the_request() -> None:
 def test_info_and_repr_tell_what_runs() -> None:
     """Plain values, with the reason for the backend."""
     with Reranker.from_pretrained(str(exported("bert"))) as reranker:
-        facts = reranker.info()
-        assert facts["backend"] == "onnx"
-        assert facts["why"] == "the checkpoint has a float32 ONNX file"
-        assert facts["provider"] == "CPUExecutionProvider"
-        assert len(facts["fingerprint"]) == 16
+        info = reranker.info()
+        assert info.backend == "onnx"
+        assert info.why == "the checkpoint has a float32 ONNX file"
+        assert info.details["provider"] == "CPUExecutionProvider"
+        assert len(info.fingerprint) == 16
+        assert json.loads(json.dumps(info.to_dict()))["provider"] == "CPUExecutionProvider"
         assert "backend='onnx'" in repr(reranker)
         query, text = PAIRS[0]
         assert reranker.score(query, [text]).shape == (1,)
 
 
-def test_a_backend_that_needs_texts_gets_them_with_its_rows() -> None:
+def test_a_backend_that_wants_texts_gets_them_with_its_rows() -> None:
     """Through cutting, sorting and joining, each row's pair travels beside its tokens."""
 
     class Reading(CountingBackend):
-        needs_texts = True
-
-        def logits_from_pairs(self, pairs):
+        def logits(self, batch):
             self.forwards += 1
-            return np.array([[len(text) / 100] for _, text in pairs], np.float32)
+            return np.array([[len(text.document) / 100] for text in batch.texts], np.float32)
 
-    backend = Reading()
+    backend = Reading(traits=BackendTraits(free_padding=24, max_padding=0.03, wants="texts"))
     texts = ["word " * length for length in (3, 40, 1, 22, 9)]
     with reranker_over(backend) as reranker:
         scores = reranker.score("q", texts)

@@ -3,8 +3,10 @@
     python notebooks/training/pack.py CHECKPOINT [FOLDER]
 
 CHECKPOINT is an ordinary folder of one sequence classifier; FOLDER defaults to
-rerank_adapters/bundled. Both graphs are scored against torch, on the checkpoint as `bundled.unpack`
-will give it back, before anything is put in place. `rerank_adapters.bundled` says how the files are
+rerank_adapters/loading/bundled. Both graphs are scored against torch, on the checkpoint as
+`bundled.unpack`
+will give it back, before anything is put in place. `rerank_adapters.loading.bundled` says how the
+files are
 laid out.
 """
 
@@ -22,11 +24,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from safetensors.numpy import load_file
 
-from rerank_adapters import bundled
+from rerank_adapters.checkpoints.json import write_json
 from rerank_adapters.export import FILE_NAMES, accelerate, gate, graph, network
-from rerank_adapters.export.files import draft, write_json
-from rerank_adapters.export.int8 import SMALLEST, TABLE, quantize, seven_bits
-from rerank_adapters.export.smoothing import smooth
+from rerank_adapters.export.files import draft
+from rerank_adapters.export.rewrites.int8 import SMALLEST, TABLE, quantize, seven_bits
+from rerank_adapters.export.rewrites.smoothing import smooth
+from rerank_adapters.loading import bundled
 
 Array = NDArray[np.generic]
 INLINE = 4096
@@ -36,7 +39,7 @@ LIMIT = 30_000_000
 
 
 def pack(checkpoint: Path, folder: Path) -> None:
-    """Writes `rerank_adapters.bundled`'s files for *checkpoint*, or raises and writes nothing."""
+    """Write the bundled files for *checkpoint*, or raise and write nothing."""
     encoder = network.load(checkpoint)
     probes = gate.probe(encoder)
     model = graph.trace(network.build(encoder))

@@ -126,8 +126,8 @@ def by_base(measured: MeasuredSet, cache: Path | None) -> Scores:
 def by_model(measured: MeasuredSet, model: str, dtype: str) -> Scores:
     """Scores of a model through the library's public interface."""
     from rerank_adapters import (
-        Reranker,
-    )  # measured only when asked for: BM25 and base need no library
+        Reranker,  # measured only when asked for: BM25 and base need no library
+    )
 
     pairs = [(measured.queries[q], measured.documents[d]) for q, d in measured.pairs()]
     with Reranker.from_pretrained(model, backend="onnx", dtype=dtype) as reranker:

@@ -1,39 +1,116 @@
-"""Runtimes: token ids → logits. Each module here is the only one that imports its runtime."""
+"""Runtimes: token ids → logits. Each module here is the only one that imports its runtime.
+
+`BACKENDS` names them. A new one is a module with `select` and `load` (see `BackendModule`) and one
+entry; every table that lists backends is read from here.
+"""
 
 from __future__ import annotations
 
-import ctypes.util
+import importlib
 import importlib.util
-import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from ..config import DEFAULT_MODEL, RerankerConfig
 from ..errors import MissingDependencyError
 
-FLOAT32_FILES = ("onnx/model.onnx", "model.onnx")
+if TYPE_CHECKING:
+    from ..protocols import Backend
+    from ..tokens import TokenBatch
 
 
-def choose_backend(config: RerankerConfig, files: frozenset[str]) -> tuple[str, str]:
-    """("onnx" or "torch", why) for *config* and the checkpoint's *files*; nothing is imported."""
-    if config.backend != "auto":
-        return config.backend, f'backend="{config.backend}" was asked for'
-    if config.file_name is not None or config.dtype == "int8":
-        return "onnx", "file_name and int8 are the onnx backend's"
-    gpu_asked = any(device.startswith(("cuda", "mps")) for device in config.devices)
-    torch_here = importlib.util.find_spec("torch") is not None
-    if config.model == DEFAULT_MODEL and not gpu_asked:
-        return "onnx", "the default model runs on onnxruntime"
-    if torch_here and (gpu_asked or ("auto" in config.devices and _accelerator())):
-        return "torch", "a GPU is used through torch, which is installed"
-    if any(name in files for name in FLOAT32_FILES):
-        return "onnx", "the checkpoint has a float32 ONNX file"
-    if not torch_here:
-        raise MissingDependencyError("torch", "torch")
-    return "torch", "the checkpoint has no float32 ONNX file"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendEntry:
+    """What is known of a backend before it is imported.
+
+    module    where it lives, as an import path
+    needs     the library that has to be installed
+    extra     the extra of rerank-adapters that brings it, None: it comes with the base install
+    reads     which of a checkpoint's files: its ONNX graphs, or its weights
+    devices   kinds of device it runs on
+    dtypes    what it computes in
+    """
+
+    module: str
+    needs: str
+    extra: str | None = None
+    reads: Literal["onnx", "weights"] = "onnx"
+    devices: tuple[str, ...] = ("cpu",)
+    dtypes: tuple[str, ...] = ("float32",)
+
+    @property
+    def installed(self) -> bool:
+        """Whether its library is here, found without importing it."""
+        return importlib.util.find_spec(self.needs) is not None
 
 
-def _accelerator() -> bool:
-    """Whether a GPU driver is here, told without importing a runtime (torch takes seconds)."""
-    if sys.platform == "darwin":
-        return True
-    library = "nvcuda" if sys.platform == "win32" else "cuda"
-    return ctypes.util.find_library(library) is not None
+BACKENDS: dict[str, BackendEntry] = {
+    "onnx": BackendEntry(
+        module="rerank_adapters.backends.onnx",
+        needs="onnxruntime",
+        devices=("cpu", "cuda"),
+        dtypes=("float32", "float16", "int8"),
+    ),
+    "torch": BackendEntry(
+        module="rerank_adapters.backends.torch",
+        needs="torch",
+        extra="torch",
+        reads="weights",
+        devices=("cpu", "cuda", "mps"),
+        dtypes=("float32", "float16", "bfloat16"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which files of a checkpoint a backend wants beside its configuration.
+
+    file is the one that it opens, None where it takes the folder; patterns name all of them.
+    """
+
+    file: str | None
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What a backend is loaded with: the options that concern it, and what the files say.
+
+    encode writes pairs as this library does, uncut: a backend that brings a tokenizer of its own
+    compares with it.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    num_workers: int | None = None
+    num_threads: int | None = None
+    trust_remote_code: bool = False
+    prompt: str | None = None
+    pad_id: int = 0
+    pad_side: Literal["left", "right"] = "right"
+    max_length: int
+    encode: Callable[[Sequence[tuple[str, str]]], TokenBatch]
+
+
+class BackendModule(Protocol):
+    """What a backend's module offers."""
+
+    def select(self, files: frozenset[str], *, dtype: str, file_name: str | None) -> Selection:
+        """The files to fetch of a checkpoint's *files*. Raises ModelError, ConfigError."""
+        ...
+
+    def load(self, folder: Path, selection: Selection, options: LoadOptions) -> Backend:
+        """The network on one device. Raises ModelError, BackendError, ConfigError."""
+        ...
+
+
+def backend_module(name: str) -> BackendModule:
+    """The module of the backend *name*, imported now. MissingDependencyError names its extra."""
+    entry = BACKENDS[name]
+    try:
+        return cast("BackendModule", importlib.import_module(entry.module))
+    except ImportError as error:
+        missing = (error.name or entry.needs).partition(".")[0]
+        raise MissingDependencyError(missing, entry.extra or name) from error

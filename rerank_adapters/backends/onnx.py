@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, ClosedError, ConfigError, ModelError
-from ..values import TokenBatch
+from ..protocols import BackendTraits
+from ..tokens import TokenBatch
+from . import LoadOptions, Selection
 
 # From 1.29 on, onnxruntime reports to its makers unless it is told not to before it is imported;
 # the reporting thread also hangs forked children when they exit. A user's own setting stands.
@@ -41,8 +43,29 @@ FILES: Mapping[str, tuple[str, ...]] = {
 MOST_WORKERS = 8
 """Forwards at once are one for every two CPUs, at least two; more than these cost memory."""
 
+BATCH_TOKENS = {"cpu": 512, "cuda": 65_536}
+"""Padded tokens per forward: small on CPUs, where workers share a list and none should idle."""
+
 BATCH_SCALE_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMulIntegerToFloat")
 """Operators with one activation scale per batch: a score would depend on its batch mates."""
+
+
+def select(files: frozenset[str], *, dtype: str, file_name: str | None) -> Selection:
+    """The ONNX file for *dtype*, and the weights beside it. Raises as `choose_file` does."""
+    file = choose_file(files, dtype=dtype, file_name=file_name)
+    return Selection(file, (file, f"{file}*data*"))
+
+
+def load(folder: Path, selection: Selection, options: LoadOptions) -> OnnxBackend:
+    """A session over the selected file of *folder*. Raises ModelError, BackendError."""
+    return OnnxBackend(
+        folder / str(selection.file),
+        device=options.device,
+        num_workers=options.num_workers,
+        num_threads=options.num_threads,
+        pad_id=options.pad_id,
+        pad_side=options.pad_side,
+    )
 
 
 def choose_file(files: frozenset[str], *, dtype: str, file_name: str | None) -> str:
@@ -58,9 +81,9 @@ def choose_file(files: frozenset[str], *, dtype: str, file_name: str | None) -> 
     else:
         wanted = FILES["float32" if dtype == "auto" else dtype]
     for name in wanted:
-        for place in (f"onnx/{name}", name):
-            if place in there:
-                return place
+        for path in (f"onnx/{name}", name):
+            if path in there:
+                return path
     found = ", ".join(there) or "none"
     cure = "rerank-adapters export makes one" if file_name is None else "name one of those"
     raise ModelError(
@@ -85,7 +108,8 @@ class OnnxBackend:
         self._file = file
         self._pad_id = pad_id
         self._pad_side = pad_side
-        self.workers, self._threads = _shares(self.device, num_workers, num_threads)
+        workers, self._threads = _shares(self.device, num_workers, num_threads)
+        self.traits = _traits(self.device, workers)
         self._session: ort.InferenceSession | None = _session(file, self.device, self._threads)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._dtypes = {
@@ -104,16 +128,16 @@ class OnnxBackend:
             return np.concatenate([self._run(batch.take([row])) for row in range(len(batch))])
         return self._run(batch)
 
-    def info(self) -> dict[str, str]:
+    def info(self) -> dict[str, str | int]:
         """The provider in use, the device, the file and the threads."""
         session = self._live_session()
-        facts = {
+        facts: dict[str, str | int] = {
             "backend": "onnx",
             "device": self.device,
             "dtype": self.dtype,
             "provider": session.get_providers()[0],
             "file": self._file.name,
-            "num_threads": str(self._threads),
+            "num_threads": self._threads,
             "runtime": f"onnxruntime {ort.__version__}",
         }
         if self.one_by_one:
@@ -121,7 +145,7 @@ class OnnxBackend:
         return facts
 
     def close(self) -> None:
-        """Lets go of the session; memory is free once running forwards end."""
+        """Let go of the session; memory is free once running forwards end."""
         self._session = None
 
     def _live_session(self) -> ort.InferenceSession:
@@ -198,6 +222,17 @@ def _shares(device: str, workers: int | None, threads: int | None) -> tuple[int,
         return workers or 2, threads or cpus
     workers = workers or (1 if threads else min(cpus, max(2, cpus // 2), MOST_WORKERS))
     return workers, threads or max(1, cpus - workers + 1)
+
+
+def _traits(device: str, workers: int) -> BackendTraits:
+    """A CPU computes padding as slowly as text; on a GPU a forward costs something by itself."""
+    if device == "cpu":
+        return BackendTraits(
+            workers=workers, batch_tokens=BATCH_TOKENS["cpu"], max_padding=0.03, free_padding=24
+        )
+    return BackendTraits(
+        device_kind="cuda", workers=workers, batch_tokens=BATCH_TOKENS["cuda"], free_padding=4096
+    )
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:

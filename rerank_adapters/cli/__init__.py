@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..display import one_line
+from ..backends import BACKENDS
 from ..errors import MissingDependencyError, RerankError
+from ..ranking.table import one_line
 
 EXTRAS = {
-    "torch": "torch",
+    **{entry.needs: entry.extra for entry in BACKENDS.values() if entry.extra},
     "transformers": "torch",
     "sentence_transformers": "torch",
     "onnx": "export",

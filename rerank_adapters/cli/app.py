@@ -60,13 +60,13 @@ def search(
 ) -> None:
     """Search files: BM25 finds candidates, the reranker puts the best first."""
     from ..reranker import Reranker
-    from . import search as room
+    from .search import search as search_files
 
-    with Reranker.from_pretrained(
+    with Reranker(
         model, backend=backend, device=device, dtype=dtype, max_length=max_length
     ) as reranker:
-        room.search(
-            query, paths, reranker=reranker, candidates=candidates, top_n=top_n, as_json=as_json
+        search_files(
+            query, paths, ranker=reranker, candidates=candidates, top_n=top_n, as_json=as_json
         )
 
 
@@ -92,18 +92,18 @@ def rerank(
     index, relevance_score and truncated, which replace fields of these names.
     """
     from ..reranker import Reranker
-    from . import search as room
     from .console import note
+    from .search import rerank as rerank_lines
 
     if sys.stdin.isatty():
         note("type or paste lines to rank, then end the input")
-    with Reranker.from_pretrained(
+    with Reranker(
         model, backend=backend, device=device, dtype=dtype, max_length=max_length
     ) as reranker:
-        room.rerank(
+        rerank_lines(
             query,
             sys.stdin.buffer,
-            reranker=reranker,
+            ranker=reranker,
             top_n=top_n,
             score_threshold=score_threshold,
             text_field=text_field,
@@ -136,27 +136,17 @@ def evaluate(
 ) -> None:
     """Measure reranking on judged queries: nDCG@10, MRR@10 and recall, before and after."""
     from ..reranker import Reranker
-    from . import evaluate as room
+    from .collection import read_collection
+    from .evaluate import rerank_collection, show
 
-    collection = room.read_collection(
-        data, split=split, corpus=corpus, queries=queries, qrels=qrels
-    )
-    with (
-        room.trec_writer(output) as write,
-        Reranker.from_pretrained(
-            model, backend=backend, device=device, dtype=dtype, max_length=max_length
-        ) as reranker,
-        progress("reranking", len(collection.queries)) as advance,
-    ):
-        report = room.evaluate(
-            collection,
-            room.retriever(collection, run, candidates),
-            reranker,
-            candidates=candidates,
-            write=write,
-            progress=advance,
+    collection = read_collection(data, split=split, corpus=corpus, queries=queries, qrels=qrels)
+    with Reranker(
+        model, backend=backend, device=device, dtype=dtype, max_length=max_length
+    ) as reranker:
+        report = rerank_collection(
+            collection, reranker, run=run, candidates=candidates, output=output
         )
-    room.show(report, per_query=per_query, as_json=as_json)
+    show(report, per_query=per_query, as_json=as_json)
 
 
 @app.command()
@@ -181,12 +171,13 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine and this data: quality and latency of every setting."""
-    from . import tune as room
     from .collection import read_collection
+    from .tune import show
+    from .tune import tune as measure
 
     with progress("measuring") as advance:
         found = []
-        for one in room.tune(
+        for one in measure(
             model,
             read_collection(data) if data is not None else None,
             candidates=candidates or [20, 50, 100],
@@ -196,7 +187,7 @@ def tune(
         ):
             found.append(one)
             advance()
-    room.show(found, budget_ms=budget_ms, as_json=as_json)
+    show(found, budget_ms=budget_ms, as_json=as_json)
 
 
 @app.command()
@@ -222,7 +213,7 @@ def export(
     from ..export import FILE_NAMES, export_onnx
 
     with progress("exporting and checking"):
-        place = export_onnx(
+        written = export_onnx(
             model,
             folder,
             dtype,
@@ -230,7 +221,7 @@ def export(
             local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
         )
-    file = place / FILE_NAMES[dtype]
+    file = written / FILE_NAMES[dtype]
     megabytes = round(file.stat().st_size / 1e6, 1)
     if as_json:
         emit({"file": str(file), "megabytes": megabytes, "dtype": dtype})
@@ -258,10 +249,8 @@ def info(
     else:
         from ..reranker import Reranker
 
-        with Reranker.from_pretrained(
-            model, backend=backend, device=device, dtype=dtype
-        ) as reranker:
-            facts = reranker.info()
+        with Reranker(model, backend=backend, device=device, dtype=dtype) as reranker:
+            facts = reranker.info().to_dict()
     if as_json:
         emit(facts)
         return
@@ -275,6 +264,6 @@ def _shown(value: Any) -> str:
 @app.command()
 def demo(*, as_json: AsJson = False) -> None:
     """Rerank the example collection offline, through LangChain and LlamaIndex."""
-    from . import demo as room
+    from .demo import run
 
-    room.run(as_json=as_json)
+    run(as_json=as_json)

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ..display import one_line
+from ..ranking.table import one_line
 
 
 def emit(value: Any) -> None:

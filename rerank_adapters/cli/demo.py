@@ -51,19 +51,19 @@ def run(*, as_json: bool) -> None:
     """Prints, for each framework, what BM25 retrieved and what the reranker made of it."""
     with no_network():
         start = time.perf_counter()
-        with Reranker.from_pretrained() as reranker:
-            facts = reranker.info()
+        with Reranker() as reranker:
+            info = reranker.info()
             loaded = (time.perf_counter() - start) * 1e3
             collection = list(passages(example_folder()))
             index = Bm25(passage.full_text for passage in collection)
             shown = [show(reranker, collection, index) for show in (_langchain, _llama_index)]
-    model = {name: facts[name] for name in ("model", "backend", "dtype", "device")}
+    model = {name: getattr(info, name) for name in ("model", "backend", "dtype", "device")}
     if as_json:
         emit({**model, "load_ms": loaded, "runs": [asdict(one) for one in shown]})
         return
     say(
-        f"Sockets are blocked. Model: {facts['model']} ({facts['backend']}, {facts['dtype']}, "
-        f"{facts['device']}), loaded in {loaded:.0f} ms."
+        f"Sockets are blocked. Model: {info.model} ({info.backend}, {info.dtype}, "
+        f"{info.device}), loaded in {loaded:.0f} ms."
     )
     for one in shown:
         _show(one)
@@ -79,15 +79,15 @@ def no_network() -> Iterator[None]:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("the demo reached for the network, which it must not")
 
-    places = [(socket.socket, name) for name in BLOCKED] + [(socket, "getaddrinfo")]
-    saved = [(place, name, getattr(place, name)) for place, name in places if hasattr(place, name)]
-    for place, name, _ in saved:
-        setattr(place, name, refuse)
+    owners = [(socket.socket, name) for name in BLOCKED] + [(socket, "getaddrinfo")]
+    saved = [(owner, name, getattr(owner, name)) for owner, name in owners if hasattr(owner, name)]
+    for owner, name, _ in saved:
+        setattr(owner, name, refuse)
     try:
         yield
     finally:
-        for place, name, method in saved:
-            setattr(place, name, method)
+        for owner, name, method in saved:
+            setattr(owner, name, method)
 
 
 def _langchain(reranker: Reranker, collection: Sequence[Passage], index: Bm25) -> Shown:
@@ -102,11 +102,11 @@ def _langchain(reranker: Reranker, collection: Sequence[Passage], index: Bm25) -
         ) -> list[Document]:
             return [
                 Document(
-                    collection[place].text,
-                    id=collection[place].id,
-                    metadata={"title": collection[place].title},
+                    collection[row].text,
+                    id=collection[row].id,
+                    metadata={"title": collection[row].title},
                 )
-                for place, _ in index.search(query, CANDIDATES)
+                for row, _ in index.search(query, CANDIDATES)
             ]
 
     retriever = RerankingRetriever(
@@ -139,13 +139,13 @@ def _llama_index(reranker: Reranker, collection: Sequence[Passage], index: Bm25)
             return [
                 NodeWithScore(
                     node=TextNode(
-                        text=collection[place].text,
-                        id_=collection[place].id,
-                        metadata={"title": collection[place].title},
+                        text=collection[row].text,
+                        id_=collection[row].id,
+                        metadata={"title": collection[row].title},
                     ),
                     score=score,
                 )
-                for place, score in index.search(query_bundle.query_str, CANDIDATES)
+                for row, score in index.search(query_bundle.query_str, CANDIDATES)
             ]
 
     engine = RetrieverQueryEngine.from_args(
@@ -163,7 +163,7 @@ def _llama_index(reranker: Reranker, collection: Sequence[Passage], index: Bm25)
 
 
 def _before(collection: Sequence[Passage], index: Bm25, question: str) -> list[Row]:
-    return [(collection[place].title, score) for place, score in index.search(question, TOP_N)]
+    return [(collection[row].title, score) for row, score in index.search(question, TOP_N)]
 
 
 def _show(one: Shown) -> None:

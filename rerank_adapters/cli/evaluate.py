@@ -16,9 +16,9 @@ import numpy as np
 from ir_measures import RR, Measure, Qrel, R, ScoredDoc, nDCG
 
 from ..errors import InputError
-from ..reranker import Reranker
+from ..protocols import Ranker
 from .collection import Collection, Row, read_collection, read_qrels, read_run
-from .console import emit, note, say, table
+from .console import emit, note, progress, say, table
 from .corpus import Bm25
 
 __all__ = ["Collection", "bm25_run", "evaluate", "read_collection", "read_qrels", "read_run"]
@@ -34,7 +34,7 @@ def bm25_run(collection: Collection, count: int) -> Callable[[str], list[Row]]:
     """BM25's best *count* documents for a query text."""
     ids = collection.documents.ids
     index = Bm25(collection.documents.stream())
-    return lambda text: [(ids[place], score) for place, score in index.search(text, count)]
+    return lambda text: [(ids[index_], score) for index_, score in index.search(text, count)]
 
 
 def retriever(collection: Collection, run: Path | None, count: int) -> Retrieve:
@@ -101,7 +101,7 @@ def randomisation_test(deltas: Sequence[float]) -> float:
 def evaluate(
     collection: Collection,
     retrieve: Retrieve,
-    reranker: Reranker,
+    ranker: Ranker,
     *,
     candidates: int,
     write: Callable[[str, list[Row]], None] = lambda *_: None,
@@ -113,10 +113,10 @@ def evaluate(
         old = retrieve(query, text)
         texts = collection.documents.texts([name for name, _ in old])
         start = time.perf_counter()
-        ranking = reranker.rerank(text, texts)
+        (ranking,) = ranker.rerank_many([(text, texts)])
         if texts:
             report.seconds.append(time.perf_counter() - start)
-        new = [(old[place.index][0], place.score) for place in ranking]
+        new = [(old[document.index][0], document.score) for document in ranking]
         report.before[query] = _measure(report.measures, query, old, collection.qrels[query])
         report.after[query] = _measure(report.measures, query, new, collection.qrels[query])
         write(query, new)
@@ -135,6 +135,29 @@ def _measure(
     qrels = [Qrel(query, name, grade) for name, grade in judged.items()]
     found = ir_measures.calc_aggregate(list(measures), qrels, run)
     return {str(measure): float(found[measure]) for measure in measures}
+
+
+def rerank_collection(
+    collection: Collection,
+    ranker: Ranker,
+    *,
+    run: Path | None,
+    candidates: int,
+    output: Path | None,
+) -> Report:
+    """`evaluate` with BM25's candidates or those of *run*; *output* gets the reranked TREC run."""
+    with (
+        trec_writer(output) as write,
+        progress("reranking", len(collection.queries)) as advance,
+    ):
+        return evaluate(
+            collection,
+            retriever(collection, run, candidates),
+            ranker,
+            candidates=candidates,
+            write=write,
+            progress=advance,
+        )
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import importlib.util
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .. import hub
+from ..backends import BACKENDS
+from ..loading import hub
 
 FAMILIES = (
     "BERT (MiniLM, TinyBERT)",
@@ -23,7 +24,10 @@ FAMILIES = (
 )
 """Each has a tiny checkpoint of its architecture in the tests, on both backends."""
 
-RUNTIMES = ("onnxruntime", "torch", "transformers", "sentence-transformers", "tokenizers")
+RUNTIMES = (
+    *(entry.needs for entry in BACKENDS.values()),
+    *("transformers", "sentence-transformers", "tokenizers"),
+)
 
 
 def known_models() -> dict[str, Any]:

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from ..display import one_line
 from ..errors import InputError
-from ..reranker import Reranker
-from ..values import Ranking
+from ..protocols import Ranker
+from ..ranking import Ranking
+from ..ranking.table import one_line
 from .console import emit, note, progress, say, table
 from .corpus import Bm25
 from .reading import Excerpt, excerpts
@@ -43,7 +43,7 @@ def search(
     query: str,
     paths: Iterable[Path],
     *,
-    reranker: Reranker,
+    ranker: Ranker,
     candidates: int,
     top_n: int,
     as_json: bool,
@@ -56,7 +56,7 @@ def search(
     with progress("reranking"):
         start = time.perf_counter()
         texts = [found[place].text for place, _ in retrieved]
-        ranking = reranker.rerank(query, texts, top_n=top_n)
+        (ranking,) = ranker.rerank_many([(query, texts)], top_n=top_n)
         milliseconds = (time.perf_counter() - start) * 1e3
     hits = _hits(found, retrieved, ranking)
     if as_json:
@@ -123,7 +123,7 @@ def rerank(
     query: str,
     lines: Iterable[bytes],
     *,
-    reranker: Reranker,
+    ranker: Ranker,
     top_n: int | None,
     score_threshold: float | None,
     text_field: str,
@@ -132,7 +132,7 @@ def rerank(
     """Ranks lines, or JSON objects by their *text_field*; all fields come back, with the score."""
     rows = list(_rows(lines, text_field))
     texts = [row[text_field] for row in rows]
-    ranking = reranker.rerank(query, texts, top_n=top_n, score_threshold=score_threshold)
+    (ranking,) = ranker.rerank_many([(query, texts)], top_n=top_n, score_threshold=score_threshold)
     if not as_json and sys.stdout.isatty():
         say(ranking.show(texts, width=max(Console().width, 40)))
         return

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from ..config import BackendName, DType
+from ..backends import BACKENDS
+from ..config import RerankerConfig
 from ..errors import BackendError, ConfigError, MissingDependencyError, ModelError
 from ..reranker import Reranker
 from .collection import Collection, Row, read_collection
@@ -16,11 +18,11 @@ from .console import emit, say, table
 from .corpus import example_folder
 from .evaluate import bm25_run, evaluate
 
-TRIED: tuple[tuple[BackendName, DType], ...] = (
-    ("onnx", "float32"),
-    ("onnx", "int8"),
-    ("torch", "float32"),
-    ("torch", "bfloat16"),
+TRIED = tuple(
+    (name, dtype)
+    for name, entry in BACKENDS.items()
+    for dtype in entry.dtypes
+    if dtype != "float16"  # on CPUs slower than float32, and what a GPU takes by itself
 )
 
 
@@ -65,9 +67,7 @@ def tune(
     found = {query: retrieve(text) for query, text in data.queries.items()}
     for (backend, dtype), length in itertools.product(TRIED, max_lengths):
         try:
-            reranker = Reranker.from_pretrained(
-                model, backend=backend, device=device, dtype=dtype, max_length=length
-            )
+            reranker = Reranker.from_config(_config(model, backend, dtype, device, length))
         except (BackendError, ConfigError, MissingDependencyError, ModelError) as error:
             yield Refused(backend, dtype, str(error))
             continue
@@ -76,11 +76,17 @@ def tune(
                 yield _measured(reranker, data, found, backend, dtype, count, length, judged=judged)
 
 
+def _config(model: str, backend: str, dtype: str, device: str, length: int) -> RerankerConfig:
+    # The registry's names are checked when the value is made, so that no cast hides a wrong one.
+    names: dict[str, Any] = {"backend": backend, "dtype": dtype}
+    return RerankerConfig(model=model, device=device, max_length=length, **names)
+
+
 def _sample(collection: Collection, count: int) -> Collection:
     names = sorted(collection.queries)
     kept = np.random.default_rng(0).permutation(len(names))[:count]
     return Collection(
-        {names[place]: collection.queries[names[place]] for place in sorted(kept)},
+        {names[index]: collection.queries[names[index]] for index in sorted(kept)},
         collection.qrels,
         collection.documents,
     )

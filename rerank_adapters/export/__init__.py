@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+from sentence_transformers import CrossEncoder
 
 from .. import __version__
 from ..errors import ConfigError
-from ..hub import CONFIG_FILES, Source, open_model
-from . import files, gate, graph, network, template
-from .first_token import keep_first_token
-from .half import halve
-from .int8 import quantize
-from .pooling import sum_in_order
-from .residual import keep_norms_apart
-from .smoothing import smooth
+from ..loading.hub import CONFIG_FILES, Source, open_model
+from . import files, gate, graph, network
+from .describing import describe
+from .rewrites.first_token import keep_first_token
+from .rewrites.half import halve
+from .rewrites.int8 import quantize
+from .rewrites.pooling import sum_in_order
+from .rewrites.residual import keep_norms_apart
+from .rewrites.smoothing import smooth
 
-Dtype = Literal["float32", "float16", "int8"]
-FILE_NAMES: dict[str, str] = {
+GraphDType = Literal["float32", "float16", "int8"]
+"""What a graph is stored and computed in."""
+
+FILE_NAMES: dict[GraphDType, str] = {
     "float32": "model.onnx",
     "float16": "model_fp16.onnx",
     "int8": "model_int8.onnx",
@@ -30,7 +34,7 @@ FILE_NAMES: dict[str, str] = {
 def export_onnx(
     model: str | Path,
     folder: str | Path,
-    dtype: Dtype = "float32",
+    dtype: GraphDType = "float32",
     *,
     revision: str | None = None,
     token: str | None = None,
@@ -38,11 +42,11 @@ def export_onnx(
     local_files_only: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Writes *model*, a hub id or a local folder, as ONNX into *folder* and returns that folder.
+    """Write *model*, a hub id or a local folder, as ONNX into *folder*, and return that folder.
 
     The graph is `model.onnx`, `model_fp16.onnx` or `model_int8.onnx`: inputs int64 (batch,
     sequence) named `input_ids`, `attention_mask` and, where the model has more than one token type,
-    `token_type_ids`; output `logits`, float32 (batch, labels), before any activation. Beside it go
+    `token_type_ids`; output `logits`, float32 (batch, labels), before any activation. Next to it go
     the tokenizer and configuration files, and `rerank_adapters.json`, which says what was exported
     and, for a yes/no language model, holds its rendered template. *folder* may be the checkpoint
     itself.
@@ -63,28 +67,35 @@ def export_onnx(
         local_files_only=local_files_only,
     )
     checkpoint = source.fetch(_wanted(source, trust_remote_code=trust_remote_code))
-    encoder = network.load(checkpoint, trust_remote_code=trust_remote_code)
-    with files.draft(Path(folder).resolve()) as place:
-        files.copy_configuration(checkpoint, place)
-        files.write_json(place / "rerank_adapters.json", template.describe(encoder))
-        if not (place / "tokenizer.json").exists():
-            encoder.tokenizer.save_pretrained(place)
-        probes = gate.probe(encoder)
-        file = place / FILE_NAMES[dtype]
-        traced = graph.trace(network.build(encoder))
-        files.write_graph(_rewrite(traced, dtype, probes), file)
-        gate.check(file, probes, dtype)
+    oracle = network.load(checkpoint, trust_remote_code=trust_remote_code)
+    with files.draft(Path(folder).resolve()) as draft:
+        _write(oracle, checkpoint, draft, dtype)
     return Path(folder)
 
 
+def _write(oracle: CrossEncoder, checkpoint: Path, folder: Path, dtype: GraphDType) -> None:
+    """Write all files of the export; ModelError where the graph does not score as *oracle*."""
+    files.copy_configuration(checkpoint, folder)
+    describe(oracle, checkpoint).write(folder)
+    if not (folder / "tokenizer.json").exists():
+        oracle.tokenizer.save_pretrained(folder)
+    probes = gate.probe(oracle)
+    file = folder / FILE_NAMES[dtype]
+    traced = graph.trace(network.build(oracle))
+    files.write_graph(_rewrite(traced, dtype, probes), file)
+    gate.check(file, probes, dtype)
+
+
 def _wanted(source: Source, *, trust_remote_code: bool) -> list[str]:
-    """The files to fetch: configuration and one kind of weights, code only where it is trusted."""
+    """Return the files to fetch: configuration, one kind of weights, and code that is trusted."""
     safe = any(name.endswith(".safetensors") for name in source.files)
     code = ["*.py"] if trust_remote_code else []
     return [*CONFIG_FILES, "*.safetensors" if safe else "*.bin", *code]
 
 
-def _rewrite(model: onnx.ModelProto, dtype: Dtype, probes: Sequence[gate.Probe]) -> onnx.ModelProto:
+def _rewrite(
+    model: onnx.ModelProto, dtype: GraphDType, probes: Sequence[gate.Probe]
+) -> onnx.ModelProto:
     accelerate(model)
     if dtype == "int8":
         smooth(model, [probe.feed for probe in probes])
@@ -97,7 +108,7 @@ def _rewrite(model: onnx.ModelProto, dtype: Dtype, probes: Sequence[gate.Probe])
 
 
 def accelerate(model: onnx.ModelProto) -> None:
-    """Rewrites a traced float32 graph to run faster, and alike in every batch; scores stay."""
+    """Rewrite a traced float32 graph to run faster, and alike in every batch; scores stay."""
     keep_first_token(model)
     keep_norms_apart(model)
     sum_in_order(model)

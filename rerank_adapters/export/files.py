@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from ..hub import CONFIG_FILES, LocalFolder, matching
+from ..loading.hub import CONFIG_FILES, LocalFolder, matching
 
 ONE_FILE_LIMIT = 1_900_000_000
 """Bytes of weights above which they go to a file of their own: protobuf ends at 2 GiB."""
@@ -19,7 +18,7 @@ ONE_FILE_LIMIT = 1_900_000_000
 
 @contextmanager
 def draft(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside *folder*; its files move in when the block ends without an error.
+    """A temporary folder next to *folder*; its files move in when the block ends without an error.
 
     Each move is atomic, and ONNX files move last: where one is, everything it needs is.
     """
@@ -37,20 +36,15 @@ def draft(folder: Path) -> Iterator[Path]:
 
 
 def copy_configuration(source: Path, folder: Path) -> None:
-    """Everything small that says what the checkpoint means and how it reads text; no weights."""
+    """Copy every small file that says what the checkpoint means and how it reads text."""
     for name in matching(LocalFolder(source).files, CONFIG_FILES):
         if not name.endswith(".index.json"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
 
 
-def write_json(file: Path, content: object) -> None:
-    """UTF-8 JSON as people read it."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def write_graph(model: onnx.ModelProto, file: Path) -> None:
-    """The graph as one file, or with its weights in `<name>_data` where they are too many."""
+    """Write the graph as one file, or with its weights in `<name>_data` where they are too many."""
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weights <= ONE_FILE_LIMIT:
         onnx.save(model, file)

@@ -14,8 +14,8 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checkpoints import Checkpoint
 from ..errors import ModelError
-from ..families.checkpoint import Checkpoint
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -27,13 +27,13 @@ class Network(nn.Module):
     logits of shape (batch, labels), without activation.
     """
 
-    def __init__(self, encoder: CrossEncoder, inputs: tuple[str, ...]) -> None:
+    def __init__(self, oracle: CrossEncoder, inputs: tuple[str, ...]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(encoder)
+        self.stages = nn.ModuleList(oracle)
         self.inputs = inputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Raw logits, float32 of shape (batch, labels)."""
+        """Return raw logits, float32 of shape (batch, labels)."""
         features = dict(zip(self.inputs, tensors, strict=True))
         for stage in self.stages:
             features = stage(features)
@@ -55,15 +55,15 @@ class CausalNetwork(Network):
     the same to the bit however much of it there is.
     """
 
-    def __init__(self, encoder: CrossEncoder) -> None:
-        super().__init__(encoder, INPUTS[:2])
-        head: Any = encoder[1]  # a LogitScore: `build` looked
-        self.stages = nn.ModuleList([encoder[0]])
+    def __init__(self, oracle: CrossEncoder) -> None:
+        super().__init__(oracle, INPUTS[:2])
+        head: Any = oracle[1]  # a LogitScore: `build` looked
+        self.stages = nn.ModuleList([oracle[0]])
         tokens = [token for token in (head.true_token_id, head.false_token_id) if token is not None]
         _keep_rows(self.model, tokens)
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """One raw logit per pair, float32 of shape (batch, 1)."""
+        """Return one raw logit per pair, float32 of shape (batch, 1)."""
         input_ids, mask = tensors
         columns = torch.arange(mask.shape[1], device=mask.device)
         order = torch.minimum(columns + mask.argmax(-1, keepdim=True), columns[-1:])
@@ -78,7 +78,7 @@ class CausalNetwork(Network):
 
 
 def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
-    """The checkpoint in *folder* as sentence-transformers reads it: float32, CPU, eval mode.
+    """Load the checkpoint in *folder* as sentence-transformers does: float32, CPU, eval mode.
 
     Raises ModelError where it is no reranker or sentence-transformers cannot load it.
     """
@@ -86,7 +86,7 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
     if not checkpoint.reranks:
         raise checkpoint.no_reranker()
     try:
-        encoder: CrossEncoder = CrossEncoder(
+        oracle: CrossEncoder = CrossEncoder(
             str(folder),
             device="cpu",
             trust_remote_code=trust_remote_code,
@@ -96,30 +96,30 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} could not be loaded for export: {error}") from error
     limit = checkpoint.position_limit
-    if limit is not None and limit < encoder.tokenizer.model_max_length:
+    if limit is not None and limit < oracle.tokenizer.model_max_length:
         # Where the tokenizer states none, RoBERTa's kin would be asked for positions they lack.
-        encoder.tokenizer.model_max_length = limit
-    encoder.eval()
-    return encoder
+        oracle.tokenizer.model_max_length = limit
+    oracle.eval()
+    return oracle
 
 
-def build(encoder: CrossEncoder) -> Network:
-    """The module to trace; a language model loses the rows of its head that no score reads."""
-    causal = any(isinstance(stage, LogitScore) for stage in encoder)
-    network = CausalNetwork(encoder) if causal else Network(encoder, _inputs(encoder))
+def build(oracle: CrossEncoder) -> Network:
+    """Return the module to trace; a language model loses the head's rows that no score reads."""
+    causal = any(isinstance(stage, LogitScore) for stage in oracle)
+    network = CausalNetwork(oracle) if causal else Network(oracle, _inputs(oracle))
     return network.eval()
 
 
-def _inputs(encoder: CrossEncoder) -> tuple[str, ...]:
-    """The inputs that the network reads; token types only where there is more than one of them."""
-    model = cast("Transformer", encoder[0]).model
+def _inputs(oracle: CrossEncoder) -> tuple[str, ...]:
+    """Return the inputs the network reads; token types only where there are several."""
+    model = cast("Transformer", oracle[0]).model
     accepts = inspect.signature(model.forward).parameters
     types = getattr(model.config, "type_vocab_size", 0) or 0
     return INPUTS if types > 1 and "token_type_ids" in accepts else INPUTS[:2]
 
 
 def _keep_rows(model: PreTrainedModel, tokens: list[int]) -> None:
-    """Cuts the output matrix to the rows of *tokens*; tied input embeddings stay whole."""
+    """Cut the output matrix to the rows of *tokens*; tied input embeddings stay whole."""
     whole: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # no types there
     head = nn.Linear(whole.in_features, len(tokens), bias=whole.bias is not None)
     with torch.no_grad():

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoints import Checkpoint, TextTemplate
 from ..errors import ModelError
-from ..tokenization import TextTemplate
-from ..values import Scores
+from ..tokens import Scores
 from . import activations
-from .checkpoint import Checkpoint
 from .templates import Render, template_of
 
 
@@ -28,14 +27,18 @@ class Family:
     """
 
     labels: int
-    activation: activations.Activation
+    activation: activations.AppliedActivation
     template: TextTemplate | None = None
     prompt: str | None = None
     position_limit: int | None = None
     answer_tokens: tuple[int, int | None] | None = None
 
+    def keys(self, logits: NDArray[np.float32]) -> Scores:
+        """Return the float32 (pairs,) that rankings sort by, from logits of (pairs, labels)."""
+        return activations.keys(logits)
+
     def scores(self, logits: NDArray[np.float32]) -> Scores:
-        """float32 scores of shape (pairs,) from logits of shape (pairs, labels)."""
+        """Return float32 scores of shape (pairs,) from logits of shape (pairs, labels)."""
         return activations.scores(logits, self.activation)
 
 
@@ -47,7 +50,7 @@ def make(
     render: Render | None,
     answer_tokens: tuple[int, int | None] | None = None,
 ) -> Family:
-    """The family of *checkpoint*; ModelError where no one score can be read from its labels."""
+    """Return the family of *checkpoint*; ModelError where its labels are not one score."""
     labels = checkpoint.labels
     if labels not in (1, 2):
         raise ModelError(f"expected a model with 1 or 2 labels: got {labels}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint
+from ..checkpoints import Checkpoint
 from .family import Family, make
 from .templates import Render
 
@@ -10,7 +10,7 @@ from .templates import Render
 def read(
     checkpoint: Checkpoint, *, activation: str, prompt: str | None, render: Render | None
 ) -> Family | None:
-    """The family where a class named *ForSequenceClassification or a Dense gives the scores."""
+    """Return the family where a *ForSequenceClassification or a Dense gives the scores."""
     if not checkpoint.classifies:
         return None
     return make(checkpoint, activation=activation, prompt=prompt, render=render)

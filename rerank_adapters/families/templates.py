@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from ..checkpoints import ABSENT, Checkpoint, TextTemplate
 from ..errors import ConfigError, ModelError
-from ..tokenization import TextTemplate, read_json
-from .checkpoint import Checkpoint
 
 Message = dict[str, Any]
 ApplyChatTemplate = Callable[[list[Message]], str]
-Render = Callable[[Path, str | None], TextTemplate]
+Render = Callable[[Checkpoint, str | None], TextTemplate]
 
-_QUERY, _DOCUMENT = "Query1f6e", "Document9c0b"
+_QUERY, _DOCUMENT, _PROMPT = "Query1f6e", "Document9c0b", "Prompt7a3d"
 _PROBES = [("0", "1 2 3 4"), ("", ""), ("what?", ""), ("", "that."), ("a\nb", "c {{ d }} <e>\n\nf")]
 _BLANKS = (" q\n", "\n d ")
 
@@ -23,13 +21,13 @@ _BLANKS = (" q\n", "\n d ")
 def template_of(
     checkpoint: Checkpoint, prompt: str | None, render: Render | None
 ) -> TextTemplate | None:
-    """The text template of *checkpoint*, with *prompt* or its default prompt written in.
+    """Return the text template of *checkpoint*, with *prompt* or its default prompt written in.
 
     None where it has no chat template, or states that it is not to be used. An exported folder
     holds it rendered; else *render* renders it, and without *render* it is a ModelError.
     """
-    if "template" in checkpoint.exported:
-        return _rendered(checkpoint.exported, prompt)
+    if checkpoint.manifest.template is not ABSENT:
+        return _exported(checkpoint.manifest.template, checkpoint.default_prompt, prompt)
     if not has_chat_template(checkpoint):
         return None
     if render is None:
@@ -37,7 +35,7 @@ def template_of(
             f"{checkpoint.folder} has a chat template, and only transformers can render it: use "
             "backend='torch' (pip install 'rerank-adapters[torch]'), or export the model to ONNX"
         )
-    return render(checkpoint.folder, checkpoint.default_prompt if prompt is None else prompt)
+    return render(checkpoint, checkpoint.default_prompt if prompt is None else prompt)
 
 
 def has_chat_template(checkpoint: Checkpoint) -> bool:
@@ -49,20 +47,18 @@ def has_chat_template(checkpoint: Checkpoint) -> bool:
         return True
     if (checkpoint.folder / "additional_chat_templates").is_dir():
         return True
-    return bool(read_json(checkpoint.folder / "tokenizer_config.json", {}).get("chat_template"))
+    return bool(checkpoint.tokenizer.get("chat_template"))
 
 
-def chat_template_options(folder: Path) -> dict[str, Any]:
-    """Arguments the checkpoint in *folder* stores for `apply_chat_template`, if any."""
-    stored = (
-        Checkpoint.read(folder).transformer.get("processing_kwargs", {}).get("chat_template", {})
-    )
+def chat_template_options(processing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint's `processing_kwargs` store for `apply_chat_template`, if any."""
     ours = ("padding", "truncation", "max_length", "return_tensors", "restore_suffix")
+    stored = processing.get("chat_template", {})
     return {key: value for key, value in stored.items() if key not in ours}
 
 
 def render_template(apply: ApplyChatTemplate, prompt: str | None) -> TextTemplate:
-    """The text *apply* writes around a query and a document, found by rendering two marks.
+    """Return the text *apply* writes around a query and a document, found by rendering two marks.
 
     *apply* maps messages of roles "system" (where *prompt* is not empty), "query" and "document" to
     text. Messages are tried with plain contents, then with lists of parts. ModelError where the
@@ -76,7 +72,7 @@ def render_template(apply: ApplyChatTemplate, prompt: str | None) -> TextTemplat
             failure = error
         else:
             if template is not None:
-                return template
+                return replace(template, slot=_slot(apply, template, structured))
     raise ModelError(
         "the chat template must write the query and then the document, once and as they are, from "
         f"messages with the roles 'query' and 'document'{f': {failure}' if failure else ''}"
@@ -100,6 +96,30 @@ def _find(apply: ApplyChatTemplate, prompt: str | None, structured: bool) -> Tex
     return template if agrees else None
 
 
+def _slot(
+    apply: ApplyChatTemplate, template: TextTemplate, structured: bool
+) -> tuple[str, str] | None:
+    """Return the prefix before and after a prompt; None where prompts are not written as they are.
+
+    Found by rendering one mark as the prompt, and tried with two prompts.
+    """
+
+    def text(prompt: str) -> str:
+        return apply(_messages(prompt, _QUERY, _DOCUMENT, structured))
+
+    try:
+        prefix = text(_PROMPT).partition(_QUERY)[0]
+        before, _, after = prefix.partition(_PROMPT)
+        prompted = replace(template, slot=(before, after))
+        for prompt in (_PROMPT, " a\n\nb? "):
+            other = prompted.with_prompt(prompt)
+            if other is None or text(prompt) != other.text(_QUERY, _DOCUMENT):
+                return None
+    except Exception:  # noqa: BLE001 - a template may refuse any system message
+        return None
+    return before, after
+
+
 def _messages(prompt: str | None, query: str, document: str, structured: bool) -> list[Message]:
     contents = [("query", query), ("document", document)]
     if prompt:
@@ -110,20 +130,21 @@ def _messages(prompt: str | None, query: str, document: str, structured: bool) -
     ]
 
 
-def _rendered(exported: dict[str, Any], prompt: str | None) -> TextTemplate | None:
-    stored = exported["template"]
-    if stored is None:
+def _exported(
+    template: TextTemplate | None, written: str | None, prompt: str | None
+) -> TextTemplate | None:
+    """Return the template an export holds with *written* in it, with *prompt* in its stead."""
+    if template is None:
         return None
-    try:
-        template = TextTemplate(**stored)
-    except TypeError as error:
-        raise ModelError(f"the template in rerank_adapters.json is not one: {error}") from error
-    written = exported.get("prompt")
+    if written and template.prefix.count(written) == 1:
+        before, _, after = template.prefix.partition(written)
+        template = replace(template, slot=(before, after))
     if prompt is None or prompt == written:
         return template
-    if not written or not prompt or template.prefix.count(written) != 1:
+    other = template.with_prompt(prompt)
+    if other is None:
         raise ConfigError(
             f"prompt must be {written!r}, as this exported model has it written in: got "
             f"{prompt!r}; export the model again with that prompt"
         )
-    return replace(template, prefix=template.prefix.replace(written, prompt))
+    return other

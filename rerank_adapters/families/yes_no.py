@@ -5,7 +5,7 @@ The one logit is logit[yes] - logit[no] at the last token (LogitScore of sentenc
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint
+from ..checkpoints import Checkpoint
 from .family import Family, make
 from .templates import Render
 
@@ -13,7 +13,7 @@ from .templates import Render
 def read(
     checkpoint: Checkpoint, *, activation: str, prompt: str | None, render: Render | None
 ) -> Family | None:
-    """The family where modules.json names a LogitScore, or without one the model is causal."""
+    """Return the family where modules.json names a LogitScore, or the model alone is causal."""
     answers = [module.config for module in checkpoint.modules if module.name == "LogitScore"]
     if not answers and (checkpoint.modules or not checkpoint.causal):
         return None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Unpack
+from typing import Any, Unpack
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import get_config_list
-from pydantic import BeforeValidator
 from typing_extensions import TypedDict
 
+from ..adapter_fields import checked_rankings, plain_selection
+from ..config import RerankerConfig
 from ..errors import RerankError
-from ..reranker import Request, Reranker
-from . import pool, tracing
-from .fields import FIELDS_CONFIG, RankingFields
-from .settings import Overrides, Settings, check_top_n
+from ..protocols import Ranked, Ranker, RerankRequest
+from . import tracing
+from .fields import FIELDS_CONFIG, Carried, RankingFields
+from .request import DocumentRequest, deliver, outcomes
+from .settings import Overrides
 from .tracing import Facts
 
 FACTS = ("model", "backend", "device", "dtype")
@@ -41,12 +43,13 @@ class CrossEncoderCompressor(
     `text_fn`, `rank_fields`, `on_empty_text` and `dedupe` can be given per call: as arguments,
     through `bind`, or in config["configurable"].
 
-    Raises InputError (query, documents, an argument) and what loading the model raises.
+    Raises ConfigError (a field), InputError (query, documents, an argument of a call) and what
+    loading the model raises.
     """
 
     model_config = FIELDS_CONFIG
 
-    top_n: Annotated[int | None, BeforeValidator(check_top_n)] = 3
+    top_n: Carried[int | None] = 3
     """Documents that come back, at least 1. None: all."""
 
     @property
@@ -101,17 +104,17 @@ class CrossEncoderCompressor(
         **overrides: Any,
     ) -> list[list[Document]]:
         """`invoke` for each of *inputs*: one pool of pairs, one plan of batches."""
-        calls = self._calls(inputs, config, overrides)
+        requests = self._requests(inputs, config, overrides)
         runs = [
-            tracing.start(call.query, call.config, name=self.get_name(), facts=self._told(call))
-            for call in calls
+            tracing.start(one.query, one.config, name=self.get_name(), facts=self._facts(one))
+            for one in requests
         ]
         with tracing.closing(runs):
-            rankings, facts = self._rank(pool.requests(calls))
-            results = pool.outcomes(calls, rankings)
+            rankings, facts = self._rank(_asked(requests))
+            results = outcomes(requests, rankings)
         for run, result in zip(runs, results, strict=True):
             tracing.end(run, result, facts)
-        return pool.deliver(results, return_exceptions=return_exceptions)
+        return deliver(results, return_exceptions=return_exceptions)
 
     async def abatch(
         self,
@@ -122,67 +125,82 @@ class CrossEncoderCompressor(
         **overrides: Any,
     ) -> list[list[Document]]:
         """`batch`, awaited."""
-        calls = self._calls(inputs, config, overrides)
+        requests = self._requests(inputs, config, overrides)
         runs = [
             await tracing.astart(
-                call.query, call.config, name=self.get_name(), facts=self._told(call)
+                one.query, one.config, name=self.get_name(), facts=self._facts(one)
             )
-            for call in calls
+            for one in requests
         ]
         async with tracing.aclosing(runs):
-            rankings, facts = await self._arank(pool.requests(calls))
-            results = pool.outcomes(calls, rankings)
+            rankings, facts = await self._arank(_asked(requests))
+            results = outcomes(requests, rankings)
         for run, result in zip(runs, results, strict=True):
             await tracing.aend(run, result, facts)
-        return pool.deliver(results, return_exceptions=return_exceptions)
+        return deliver(results, return_exceptions=return_exceptions)
 
-    def _calls(
+    def _requests(
         self,
         inputs: Sequence[Mapping[str, Any]],
         config: RunnableConfig | list[RunnableConfig] | None,
         overrides: dict[str, Any],
-    ) -> list[pool.Call]:
-        settings = Settings.of(self)
+    ) -> list[DocumentRequest]:
+        self._prepared()
+        settings = self._settings()
         configs = get_config_list(config, len(inputs)) if inputs else []
         return [
-            pool.Call(given, config, settings, overrides)
+            DocumentRequest(given, config, settings, overrides)
             for given, config in zip(inputs, configs, strict=True)
         ]
 
-    def _rank(self, requests: Sequence[Request]) -> tuple[list[pool.Ranked], Facts]:
+    def _rank(self, requests: Sequence[RerankRequest]) -> tuple[list[Ranked], Facts]:
+        """A ranking or an error for each of *requests*, and what traces say of the model."""
         if not requests:
             return [], {}
+        ranker: Ranker | None = None
         try:
             ranker = self._ranker()
-        except Exception as error:  # noqa: BLE001 (no model: it is the outcome of every input)
-            return [error] * len(requests), {}
-        return pool.rank(ranker, requests), _facts(ranker)
+            found = checked_rankings(ranker.rerank_many(requests, return_exceptions=True), requests)
+        except Exception as error:  # noqa: BLE001 (it is the outcome of every input)
+            found = [error for _ in requests]
+        return found, {} if ranker is None else _facts(ranker)
 
-    async def _arank(self, requests: Sequence[Request]) -> tuple[list[pool.Ranked], Facts]:
+    async def _arank(self, requests: Sequence[RerankRequest]) -> tuple[list[Ranked], Facts]:
+        """`_rank`, awaited."""
         if not requests:
             return [], {}
+        ranker: Ranker | None = None
         try:
             ranker = await self._aranker()
-        except Exception as error:  # noqa: BLE001 (no model: it is the outcome of every input)
-            return [error] * len(requests), {}
-        return await pool.arank(ranker, requests), _facts(ranker)
+            found = checked_rankings(
+                await ranker.arerank_many(requests, return_exceptions=True), requests
+            )
+        except Exception as error:  # noqa: BLE001 (it is the outcome of every input)
+            found = [error for _ in requests]
+        return found, {} if ranker is None else _facts(ranker)
 
-    def _told(self, call: pool.Call) -> Facts:
+    def _facts(self, request: DocumentRequest) -> Facts:
         """What is known before the model is: the configuration, and how much came in."""
         asked = {name: getattr(self, name) for name in FACTS}
-        return (asked if self.reranker is None else _facts(self.reranker)) | call.facts
+        return (asked if self.reranker is None else _facts(self.reranker)) | request.facts
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        Settings.of(self)
+    def _judge(self) -> RerankerConfig:
+        config = super()._judge()
+        self.__dict__["top_n"], _ = plain_selection(self.top_n, None)
+        return config
 
 
-def _facts(ranker: Reranker) -> dict[str, Any]:
+def _asked(requests: Sequence[DocumentRequest]) -> list[RerankRequest]:
+    return [one.to_rank for one in requests if one.to_rank is not None]
+
+
+def _facts(ranker: Ranker) -> dict[str, Any]:
     try:
         info = ranker.info()
-    except RerankError:  # it is closed; whoever asks it to score is told
+    except RerankError:  # it is closed; asked to score, it says so
         return {}
-    return {name: info[name] for name in FACTS if name in info}
+    facts = {name: getattr(info, name, "") for name in FACTS}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _input(documents: Sequence[Document], query: str) -> RerankInput:

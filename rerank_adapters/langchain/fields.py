@@ -1,9 +1,8 @@
-"""What LangChain's adapters have in common beside the model: what is scored, what comes back."""
+"""What LangChain's adapters have beside the model: what is scored, what comes back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
 
 from langchain_core.documents import Document
 from langchain_core.load.serializable import (
@@ -11,41 +10,41 @@ from langchain_core.load.serializable import (
     SerializedConstructor,
     SerializedNotImplemented,
 )
-from pydantic import BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from ..adapting import FIELDS_CONFIG, OnEmptyText, RerankerFields
-from .settings import Dedupe, check_key, check_names, check_threshold
+from ..adapter_fields import (
+    FIELDS_CONFIG,
+    Carried,
+    OnEmptyText,
+    RerankerFields,
+    as_config_errors,
+    plain_selection,
+)
+from ..config import RerankerConfig
+from .settings import Dedupe, Settings
 
-__all__ = ["FIELDS_CONFIG", "RankingFields", "RerankerFields"]
-
-if TYPE_CHECKING:  # a list may be given; it is kept as a tuple
-    Names = Sequence[str]
-else:
-    Names = tuple[str, ...]
+__all__ = ["FIELDS_CONFIG", "Carried", "RankingFields", "RerankerFields"]
 
 
 class RankingFields(RerankerFields, Serializable):
     """What is scored, and what comes back. All of it but the model can be overridden per call."""
 
-    score_threshold: Annotated[float | None, BeforeValidator(check_threshold)] = Field(
-        default=None, allow_inf_nan=False
-    )
+    score_threshold: Carried[float | None] = None
     """The lowest score kept (inclusive), on the scale of `activation`, before the cut to `top_n`.
     None: no bound. Documents that have no text are not scored, and so meet no bound."""
-    score_key: Annotated[str, BeforeValidator(check_key)] = "relevance_score"
+    score_key: Carried[str | None] = "relevance_score"
     """Where in a document's metadata its score is written, as a Python float. What was there is
-    overwritten in the copy that comes back."""
-    text_fn: SkipJsonSchema[Callable[[Document], str] | None] = None
+    overwritten in the copy that comes back. None: nowhere."""
+    text_fn: SkipJsonSchema[Carried[Callable[[Document], str] | None]] = None
     """Builds the text that is scored, in place of `rank_fields` and the page content; what comes
     back keeps its content. Runs where the call is made: on the event loop, if that is awaited."""
-    rank_fields: Annotated[Names | None, BeforeValidator(check_names)] = None
+    rank_fields: Carried[Sequence[str] | None] = None
     """Metadata that are scored with the content, each as a line "name: value" before it, in this
     order; a document that lacks one goes without that line. None: the content alone."""
-    on_empty_text: OnEmptyText = "keep_last"
+    on_empty_text: Carried[OnEmptyText] = "keep_last"
     """Documents without text. "keep_last": after all others, with no score of the model but 0.0,
     or the lowest score of their list where that is lower. "drop": left out. "error": InputError."""
-    dedupe: Dedupe | None = None
+    dedupe: Carried[Dedupe | None] = None
     """Score and return only the first of several documents of equal "id", or of equal "content".
     A document whose id is None is like no other. None: keep all."""
 
@@ -71,3 +70,17 @@ class RankingFields(RerankerFields, Serializable):
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model."""
         return super().to_json() if self.reranker is None else self.to_json_not_implemented()
+
+    def _settings(self) -> Settings:
+        """What calls are made with unless they say otherwise. Raises InputError."""
+        return Settings.of(self)
+
+    def _judge(self) -> RerankerConfig:
+        config = super()._judge()
+        with as_config_errors():
+            settings = self._settings()
+        _, threshold = plain_selection(settings.top_n, settings.score_threshold)
+        names = settings.rank_fields
+        self.__dict__["score_threshold"] = threshold
+        self.__dict__["rank_fields"] = None if names is None else tuple(names)
+        return config

@@ -10,7 +10,9 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMes
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_document
 from langchain_core.runnables import Runnable
 
-from ..errors import InputError, MissingDependencyError
+from ..adapter_fields import Warmable
+from ..errors import ConfigError, InputError, MissingDependencyError
+from ..protocols import Ranker
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState
@@ -40,21 +42,36 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         self,
         compressor: Compressor | None = None,
         *,
+        reranker: Ranker | None = None,
         query: QueryOf | None = None,
         document_prompt: BasePromptTemplate[str] | None = None,
         document_separator: str = "\n\n",
     ) -> None:
-        """*compressor* None: `CrossEncoderCompressor()`.
+        """*compressor* None: `CrossEncoderCompressor(reranker=reranker)`, which is given instead.
 
         *query* makes the query from the messages; None takes the "query" argument of the tools that
         found documents where all of them were asked the same, else the last human message that has
         text. The last two arguments build a message's content, as in `create_retriever_tool`.
         """
         super().__init__()
-        self.compressor: Compressor = compressor or CrossEncoderCompressor()
+        if compressor is not None and reranker is not None:
+            raise ConfigError("compressor has a reranker of its own: give either of the two")
+        self.compressor: Compressor = (
+            CrossEncoderCompressor(reranker=reranker) if compressor is None else compressor
+        )
         self._query = query or query_of
         self._prompt = document_prompt or PromptTemplate.from_template("{page_content}")
         self._separator = document_separator
+
+    def warm(self) -> None:
+        """Get the compressor's model ready, not at the first call, where it has one to warm."""
+        if isinstance(self.compressor, Warmable):
+            self.compressor.warm()
+
+    async def awarm(self) -> None:
+        """`warm`, awaited; loading happens off the event loop."""
+        if isinstance(self.compressor, Warmable):
+            await self.compressor.awarm()
 
     def before_model(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -14,15 +14,18 @@ from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, patch_config
 from langchain_core.vectorstores import VectorStoreRetriever
-from pydantic import BeforeValidator, Field, PrivateAttr, StrictInt
+from pydantic import PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
+from ..adapter_fields import Warmable, plain_selection
+from ..config import RerankerConfig
 from ..errors import ConfigError
-from . import pool, tracing
+from . import tracing
 from .compressor import CrossEncoderCompressor
-from .fields import FIELDS_CONFIG, RankingFields
-from .settings import check_top_n
-from .tracing import Outcome
+from .fields import FIELDS_CONFIG, Carried, RankingFields
+from .request import deliver
+from .settings import Settings
+from .tracing import Facts, Outcome
 
 Compressor = Runnable[Any, list[Document]]
 
@@ -42,23 +45,26 @@ class RerankingRetriever(RankingFields, BaseRetriever):
     """Finds the candidates: any Runnable from a query to documents."""
     compressor: SkipJsonSchema[Compressor | None] = None
     """Reranks them, with settings and a model of its own. None: this class's fields do."""
-    rerank_count: StrictInt | None = Field(default=None, ge=1)
+    rerank_count: Carried[int | None] = None
     """At most so many candidates are scored, the first ones. A vector store's retriever is asked
     for just as many; others have a setting of their own for what they find. None: all of it."""
-    top_n: Annotated[
-        int | Literal["compressor"] | None,
-        BeforeValidator(lambda given: given if given == "compressor" else check_top_n(given)),
-    ] = "compressor"
+    top_n: Carried[int | Literal["compressor"] | None] = "compressor"
     """Documents that come back, at least 1, handed to the compressor as an argument of the call.
     None: all. "compressor": what that says, 3 unless it was told."""
 
     _compressor: Compressor = PrivateAttr()
 
-    def close(self) -> None:
-        """Let go of the model. A compressor that was given stays the caller's."""
-        super().close()
-        if isinstance(self._compressor, CrossEncoderCompressor) and self.compressor is None:
-            self._compressor.close()
+    def warm(self) -> None:
+        """Get the compressor's model ready, not at the first call, where it has one to warm."""
+        compressor = self._reranking()
+        if isinstance(compressor, Warmable):
+            compressor.warm()
+
+    async def awarm(self) -> None:
+        """`warm`, awaited; loading happens off the event loop."""
+        compressor = self._reranking()
+        if isinstance(compressor, Warmable):
+            await compressor.awarm()
 
     def invoke(
         self,
@@ -89,7 +95,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         """`invoke` for each of *inputs*: one pool of pairs, one plan of batches."""
         configs = get_config_list(config, len(inputs)) if inputs else []
         runs = [
-            tracing.start(query, config, name=self.get_name(), facts=self._told(), tags=self.tags)
+            tracing.start(query, config, name=self.get_name(), facts=self._facts(), tags=self.tags)
             for query, config in zip(inputs, configs, strict=True)
         ]
         with tracing.closing(runs):
@@ -100,7 +106,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):
             results = self._retrieve(inputs, children, overrides)
         for run, result in zip(runs, results, strict=True):
             tracing.end(run, result, {})
-        return pool.deliver(results, return_exceptions=return_exceptions)
+        return deliver(results, return_exceptions=return_exceptions)
 
     async def abatch(
         self,
@@ -114,7 +120,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         configs = get_config_list(config, len(inputs)) if inputs else []
         runs = [
             await tracing.astart(
-                query, config, name=self.get_name(), facts=self._told(), tags=self.tags
+                query, config, name=self.get_name(), facts=self._facts(), tags=self.tags
             )
             for query, config in zip(inputs, configs, strict=True)
         ]
@@ -126,7 +132,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):
             results = await self._aretrieve(inputs, children, overrides)
         for run, result in zip(runs, results, strict=True):
             await tracing.aend(run, result, {})
-        return pool.deliver(results, return_exceptions=return_exceptions)
+        return deliver(results, return_exceptions=return_exceptions)
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **overrides: Any
@@ -146,15 +152,15 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         found = self.base_retriever.batch(
             queries, configs, return_exceptions=True, **self._base_arguments()
         )
-        inputs, places = self._inputs(queries, found)
+        indices, inputs = _inputs(queries, found, self.rerank_count)
         configs, arguments = self._directions(configs, overrides)
-        ranked = self._compressor.batch(
+        ranked = self._reranking().batch(
             inputs,
-            [configs[place] for place in places],
+            [configs[index] for index in indices],
             return_exceptions=True,
             **arguments,
         )
-        return _merged(found, places, ranked)
+        return _merged(found, indices, ranked)
 
     async def _aretrieve(
         self, queries: list[str], configs: list[RunnableConfig], overrides: Mapping[str, Any]
@@ -163,15 +169,15 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         found = await self.base_retriever.abatch(
             queries, configs, return_exceptions=True, **self._base_arguments()
         )
-        inputs, places = self._inputs(queries, found)
+        indices, inputs = _inputs(queries, found, self.rerank_count)
         configs, arguments = self._directions(configs, overrides)
-        ranked = await self._compressor.abatch(
+        ranked = await self._reranking().abatch(
             inputs,
-            [configs[place] for place in places],
+            [configs[index] for index in indices],
             return_exceptions=True,
             **arguments,
         )
-        return _merged(found, places, ranked)
+        return _merged(found, indices, ranked)
 
     def _base_arguments(self) -> dict[str, int]:
         # The one retriever in langchain-core that takes the number of results in a call.
@@ -185,52 +191,83 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         """Configs and arguments for the compressor; our own top_n yields to that of the call."""
         if self.compressor is None or self.top_n == "compressor":
             return configs, dict(overrides)
-        own = {"top_n": self.top_n}
-        asked = [config.get("configurable") or {} for config in configs]
-        if not any("top_n" in configurable for configurable in asked):
-            return configs, own | dict(overrides)
-        return [
-            patch_config(config, configurable=own | configurable)
-            for config, configurable in zip(configs, asked, strict=True)
-        ], dict(overrides)
+        return _with_top_n(self.top_n, configs, overrides)
 
-    def _inputs(
-        self, queries: Sequence[str], found: Sequence[Any]
-    ) -> tuple[list[dict[str, Any]], list[int]]:
-        """The compressor's inputs for the queries whose candidates were found, and their places."""
-        places = [place for place, result in enumerate(found) if not isinstance(result, Exception)]
-        return [
-            {"query": queries[place], "documents": self._candidates(found[place])}
-            for place in places
-        ], places
-
-    def _candidates(self, found: Any) -> Any:
-        # What is no list of documents is left for the compressor to refuse, for its query alone.
-        cut = self.rerank_count is not None and isinstance(found, Iterable)
-        return list(found)[: self.rerank_count] if cut else found
-
-    def _told(self) -> dict[str, Any]:
+    def _facts(self) -> Facts:
         return {**self._get_ls_params(), **(self.metadata or {})}
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        names = RankingFields.model_fields
-        if self.compressor is None:
-            fields = {name: getattr(self, name) for name in names}
-            if self.top_n != "compressor":
-                fields["top_n"] = self.top_n
-            self._compressor = CrossEncoderCompressor(**fields)
-            return
-        given = [name for name, field in names.items() if getattr(self, name) != field.default]
-        if given:
+    def _reranking(self) -> Compressor:
+        self._prepared()
+        return self._compressor
+
+    def _settings(self) -> Settings:
+        return Settings.of(self, **({"top_n": 3} if self.top_n == "compressor" else {}))
+
+    def _judge(self) -> RerankerConfig:
+        config = super()._judge()
+        if self.top_n != "compressor":
+            self.__dict__["top_n"], _ = plain_selection(self.top_n, None)
+        _check_count(self.rerank_count)
+        fields = RankingFields.model_fields
+        given = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        if self.compressor is not None and given:
             raise ConfigError(
                 f"compressor has settings of its own: give it {', '.join(given)}, or leave it out"
             )
-        self._compressor = self.compressor
+        return config
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._compressor = self._own_compressor() if self.compressor is None else self.compressor
+
+    def _own_compressor(self) -> CrossEncoderCompressor:
+        fields = {name: getattr(self, name) for name in RankingFields.model_fields}
+        if self.top_n != "compressor":
+            fields["top_n"] = self.top_n
+        compressor = CrossEncoderCompressor(**fields)
+        compressor._source = self._source  # one lease, which closing either of the two gives back
+        return compressor
 
 
-def _merged(found: Sequence[Any], places: Sequence[int], ranked: Sequence[Any]) -> list[Outcome]:
+def _with_top_n(
+    top_n: int | None, configs: list[RunnableConfig], overrides: Mapping[str, Any]
+) -> tuple[list[RunnableConfig], dict[str, Any]]:
+    """*configs* and *overrides* with *top_n*, where they say none of their own."""
+    own = {"top_n": top_n}
+    asked = [config.get("configurable") or {} for config in configs]
+    if not any("top_n" in configurable for configurable in asked):
+        return configs, own | dict(overrides)
+    return [
+        patch_config(config, configurable=own | configurable)
+        for config, configurable in zip(configs, asked, strict=True)
+    ], dict(overrides)
+
+
+def _inputs(
+    queries: Sequence[str], found: Sequence[Any], count: int | None
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Which of *queries* found candidates, and what the compressor is given for them."""
+    indices = [index for index, one in enumerate(found) if not isinstance(one, Exception)]
+    return indices, [
+        {"query": queries[index], "documents": _first(found[index], count)} for index in indices
+    ]
+
+
+def _first(found: Any, count: int | None) -> Any:
+    # What is no list of documents is left for the compressor to refuse, for its query alone.
+    return list(found)[:count] if count is not None and isinstance(found, Iterable) else found
+
+
+def _check_count(rerank_count: object) -> None:
+    whole = isinstance(rerank_count, int) and not isinstance(rerank_count, bool)
+    if rerank_count is not None and (not whole or rerank_count < 1):  # type: ignore[operator]  # an int then
+        raise ConfigError(
+            f"rerank_count must be an int of at least 1, or None for all: got {rerank_count!r:.80}"
+        )
+
+
+def _merged(found: Sequence[Any], indices: Sequence[int], ranked: Sequence[Any]) -> list[Outcome]:
     merged = list(found)
-    for place, result in zip(places, ranked, strict=True):
-        merged[place] = result
+    for index, result in zip(indices, ranked, strict=True):
+        merged[index] = result
     return merged

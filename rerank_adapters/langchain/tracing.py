@@ -60,7 +60,7 @@ def end(
     run: CallbackManagerForRetrieverRun, outcome: Outcome | BaseException, facts: Facts
 ) -> None:
     """Close *run* with its documents, or as an error."""
-    _tell(run, outcome, facts)
+    _add_facts(run, outcome, facts)
     if isinstance(outcome, BaseException):
         run.on_retriever_error(outcome)
     else:
@@ -71,7 +71,7 @@ async def aend(
     run: AsyncCallbackManagerForRetrieverRun, outcome: Outcome | BaseException, facts: Facts
 ) -> None:
     """`end`, awaited."""
-    _tell(run, outcome, facts)
+    _add_facts(run, outcome, facts)
     if isinstance(outcome, BaseException):
         await run.on_retriever_error(outcome)
     else:
@@ -100,7 +100,7 @@ async def aclosing(runs: Sequence[AsyncCallbackManagerForRetrieverRun]) -> Async
         raise
 
 
-def _tell(run: BaseRunManager, outcome: Outcome | BaseException, facts: Facts) -> None:
+def _add_facts(run: BaseRunManager, outcome: Outcome | BaseException, facts: Facts) -> None:
     # The dict that the run was started with: handlers hold it until the run is over.
     run.metadata.update(facts)
     if not isinstance(outcome, BaseException):

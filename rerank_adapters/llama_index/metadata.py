@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from llama_index.core.schema import BaseNode
-
-if TYPE_CHECKING:
-    from .call import Call
 
 RETRIEVAL_SCORE = "retrieval_score"
 """Where `keep_retrieval_score` writes, as LlamaIndex's own rerankers do."""
@@ -20,22 +17,26 @@ body: truncation cuts the end, so it costs metadata and never the passage."""
 AnyNode = TypeVar("AnyNode", bound=BaseNode)
 
 
-def texts_to_count(calls: Sequence[Call], max_length: int) -> list[str]:
-    """Distinct texts that `move_long` needs token counts of: none where all metadata are short."""
+def texts_to_count(asked: Iterable[tuple[str, Sequence[str]]], max_length: int) -> list[str]:
+    """Distinct texts that `long_metadata` needs token counts of, for each (query, metadata).
+
+    None where all metadata are short.
+    """
     texts: dict[str, None] = {}
-    for call in calls:
+    for query, metadata in asked:
         # A token is at least a byte.
-        room = _room(max_length, _bytes(call.query))
-        long = [text for text in call.metadata if _bytes(text) > room]
-        texts |= dict.fromkeys([*long, call.query] if long else [])
+        room = _room(max_length, _bytes(query))
+        long = [text for text in metadata if _bytes(text) > room]
+        texts |= dict.fromkeys([*long, query] if long else [])
     return list(texts)
 
 
-def move_long(calls: Sequence[Call], tokens: Mapping[str, int], max_length: int) -> None:
-    """Say which metadata of each call go after the body; texts not in *tokens* are short."""
-    for call in calls:
-        room = _room(max_length, tokens.get(call.query, 0))
-        call.after_body = {text for text in call.metadata if tokens.get(text, 0) > room}
+def long_metadata(
+    query: str, metadata: Sequence[str], tokens: Mapping[str, int], max_length: int
+) -> frozenset[str]:
+    """Which of *metadata* go after the body; those not in *tokens*, text → count, are short."""
+    room = _room(max_length, tokens.get(query, 0))
+    return frozenset(text for text in metadata if tokens.get(text, 0) > room)
 
 
 def with_retrieval_score(node: AnyNode, score: float | None) -> AnyNode:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Self
 
 from llama_index.core.bridge.pydantic import (
     Field,
-    StrictInt,
-    ValidationError,
     ValidationInfo,
     field_serializer,
     field_validator,
@@ -23,13 +21,21 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic.json_schema import SkipJsonSchema
 
-from ..adapting import FIELDS_CONFIG, OnEmptyText, RerankerFields
-from ..errors import ConfigError, RerankError
-from ..reranker import Request, Reranker
-from ..values import Ranking
-from .call import Call, Requests, calls_of
-from .events import told
-from .metadata import move_long, texts_to_count
+from ..adapter_fields import (
+    FIELDS_CONFIG,
+    Carried,
+    OnEmptyText,
+    RerankerFields,
+    as_config_errors,
+    checked_rankings,
+    plain_selection,
+)
+from ..config import RerankerConfig
+from ..errors import ConfigError
+from ..protocols import Ranked, Ranker, RerankRequest, TokenCounter
+from .events import rerank_events
+from .metadata import long_metadata, texts_to_count
+from .request import NodeRequest, Options, Requests, read_requests
 
 dispatcher = get_dispatcher(__name__)
 
@@ -43,35 +49,25 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
     Configure it by the fields of `RerankerConfig`, explained there, or give a ready `reranker`.
     Equal configurations share one model, loaded on first use.
 
-    Raises ConfigError or pydantic's ValidationError (a field) and InputError (query, nodes), all
-    three ValueErrors, and on first use what loading the model raises.
+    Raises ConfigError (a field) and InputError (query, nodes), both ValueErrors, and on first use
+    what loading the model raises; pydantic's ValidationError for what is no field.
     """
 
     model_config = FIELDS_CONFIG
 
-    top_n: StrictInt | None = Field(default=2, ge=1)
+    top_n: Carried[int | None] = 2
     """Nodes that come back. None: all."""
-    score_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    score_threshold: Carried[float | None] = None
     """The lowest score kept (inclusive), before the cut to `top_n`. None: no bound."""
     metadata_mode: MetadataMode = MetadataMode.EMBED
     """Which metadata are scored with the text: before it, or after it where they are long."""
-    text_fn: SkipJsonSchema[Callable[[BaseNode], str] | None] = None
+    text_fn: SkipJsonSchema[Carried[Callable[[BaseNode], str] | None]] = None
     """Builds the text that is scored; `metadata_mode` then has no part in it."""
     keep_retrieval_score: bool = False
     """Keep the score that came in as metadata["retrieval_score"], unseen by embeddings and LLMs."""
-    on_empty_text: OnEmptyText = "keep_last"
+    on_empty_text: Carried[OnEmptyText] = "keep_last"
     """Nodes without text: after all others and unscored, left out, or an InputError."""
-    reranker: SkipJsonSchema[Reranker | None] = Field(default=None, repr=False)
-
-    if not TYPE_CHECKING:  # type checkers and editors see a keyword for each field
-
-        def __init__(self, **fields: Any) -> None:
-            with _own_errors():
-                super().__init__(**fields)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        with _own_errors():
-            super().__setattr__(name, value)
+    reranker: SkipJsonSchema[Carried[Ranker | None]] = Field(default=None, repr=False)
 
     @classmethod
     def class_name(cls) -> str:
@@ -81,50 +77,68 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
     @dispatcher.span
     def postprocess_nodes_batch(self, requests: Requests) -> list[list[NodeWithScore]]:
         """`postprocess_nodes` for each (query, nodes) of *requests*: one pool of pairs."""
-        return self._run(calls_of(self, requests))
+        return self._run(read_requests(requests, Options.of(self)))
 
     @dispatcher.span
     async def apostprocess_nodes_batch(self, requests: Requests) -> list[list[NodeWithScore]]:
         """`postprocess_nodes_batch`, awaited."""
-        return await self._arun(calls_of(self, requests))
+        return await self._arun(read_requests(requests, Options.of(self)))
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return self._run([Call(self, query_bundle, nodes)])[0]
+        return self._run([NodeRequest(query_bundle, nodes, Options.of(self))])[0]
 
     @dispatcher.span
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return (await self._arun([Call(self, query_bundle, nodes)]))[0]
+        return (await self._arun([NodeRequest(query_bundle, nodes, Options.of(self))]))[0]
 
-    def _run(self, calls: Sequence[Call]) -> list[list[NodeWithScore]]:
-        with told(calls) as asked:
+    def _run(self, requests: Sequence[NodeRequest]) -> list[list[NodeWithScore]]:
+        with self._events(requests) as asked:
             if asked:
-                reranker = self._ranker()
-                texts = texts_to_count(asked, reranker.info()["max_length"])
-                counts = reranker.count_tokens(texts) if texts else []
-                requests = _requests(asked, texts, counts, reranker)
-                _answer(asked, reranker.rerank_many(requests, **self._selection()))
-        return [call.output for call in calls]
+                ranker = self._ranker()
+                texts = _texts_to_count(asked, ranker)
+                to_rank = _to_rank(asked, ranker, texts)
+                _answer(asked, to_rank, ranker.rerank_many(to_rank, **self._selection()))
+        return [request.output for request in requests]
 
-    async def _arun(self, calls: Sequence[Call]) -> list[list[NodeWithScore]]:
-        with told(calls) as asked:
+    async def _arun(self, requests: Sequence[NodeRequest]) -> list[list[NodeWithScore]]:
+        with self._events(requests) as asked:
             if asked:
-                reranker = await self._aranker()
-                texts = texts_to_count(asked, reranker.info()["max_length"])
-                counts = await asyncio.to_thread(reranker.count_tokens, texts) if texts else []
-                requests = _requests(asked, texts, counts, reranker)
-                _answer(asked, await reranker.arerank_many(requests, **self._selection()))
-        return [call.output for call in calls]
+                ranker = await self._aranker()
+                texts = _texts_to_count(asked, ranker)
+                if texts:
+                    to_rank = await asyncio.to_thread(_to_rank, asked, ranker, texts)
+                else:
+                    to_rank = _to_rank(asked, ranker, texts)
+                _answer(asked, to_rank, await ranker.arerank_many(to_rank, **self._selection()))
+        return [request.output for request in requests]
+
+    def _events(self, requests: Sequence[NodeRequest]) -> AbstractContextManager[list[NodeRequest]]:
+        model = self.model if self.reranker is None else self.reranker.info().model
+        return rerank_events(
+            requests,
+            callback_manager=self.callback_manager,
+            model_name=str(model),
+            top_n=self.top_n,
+        )
 
     def _selection(self) -> dict[str, Any]:
         return {"top_n": self.top_n, "score_threshold": self.score_threshold}
 
+    def _judge(self) -> RerankerConfig:
+        config = super()._judge()
+        with as_config_errors():
+            Options.of(self)
+        selection = plain_selection(self.top_n, self.score_threshold)
+        self.__dict__["top_n"], self.__dict__["score_threshold"] = selection
+        return config
+
     @field_validator("callback_manager", mode="before")
     @classmethod
-    def _given(cls, value: CallbackManager | None) -> CallbackManager:
+    def _manager(cls, value: CallbackManager | None) -> CallbackManager:
         return CallbackManager() if value is None else value
 
     @field_validator("text_fn", "reranker", mode="before")
@@ -158,27 +172,28 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
         super().__setstate__({**state, "__dict__": fields})
 
 
-def _requests(
-    calls: Sequence[Call], texts: Sequence[str], counts: Sequence[int], reranker: Reranker
-) -> list[Request]:
-    tokens = dict(zip(texts, counts, strict=True))
-    move_long(calls, tokens, reranker.info()["max_length"])
-    return [call.request() for call in calls]
+def _texts_to_count(asked: Sequence[NodeRequest], ranker: Ranker) -> list[str]:
+    """The texts whose tokens say where metadata stand; none where the ranker knows no tokens."""
+    if not isinstance(ranker, TokenCounter):
+        return []
+    return texts_to_count([(one.query, one.metadata) for one in asked], ranker.max_length)
 
 
-def _answer(calls: Sequence[Call], rankings: Sequence[Ranking]) -> None:
-    for call, ranking in zip(calls, rankings, strict=True):
-        call.answer(ranking)
+def _to_rank(
+    asked: Sequence[NodeRequest], ranker: Ranker, texts: Sequence[str]
+) -> list[RerankRequest]:
+    """What the ranker is asked; counts the tokens of *texts*, which takes a while."""
+    if not texts or not isinstance(ranker, TokenCounter):
+        return [one.to_rank(frozenset()) for one in asked]
+    counts = dict(zip(texts, ranker.count_tokens(texts), strict=True))
+    window = ranker.max_length
+    return [one.to_rank(long_metadata(one.query, one.metadata, counts, window)) for one in asked]
 
 
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """Raise this library's errors as they are, not inside pydantic's."""
-    try:
-        yield
-    except ValidationError as error:
-        for detail in error.errors():
-            cause = detail.get("ctx", {}).get("error")
-            if isinstance(cause, RerankError):
-                raise cause from None
-        raise
+def _answer(
+    asked: Sequence[NodeRequest], to_rank: Sequence[RerankRequest], found: Sequence[Ranked]
+) -> None:
+    for request, ranking in zip(asked, checked_rankings(found, to_rank), strict=True):
+        if isinstance(ranking, Exception):
+            raise ranking
+        request.answer(ranking)

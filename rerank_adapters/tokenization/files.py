@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
+from ..checkpoints import NO_LIMIT, Checkpoint
 from ..errors import ModelError
-from .parts import NO_LIMIT, Side
+from .truncation import Side
 
 Convert = Callable[[Path], Path]
-Json = TypeVar("Json", dict[str, Any], list[Any])
 
 # Tokenizer classes of transformers that hand no token_type_ids to the model though their frames may
 # number them: `model_input_names` of the class, which a list in tokenizer_config.json replaces.
@@ -33,7 +32,6 @@ class Files:
     """The tokenizer, free of baked-in truncation and padding, and what goes with it.
 
     types   whether the model is given type ids
-    causal  whether the model generates text
     """
 
     tokenizer: Tokenizer
@@ -41,19 +39,12 @@ class Files:
     truncation_side: Side
     pad_id: int
     types: bool
-    causal: bool
 
     @classmethod
-    def read(cls, folder: Path, convert: Convert | None) -> Files:
-        """The files of *folder*; ModelError where one is missing or damaged."""
+    def read(cls, checkpoint: Checkpoint, convert: Convert | None) -> Files:
+        """Read tokenizer.json and what goes with it; ModelError where it is missing or damaged."""
+        folder, settings, sentence = checkpoint.folder, checkpoint.tokenizer, checkpoint.sentence
         tokenizer = _load(folder, convert)
-        config = read_json(folder / "config.json", {})
-        settings = read_json(folder / "tokenizer_config.json", {})
-        for key, value in read_json(folder / "special_tokens_map.json", {}).items():
-            settings.setdefault(key, value)
-        sentence: dict[str, Any] = {}
-        if (folder / "modules.json").is_file():  # sentence-transformers reads the next only then
-            sentence = read_json(folder / "sentence_bert_config.json", {})
         truncation, padding = tokenizer.truncation or {}, tokenizer.padding or {}
         side = settings.get("truncation_side", truncation.get("direction", "right"))
         if side not in ("left", "right"):
@@ -67,24 +58,9 @@ class Files:
             tokenizer,
             max_length=_stored_length(settings, sentence),
             truncation_side=side,
-            pad_id=_pad_id(tokenizer, settings, padding, config),
+            pad_id=_pad_id(tokenizer, settings, padding, checkpoint.config),
             types=_gives_types(settings),
-            causal=any(name.endswith("ForCausalLM") for name in config.get("architectures") or ()),
         )
-
-
-def read_json(file: Path, empty: Json) -> Json:
-    """The object or list in *file*, *empty* where there is no such file. ModelError if damaged."""
-    if not file.is_file():
-        return empty
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}") from error
-    if not isinstance(value, type(empty)):
-        kind = "an object" if isinstance(empty, dict) else "a list"
-        raise ModelError(f"{file} must hold {kind}: got {type(value).__name__}")
-    return value
 
 
 def _load(folder: Path, convert: Convert | None) -> Tokenizer:

@@ -11,13 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from .parts import NO_LIMIT, Counts, Ids, Side
+from ..checkpoints import NO_LIMIT
+from .gather import Ids
+from .truncation import Counts, Side
 
 CHARACTERS_PER_TOKEN = 6
 """Prose has 3 to 5, so that the first window mostly holds all the tokens wanted."""
 
 SETTLED_WORDS = 8
-"""Pre-tokens that must stand between the last token wanted and the end of the window."""
+"""Pre-tokens that must stand between the last token wanted and the end of the window.
+
+A cut changes the pre-token that touches it, and with rules that give letters back to the next one
+(GPT-4o's do) the one before it. No rule is known that reaches further.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,10 +51,10 @@ class Reader:
         self.tokenizer = tokenizer
 
     def column(self, texts: list[str], limit: int | None) -> Column:
-        """The tokens of *texts*: all of them, or more than *limit*, the first *limit* exact."""
-        places: dict[str, int] = {}
-        rows = np.array([places.setdefault(text, len(places)) for text in texts], dtype=np.int64)
-        ids, cut = self._read(list(places), limit)
+        """Return the tokens of *texts*: all, or more than *limit*, the first *limit* exact."""
+        indices: dict[str, int] = {}
+        rows = np.array([indices.setdefault(text, len(indices)) for text in texts], dtype=np.int64)
+        ids, cut = self._read(list(indices), limit)
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         ends = np.cumsum(lengths)
         return Column(
@@ -60,16 +66,16 @@ class Reader:
         )
 
     def ids(self, text: str) -> list[int]:
-        """All tokens of *text*."""
+        """Return all tokens of *text*."""
         ids: list[int] = self.fast([text])[0].ids
         return ids
 
     def counts(self, texts: list[str]) -> Counts:
-        """The number of tokens of each of *texts*, read to the end."""
+        """Return the number of tokens of each of *texts*, read to the end."""
         return self.column(texts, None).lengths
 
     def shorten(self, texts: list[str], tokens: int | None) -> tuple[list[str], NDArray[np.bool_]]:
-        """*texts* up to their first *tokens* tokens (None: whole), and which of them lost some."""
+        """Return *texts* up to their first *tokens* tokens (None: whole), and which were cut."""
         if tokens is None:
             return texts, np.zeros(len(texts), dtype=np.bool_)
         heads = {text: self.head(text, tokens) for text in dict.fromkeys(texts)}
@@ -77,7 +83,7 @@ class Reader:
         return [heads[text] for text in texts], dropped
 
     def head(self, text: str, tokens: int, side: Side = "right") -> str:
-        """*text* up to its first *tokens* tokens, or with *side* "left" from its last ones on."""
+        """Return *text* up to its first *tokens* tokens, or with *side* "left" its last ones."""
         (encoding,) = self.full([text])
         if len(encoding) <= tokens:
             return text
@@ -86,14 +92,14 @@ class Reader:
         return text[: encoding.offsets[tokens][0]]
 
     def fast(self, texts: list[str]) -> list[Encoding]:
-        """Encodings with ids alone."""
+        """Return encodings with ids alone."""
         try:
             return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:  # a lone surrogate somewhere
             return self.tokenizer.encode_batch_fast(clean(texts), add_special_tokens=False)
 
     def full(self, texts: list[str]) -> list[Encoding]:
-        """Encodings with offsets and word ids."""
+        """Return encodings with offsets and word ids."""
         try:
             return self.tokenizer.encode_batch(texts, add_special_tokens=False)
         except TypeError:  # a lone surrogate somewhere
@@ -102,11 +108,11 @@ class Reader:
     def _read(
         self, texts: list[str], limit: int | None
     ) -> tuple[list[list[int]], NDArray[np.bool_]]:
-        """Ids of *texts*, and which of them are cut.
+        """Return the ids of *texts*, and which of them are cut.
 
         A long text is read through a window of characters that doubles until SETTLED_WORDS
         pre-tokens follow the last token wanted, or the text is all in. A cut changes none but the
-        pre-tokens that touch it, since each is tokenised by itself. Text without pre-token bounds
+        few pre-tokens before it, since each is tokenised by itself. Text without pre-token bounds
         (Unigram without blanks, Gemma) is read whole.
         """
         window = NO_LIMIT if limit is None else limit * CHARACTERS_PER_TOKEN
@@ -117,7 +123,7 @@ class Reader:
             ids[row] = encoding.ids
         waiting = [row for row, text in enumerate(texts) if len(text) > window]
         while waiting:
-            heads = [texts[row][: cut_place(texts[row], window)] for row in waiting]
+            heads = [texts[row][: cut_offset(texts[row], window)] for row in waiting]
             reading, waiting = waiting, []
             for row, head, encoding in zip(reading, heads, self.full(heads), strict=True):
                 cut[row] = len(head) < len(texts[row])
@@ -130,7 +136,7 @@ class Reader:
 
 
 def clean(texts: Sequence[str]) -> list[str]:
-    """*texts* with "?" for each lone surrogate, which no tokenizer takes."""
+    """Return *texts* with "?" for each lone surrogate, which no tokenizer takes."""
     return [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
 
 
@@ -138,11 +144,12 @@ _BEFORE_BLANK = re.compile(r"(?s:.*)\S(?=\s)")
 _AFTER_NO_DIGIT = re.compile(r"(?s:.*)[^\s\d]")
 
 
-def cut_place(text: str, window: int) -> int:
-    """Where to cut *text* in the second half of *window*: at the end of a word, or of no number.
+def cut_offset(text: str, window: int) -> int:
+    """Return the offset to cut *text* at, in the second half of *window*.
 
-    Rules that look far ahead look through runs of blanks or of digits. A cut is never made inside
-    one: a window of nothing else takes the text whole.
+    It is the end of a word, else anywhere but after a digit. Rules that look far ahead look through
+    runs of blanks or of digits. A cut is never made inside one: a window of nothing else takes the
+    text whole.
     """
     if len(text) <= window:
         return len(text)

@@ -21,7 +21,7 @@ from rerank_adapters.tokenization import PairTokenizer
 from tests.checkpoints import PAIRS
 from tests.exported import exported
 from tests.fakes import HeldBackend, queued_pairs, reranker_over
-from tests.test_hub import lay_out_cache
+from tests.loading.test_hub import lay_out_cache
 
 FILES = frozenset(
     {
@@ -116,8 +116,8 @@ def test_batches_of_one_length_are_shared_among_workers() -> None:
     texts = [f"{number} " + "whale " * 60 for number in range(20)]
     with Reranker.from_pretrained(str(exported("bert")), backend="onnx", device="cpu") as reranker:
         reranker.score("whale", texts)
-        assert reranker.info()["max_batch_tokens"] == 512
-        assert reranker.info()["workers"] == reranker._scorer.backends[0].workers
+        assert reranker.info().max_batch_tokens == 512
+        assert reranker.info().workers == reranker._scorer.backends[0].workers
         assert reranker.stats()["batches"] >= 4
 
 
@@ -196,7 +196,7 @@ def test_file_name_changes_what_runs(tmp_path: Path) -> None:
     with Reranker.from_pretrained(str(tmp_path), backend="onnx") as one:
         expected = one.score_pairs(PAIRS[:5])
     with Reranker.from_pretrained(str(tmp_path), file_name="other.onnx") as two:
-        assert two.info()["backend"] == "onnx"
+        assert two.info().backend == "onnx"
         assert np.array_equal(two.score_pairs(PAIRS[:5]), -expected)
 
 
@@ -222,8 +222,8 @@ def test_info_names_weights_of_few_bits(tmp_path: Path) -> None:
     quantizer.process()
     onnx.save(quantizer.model.model, tmp_path / "model_q4.onnx")
     with Reranker.from_pretrained(str(tmp_path), file_name="model_q4.onnx") as reranker:
-        assert reranker.info()["dtype"] == "q4"
-    assert _backend(tmp_path / "model.onnx").info()["dtype"] == "float32"
+        assert reranker.info().dtype == "q4"
+    assert _backend(tmp_path / "model.onnx").info().dtype == "float32"
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_workers_run_forwards_at_once() -> None:
     backend = HeldBackend()
     with reranker_over(backend) as one:
         two = Reranker(one._scorer, num_workers=2)
-        assert [one.info()["workers"], two.info()["workers"]] == [1, 2]
+        assert [one.info().workers, two.info().workers] == [1, 2]
         held = two.submit("q", ["a"])
         assert backend.entered.wait(60)
         assert two.submit("q", ["b"]).result(60).shape == (1,)

@@ -10,6 +10,7 @@ import logging
 import shutil
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,20 @@ from rerank_adapters.backends.torch import (
     convert_tokenizer,
     linears,
     loading,
+    packing,
+    parity,
     passes,
-    proof,
     render_chat,
 )
-from rerank_adapters.backends.torch.loading import Checkpoint, resolve_device, resolve_dtype
+from rerank_adapters.backends.torch.loading import LoadedCrossEncoder, resolve_device, resolve_dtype
+from rerank_adapters.backends.torch.traits import traits_of
+from rerank_adapters.checkpoints import Checkpoint
 from rerank_adapters.families import family_for
-from rerank_adapters.scorers.cross_encoder import CrossEncoder as ScorerCore
+from rerank_adapters.loading import assemble
+from rerank_adapters.protocols import BackendTraits
 from rerank_adapters.tokenization import PairTokenizer
-from rerank_adapters.values import TokenBatch
-from tests.checkpoints import PAIRS, build, encoder_for
+from rerank_adapters.tokens import PairText, TokenBatch
+from tests.checkpoints import PAIRS, build, encoder_for, oracle
 
 CLOSE = 1e-4  # law 1: float32 sums taken in another order
 WRONG = 1e-2  # a mutant's logits are this far off at least; the logits' standard deviation is 1.5
@@ -47,7 +52,7 @@ BFLOAT16_HERE = resolve_device("cpu") and loading._cpu_runs(torch.bfloat16)
 
 @functools.cache
 def _tokenizer(kind: str) -> PairTokenizer:
-    family = family_for(build(kind), render=render_chat)
+    family = family_for(Checkpoint.read(build(kind)), render=render_chat)
     return PairTokenizer.from_folder(
         build(kind),
         prompt=family.prompt,
@@ -111,13 +116,14 @@ def test_a_pair_scores_alone_as_in_company(kind: str) -> None:
 def test_the_pass_is_packed_but_for_networks_that_cannot(kind: str) -> None:
     """DeBERTa and MPNet run padded and say why; every other kind runs without padding."""
     info = _backend(kind).info()
-    assert info["pass"] == ("padded" if kind in PADDED else "packed")
+    assert info["layout"] == ("padded" if kind in PADDED else "packed")
     assert ("fallback" in info) == (kind in PADDED)
-    assert not _backend(kind).needs_texts
+    traits = _backend(kind).traits
+    assert (traits.wants, traits.pads) == ("tokens", kind in PADDED)
 
 
-def test_info_tells_what_runs() -> None:
-    """Device, dtype, pass, attention, the products of linear layers, the last layer, versions."""
+def test_info_says_what_runs() -> None:
+    """Device, dtype, layout, attention, the products of linear layers, the last layer, versions."""
     info = _backend("bert").info()
     assert info["backend"] == "torch"
     assert info["device"] == "cpu"
@@ -128,10 +134,29 @@ def test_info_tells_what_runs() -> None:
     assert torch.__version__ in info["runtime"]
 
 
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cpu", BackendTraits(batch_tokens=2048, max_padding=0.03, free_padding=24, workers=1)),
+        ("cuda", BackendTraits(batch_tokens=65_536, free_padding=4096, workers=2)),
+        ("mps", BackendTraits(batch_tokens=8192, free_padding=1024, workers=1)),
+    ],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_traits_are_the_devices(device: str, expected: BackendTraits, packed: bool) -> None:
+    """What suits a device, and that a forked child cannot go on; 10 % padding but on the CPU."""
+    wants = "tokens" if packed else "texts"
+    assert traits_of(device, packed=packed, wants=wants) == replace(
+        expected, device_kind=device, pads=not packed, survives_fork=False, wants=wants
+    )
+    assert _backend("bert").traits == traits_of("cpu", packed=True, wants="tokens")
+    assert _backend("mpnet").traits == traits_of("cpu", packed=False, wants="tokens")
+
+
 @pytest.mark.parametrize("kind", [*ENCODERS, "qwen3", "modular_bert"])
 def test_the_padded_rectangle_kernel_is_exact_too(kind: str, monkeypatch) -> None:
     """The kernel of devices without ragged attention, tried here on the CPU."""
-    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.rectangle,))
+    monkeypatch.setattr(parity, "_kernels", lambda device, dtype: (attention.rectangle,))
     backend = _load(kind)
     assert backend.info()["attention"] == "rectangle"
     np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
@@ -159,7 +184,7 @@ def _varlen_attn(
 def test_torchs_ragged_kernel_is_asked_for_the_right_thing(kind: str, monkeypatch) -> None:
     """Bounds, windows, causality and grouped heads, as the CUDA kernel documents its arguments."""
     monkeypatch.setattr(attention, "flash", _varlen_attn)
-    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.varlen,))
+    monkeypatch.setattr(parity, "_kernels", lambda device, dtype: (attention.varlen,))
     backend = _load(kind)
     assert backend.info()["attention"] == "varlen"
     np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
@@ -180,9 +205,9 @@ def test_grouped_heads_are_asked_for_only_where_torch_has_the_argument(monkeypat
         )  # fmt: skip
 
     monkeypatch.setattr(attention, "flash", of_torch_2_11)
-    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.varlen,))
+    monkeypatch.setattr(parity, "_kernels", lambda device, dtype: (attention.varlen,))
     backend = _load("qwen3")
-    assert backend.info()["pass"] == "packed"
+    assert backend.info()["layout"] == "packed"
     np.testing.assert_allclose(
         backend.logits(_batch("qwen3")), _expected("qwen3"), rtol=0, atol=CLOSE
     )
@@ -193,7 +218,7 @@ def test_modernberts_cls_pooling_is_found(tmp_path: Path) -> None:
     """The head reads the row its config names, whichever row that is."""
     folder = _copy("modernbert", tmp_path, classifier_pooling="cls")
     backend = _load("modernbert", folder)
-    assert backend.info()["pass"] == "packed"
+    assert backend.info()["layout"] == "packed"
     expected = _predict(folder)
     np.testing.assert_allclose(backend.logits(_batch("modernbert")), expected, rtol=0, atol=CLOSE)
     assert np.abs(expected - _expected("modernbert")).max() > WRONG
@@ -216,13 +241,13 @@ def test_pad_tokens_written_in_a_text_are_counted_as_roberta_counts_them() -> No
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_position_ids_alone_do_not_keep_sequences_apart(kind: str) -> None:
     """What packing by position_ids would score, through transformers' own attention: wrong."""
-    checkpoint = _checkpoint(kind)
-    mutant = passes.PackedPass(checkpoint, kernel=attention.per_sequence)
-    mutant.pool = passes.mean_row if kind == "modernbert" else passes.first_row
+    loaded = _loaded(kind)
+    mutant = passes.PackedPass(loaded, kernel=attention.per_sequence)
+    mutant.pooling = packing.mean_row if kind == "modernbert" else packing.first_row
     packed = mutant.pack(_batch(kind).take(range(4)))
     with torch.inference_mode():
-        hidden = checkpoint.network.base_model(**packed.inputs)[0][0]
-        logits = mutant.head(hidden, packed, mutant.pool).numpy()
+        hidden = loaded.network.base_model(**packed.inputs)[0][0]
+        logits = mutant.head(hidden, packed, mutant.pooling).numpy()
     assert np.abs(logits - _expected(kind)[:4]).max() > WRONG
 
 
@@ -255,18 +280,31 @@ def _acausal(query, key, value, packing, shape):
 )
 def test_a_wrong_kernel_is_found_at_load(kind: str, kernel, monkeypatch) -> None:
     """Attention across sequences, past the window or into the future: padded runs, and is right."""
-    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (kernel,))
+    monkeypatch.setattr(parity, "_kernels", lambda device, dtype: (kernel,))
     backend = _load(kind)
-    assert backend.info()["pass"] == "padded"
+    assert backend.info()["layout"] == "padded"
     assert "logits differ by" in backend.info()["fallback"]
     np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=CLOSE)
 
 
+def test_a_pass_wrong_by_a_thousandth_is_found_at_load(monkeypatch) -> None:
+    """Law 1 at load: in float32 a thousandth of a logit is no rounding, and the pass is refused."""
+
+    def off(query, key, value, packing, shape):
+        return attention.per_sequence(query, key, value, packing, shape) + 1e-3
+
+    monkeypatch.setattr(parity, "_kernels", lambda device, dtype: (off,))
+    info = _load("bert").info()
+    assert info["layout"] == "padded"
+    gap = float(info["fallback"].partition("differ by ")[2].partition(" ")[0])
+    assert 1e-4 < gap < 1e-2
+
+
 @pytest.mark.parametrize("kind", ["roberta", "xlm_roberta"])
 def test_positions_without_robertas_offset_are_found_at_load(kind: str, monkeypatch) -> None:
-    """The proof sees positions counted from 0 where the network counts from padding_idx + 1."""
-    monkeypatch.setattr(passes, "_offset_positions", lambda encoder: None)
-    assert _load(kind).info()["pass"] == "padded"
+    """Positions counted from 0, where the network counts from padding_idx + 1, are refused."""
+    monkeypatch.setattr(passes, "_offset_positions", lambda backbone: None)
+    assert _load(kind).info()["layout"] == "padded"
 
 
 def test_an_argument_our_attention_lacks_is_found_at_load(monkeypatch) -> None:
@@ -278,7 +316,7 @@ def test_an_argument_our_attention_lacks_is_found_at_load(monkeypatch) -> None:
 
     monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, with_softcap)
     info = _load("bert").info()
-    assert info["pass"] == "padded"
+    assert info["layout"] == "padded"
     assert "softcap" in info["fallback"]
 
 
@@ -286,7 +324,7 @@ def test_wrong_products_of_linear_layers_are_undone(monkeypatch) -> None:
     """Private operators are tried at load; where they err the network's own layers come back."""
     monkeypatch.setattr(linears, "can_pack", lambda device, dtype: True)
     monkeypatch.setattr(linears.PackedLinear, "forward", lambda self, states: states * 0)
-    monkeypatch.setattr(proof, "can_pack", lambda device, dtype: True)
+    monkeypatch.setattr(parity, "can_pack", lambda device, dtype: True)
     backend = _load("bert")
     assert backend.info()["linears"] == "torch"
     np.testing.assert_allclose(
@@ -304,12 +342,12 @@ def test_a_layout_onednn_refuses_leaves_the_layers_as_they_were(monkeypatch) -> 
         made.append(linear)
         prepare(self, linear)
 
-    monkeypatch.setattr(proof, "can_pack", lambda device, dtype: True)
+    monkeypatch.setattr(parity, "can_pack", lambda device, dtype: True)
     monkeypatch.setattr(linears.PackedLinear, "__init__", second_refused)
     backend = _load("bert")
     assert made
     assert backend.info()["linears"] == "torch"
-    layers = backend._checkpoint.network.modules()
+    layers = backend._loaded.network.modules()
     assert not any(isinstance(layer, linears.PackedLinear) for layer in layers)
     np.testing.assert_allclose(
         backend.logits(_batch("bert")), _expected("bert"), rtol=0, atol=CLOSE
@@ -348,28 +386,73 @@ def test_a_fallback_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture) -
 
 def test_other_ids_than_the_checkpoints_own_ask_for_texts() -> None:
     """Where the caller writes pairs otherwise, the checkpoint's own tokenizer is there for them."""
-
-    def shouting(pairs):
-        return _tokenizer("roberta").encode([(q.upper(), d) for q, d in pairs]).batch
-
-    backend = _load("roberta", encode=shouting)
-    assert backend.needs_texts
-    assert backend.info()["pass"] == "packed"
+    backend = _load("roberta", encode=_shouting)
+    assert backend.traits.wants == "texts"
+    assert not backend.traits.pads
+    assert backend.info()["layout"] == "packed"
     assert "with other ids" in backend.info()["fallback"]
-    np.testing.assert_allclose(
-        backend.logits_from_pairs(PAIRS), _expected("roberta"), rtol=0, atol=CLOSE
-    )
-    assert backend.logits_from_pairs([]).shape == (0, 1)
-    with pytest.raises(BackendError, match="scored by logits_from_pairs: its own tokenizer"):
+    logits = backend.logits(_texts(PAIRS, max_length=192))
+    np.testing.assert_allclose(logits, _expected("roberta"), rtol=0, atol=CLOSE)
+    assert backend.logits(_texts([])).shape == (0, 1)
+    with pytest.raises(BackendError, match=r"scored from texts .*: the batch has 0 for"):
         backend.logits(_batch("roberta"))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "qwen3"])
+def test_texts_of_several_prompts_and_lengths_share_a_batch(kind: str, monkeypatch) -> None:
+    """One pass for each prompt and length; every row is the oracle's for its own, in order."""
+    backend = _load(kind, encode=_shouting)
+    ways = [("find: ", 120), (None, 120), ("find: ", 90), (None, 90), ("", 90)]
+    texts = [
+        text
+        for row, pair in enumerate(PAIRS[:15])
+        for text in _texts([pair], *ways[row % len(ways)]).texts
+    ]
+    sizes = []
+    run = backend._run
+    monkeypatch.setattr(backend, "_run", lambda batch: sizes.append(len(batch)) or run(batch))
+    logits = backend.logits(_texts_of(texts))[:, 0]
+    assert sizes == [3] * len(ways)
+    for number, (prompt, max_length) in enumerate(ways):
+        rows = list(range(number, 15, len(ways)))
+        expected = oracle(
+            build(kind),
+            [PAIRS[row] for row in rows],
+            prompt=prompt,
+            max_length=max_length,
+            activation="identity",
+        )
+        np.testing.assert_allclose(logits[rows], expected, rtol=0, atol=CLOSE)
+
+
+def test_the_prompt_of_the_configuration_is_the_texts_own() -> None:
+    """A text without a prompt gets the one the backend was loaded with."""
+    backend = _load("roberta", encode=_shouting, prompt="find: ")
+    expected = oracle(build("roberta"), PAIRS[:9], prompt="find: ", activation="identity")
+    np.testing.assert_allclose(
+        backend.logits(_texts(PAIRS[:9], max_length=192))[:, 0], expected, rtol=0, atol=CLOSE
+    )
+
+
+def test_a_limit_stored_for_each_call_does_not_win(tmp_path: Path) -> None:
+    """sentence-transformers would cut at the limit of its own settings, above the one asked for."""
+    folder = Path(shutil.copytree(build("modular_bert"), tmp_path / "modular"))
+    file = folder / "sentence_bert_config.json"
+    stored = json.loads(file.read_text())
+    stored["processing_kwargs"] = {"text": {"max_length": 100}}
+    file.write_text(json.dumps(stored))
+    backend = _load("modular_bert", folder, encode=_shouting)
+    logits = backend.logits(_texts(PAIRS, max_length=40))[:, 0]
+    expected = oracle(build("modular_bert"), PAIRS, max_length=40, activation="identity")
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=CLOSE)
 
 
 def test_the_same_ids_ask_for_no_texts(kind: str) -> None:
     """Our pair encoding is the checkpoint's own, chat template and default prompt included."""
     backend = _load(kind, encode=lambda pairs: _tokenizer(kind).encode(pairs).batch)
-    assert not backend.needs_texts, backend.fallback
+    assert backend.traits.wants == "tokens", backend.fallback
     np.testing.assert_allclose(
-        backend.logits_from_pairs(PAIRS[:9]), _expected(kind)[:9], rtol=0, atol=CLOSE
+        backend.logits(_batch(kind).take(range(9))), _expected(kind)[:9], rtol=0, atol=CLOSE
     )
 
 
@@ -422,7 +505,7 @@ def test_remote_code_runs_padded_and_is_right(remote_code: Path) -> None:
     """A network of the checkpoint's own making goes the fallback way."""
     backend = _load("bert", remote_code, trust_remote_code=True)
     assert backend.info()["network"] == "OddBertForSequenceClassification"
-    assert backend.info()["pass"] == "padded"
+    assert backend.info()["layout"] == "padded"
     expected = _expected("bert") + 0.01 * _batch("bert").lengths[:, None]
     np.testing.assert_allclose(backend.logits(_batch("bert")), expected, rtol=0, atol=CLOSE)
 
@@ -438,34 +521,33 @@ class _OldCrossEncoder(torch.nn.Module):
 
 def test_a_cross_encoder_of_early_5x_is_packed_as_well() -> None:
     """Which API sentence-transformers has is asked of the object."""
-    checkpoint = Checkpoint(_OldCrossEncoder(build("bert")))
-    backend = TorchBackend(checkpoint, pad_id=0, pad_side="right")
-    assert backend.info()["pass"] == "packed"
-    np.testing.assert_allclose(
-        backend.logits_from_pairs(PAIRS), _expected("bert"), rtol=0, atol=CLOSE
-    )
+    loaded = LoadedCrossEncoder(_OldCrossEncoder(build("bert")))
+    backend = TorchBackend(loaded, pad_id=0, pad_side="right", encode=_shouting)
+    assert backend.info()["layout"] == "packed"
+    np.testing.assert_allclose(backend.logits(_texts(PAIRS)), _expected("bert"), rtol=0, atol=CLOSE)
+    expected = oracle(build("bert"), PAIRS[:9], prompt="find: ", activation="identity")
+    prompted = backend.logits(_texts(PAIRS[:9], "find: "))[:, 0]
+    np.testing.assert_allclose(prompted, expected, rtol=0, atol=CLOSE)
 
 
 def test_a_network_that_wants_more_than_ids_gets_its_own_features(monkeypatch) -> None:
     """Where padded ids do not give the right logits, sentence-transformers' preprocessing runs."""
-    preprocess, forward = Checkpoint.preprocess, Checkpoint.forward
+    preprocess, forward = LoadedCrossEncoder.preprocess, LoadedCrossEncoder.forward
 
-    def with_extra(self, pairs, prompt):
-        return {**preprocess(self, pairs, prompt), "extra": torch.ones(1)}
+    def with_extra(self, pairs, prompt, max_length=None):
+        return {**preprocess(self, pairs, prompt, max_length), "extra": torch.ones(1)}
 
     def needs_extra(self, features):
         known = dict(features)
         return forward(self, known) if known.pop("extra", None) is not None else None
 
-    monkeypatch.setattr(Checkpoint, "preprocess", with_extra)
-    monkeypatch.setattr(Checkpoint, "forward", needs_extra)
+    monkeypatch.setattr(LoadedCrossEncoder, "preprocess", with_extra)
+    monkeypatch.setattr(LoadedCrossEncoder, "forward", needs_extra)
     backend = _load("bert")
-    assert backend.info()["pass"] == "features"
-    assert backend.needs_texts
-    np.testing.assert_allclose(
-        backend.logits_from_pairs(PAIRS), _expected("bert"), rtol=0, atol=CLOSE
-    )
-    with pytest.raises(BackendError, match="scored by logits_from_pairs: it wants more than"):
+    assert backend.info()["layout"] == "features"
+    assert (backend.traits.wants, backend.traits.pads) == ("texts", True)
+    np.testing.assert_allclose(backend.logits(_texts(PAIRS)), _expected("bert"), rtol=0, atol=CLOSE)
+    with pytest.raises(BackendError, match=r"scored from texts \(it wants more than"):
         backend.logits(_batch("bert"))
 
 
@@ -485,7 +567,7 @@ def test_bfloat16_on_a_cpu_that_has_it(kind: str) -> None:
     """Explicit bfloat16 runs, packed where float32 is, near the float32 logits."""
     backend = _load(kind, dtype="bfloat16")
     assert backend.info()["dtype"] == "bfloat16"
-    assert backend.info()["pass"] == _backend(kind).info()["pass"]
+    assert backend.info()["layout"] == _backend(kind).info()["layout"]
     # bfloat16 keeps 8 bits: a few hundredths on logits of standard deviation 1.5, some layers deep.
     np.testing.assert_allclose(backend.logits(_batch(kind)), _expected(kind), rtol=0, atol=0.25)
 
@@ -634,16 +716,16 @@ def test_a_packed_batch_holds_any_lengths() -> None:
     """Nothing is padded, so 20 texts of 20 lengths are one forward, and several by padding."""
     texts = ["whale " * words for words in range(1, 21)]
     batches, scores = {}, {}
+    family = family_for(Checkpoint.read(build("bert")))
     for kind in ("packed", "padded"):
-        tokenizer = _tokenizer("bert")
-        backend_ = _load("bert")
-        scorer = ScorerCore(tokenizer, family_for(build("bert"), render=render_chat), [backend_])
+        backend = _load("bert")
+        assert not backend.traits.pads
         if kind == "padded":
-            scorer.free_padding = 0
-        with Reranker(scorer) as reranker:
+            backend.traits = replace(backend.traits, pads=True, free_padding=0)
+        with Reranker.over(assemble(_tokenizer("bert"), family, [backend])) as reranker:
             scores[kind] = reranker.score("whale", texts)
             batches[kind] = reranker.stats()["batches"]
-            assert reranker.info()["pass"] == "packed"
+            assert reranker.info().details["layout"] == "packed"
     assert batches["packed"] == 1 < batches["padded"]
     np.testing.assert_allclose(scores["packed"], scores["padded"], atol=CLOSE, rtol=0)
 
@@ -651,7 +733,7 @@ def test_a_packed_batch_holds_any_lengths() -> None:
 def test_close_frees_the_network() -> None:
     """After close there is no reference left to the weights; scoring says it is closed."""
     backend = _load("bert")
-    alive = weakref.ref(backend._checkpoint.network)
+    alive = weakref.ref(backend._loaded.network)
     backend.logits(_batch("bert").take([0]))
     backend.close()
     backend.close()
@@ -660,7 +742,7 @@ def test_close_frees_the_network() -> None:
     with pytest.raises(ClosedError, match="closed"):
         backend.logits(_batch("bert"))
     with pytest.raises(ClosedError, match="closed"):
-        backend.logits_from_pairs(PAIRS)
+        backend.logits(_texts(PAIRS))
 
 
 def test_nothing_global_changes() -> None:
@@ -726,8 +808,8 @@ def test_the_chat_template_is_rendered_around_a_pair() -> None:
         {"role": "document", "content": document},
     ]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert render_chat(folder, "Find it").text(query, document) == text
-    assert "Find it" not in render_chat(folder, None).prefix
+    assert render_chat(Checkpoint.read(folder), "Find it").text(query, document) == text
+    assert "Find it" not in render_chat(Checkpoint.read(folder), None).prefix
 
 
 def test_a_missing_tokenizer_json_is_converted(tmp_path: Path) -> None:
@@ -760,8 +842,23 @@ def _predict(folder: Path):
     return np.asarray(scores, np.float32).reshape(len(PAIRS), -1)
 
 
-def _checkpoint(kind: str, device: torch.device | None = None) -> Checkpoint:
-    return Checkpoint.load(
+def _shouting(pairs) -> TokenBatch:
+    """A way to write pairs that is no checkpoint's own."""
+    return _tokenizer("roberta").encode([(q.upper(), d) for q, d in pairs]).batch
+
+
+def _texts(pairs, prompt: str | None = None, max_length: int = 256) -> TokenBatch:
+    """What a backend that wants texts is handed."""
+    return _texts_of([PairText(q, d, prompt, max_length) for q, d in pairs])
+
+
+def _texts_of(texts) -> TokenBatch:
+    ids = np.zeros(len(texts), np.int32)
+    return TokenBatch(ids, ids, np.ones(len(texts), np.int64), tuple(texts))
+
+
+def _loaded(kind: str, device: torch.device | None = None) -> LoadedCrossEncoder:
+    return LoadedCrossEncoder.load(
         build(kind),
         device=device or torch.device("cpu"),
         dtype=torch.float32,

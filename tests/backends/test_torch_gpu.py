@@ -15,9 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForSequenceClassification
 
 from rerank_adapters import Reranker
-from rerank_adapters.backends.torch import TorchBackend, attention, passes, proof
-from rerank_adapters.values import TokenBatch
-from tests.backends.test_torch import _batch, _checkpoint, _load, _tokenizer
+from rerank_adapters.backends.torch import TorchBackend, attention, parity, passes
+from rerank_adapters.tokens import TokenBatch
+from tests.backends.test_torch import _batch, _load, _loaded, _tokenizer
 from tests.checkpoints import PAIRS, build
 
 pytestmark = pytest.mark.gpu
@@ -44,9 +44,9 @@ def _expected(kind: str):
     and where that should be a whole number the two devices' logarithms fall on either side of it.
     """
     tokenizer = _tokenizer(kind)
-    place = torch.device("cuda" if kind == "deberta_v2" else "cpu")
+    device = torch.device("cuda" if kind == "deberta_v2" else "cpu")
     padded = passes.PaddedPass(
-        _checkpoint(kind, device=place), pad_id=tokenizer.pad_id, pad_side=tokenizer.pad_side
+        _loaded(kind, device=device), pad_id=tokenizer.pad_id, pad_side=tokenizer.pad_side
     )
     with torch.inference_mode():
         return padded(_batch(kind)).cpu().numpy()
@@ -73,7 +73,7 @@ def test_auto_is_float16_by_ragged_flash_attention(kind: str) -> None:
     """What runs by default: nothing padded, torch's own varlen kernel where torch has it."""
     info = _on_cuda(kind).info()
     assert info["dtype"] == "float16"
-    assert info["pass"] == "packed", info
+    assert info["layout"] == "packed", info
     assert info["attention"] == ("rectangle" if attention.flash is None else "varlen")
 
 
@@ -81,7 +81,7 @@ def test_auto_is_float16_by_ragged_flash_attention(kind: str) -> None:
 def test_the_ragged_kernel_agrees_with_the_rectangle(kind: str, monkeypatch) -> None:
     """Two kernels, one meaning; windows, causality and grouped heads included."""
     ragged = _on_cuda(kind).logits(_batch(kind))
-    monkeypatch.setattr(proof, "_kernels", lambda device, dtype: (attention.rectangle,))
+    monkeypatch.setattr(parity, "_kernels", lambda device, dtype: (attention.rectangle,))
     padded = _on_cuda(kind).logits(_batch(kind))
     np.testing.assert_allclose(ragged, padded, rtol=0, atol=HALF["float16"])
 

@@ -18,7 +18,7 @@ import time
 
 from texts import machine
 
-from rerank_adapters import bundled
+from rerank_adapters.loading import bundled
 
 PAIR = '("how do whales breathe", "Whales breathe air through a blowhole.")'
 RUN = """

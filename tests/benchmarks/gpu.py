@@ -24,7 +24,8 @@ from sentence_transformers import CrossEncoder
 from texts import QUERY, documents, machine, medians
 from transformers import BertConfig, BertForSequenceClassification
 
-from rerank_adapters import Reranker, bundled
+from rerank_adapters import Reranker
+from rerank_adapters.loading import bundled
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
 HALVES = (torch.float16, torch.bfloat16)

@@ -24,8 +24,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from sentence_transformers import CrossEncoder
 from texts import CORPUS, machine
 
-from rerank_adapters import bundled
 from rerank_adapters.export import FILE_NAMES, export_onnx, gate, graph, network
+from rerank_adapters.loading import bundled
 
 SHAPES = ((8, 128), (4, 256), (2, 512), (1, 154))
 Feed = dict[str, NDArray[np.int64]]

@@ -23,8 +23,8 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from texts import QUERY, documents, machine, medians
 
-from rerank_adapters import bundled
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
+from rerank_adapters.loading import bundled
 
 QUERIES = 32
 NODES_PER_QUERY = 5

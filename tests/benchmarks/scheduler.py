@@ -1,4 +1,4 @@
-"""What the scheduler costs and gives, over stub forwards.
+"""What the queue costs and gives, over stub forwards.
 
     python -m tests.benchmarks.scheduler
 
@@ -20,22 +20,16 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 
-from rerank_adapters.scorers.cross_encoder import (
-    BATCH_TOKENS,
-    FREE_PADDING,
-    MAX_PADDING,
-    ONNX_CPU_TOKENS,
-    Forward,
-)
-from rerank_adapters.scorers.scheduling import Scheduler
-from rerank_adapters.values import Scores, TokenBatch
+from rerank_adapters.engine.worker import Forward
+from rerank_adapters.tokens import Scores, TokenBatch
+from tests.engine.traffic import Scheduler
 
 SHORTEST, LONGEST = 16, 256
 
 
 @dataclass(frozen=True)
 class Device:
-    """How long a stub forward takes, and the batches that the library gives a device of the kind.
+    """How long a stub forward takes, and the batches that backends ask for on a device of the kind.
 
     A token takes *seconds*: 20e-6 is 370 pairs of 136 tokens per second, a fast CPU; 2e-6 is 3,700,
     a GPU, whose batches are *packed*: nothing is padded.
@@ -60,14 +54,14 @@ class Device:
         return Scheduler(
             [forward or self.paced],
             max_batch_tokens=self.budget,
-            max_padding=MAX_PADDING["cpu"],
-            free_padding=self.budget if self.packed else FREE_PADDING["cpu"],
+            max_padding=0.03,
+            free_padding=self.budget if self.packed else 24,
         )
 
 
-CPU = Device("CPU", 20e-6, ONNX_CPU_TOKENS)
-FAST = Device("ten times that CPU, its budget", 2e-6, ONNX_CPU_TOKENS)
-GPU = Device("GPU", 2e-6, BATCH_TOKENS["cuda"], packed=True)
+CPU = Device("CPU", 20e-6, 512)
+FAST = Device("ten times that CPU, its budget", 2e-6, 512)
+GPU = Device("GPU", 2e-6, 65_536, packed=True)
 
 
 def requests(count: int, pairs: int, *, seed: int = 0) -> list[TokenBatch]:
@@ -262,7 +256,7 @@ def _stream(
 
 def main() -> None:
     """Run everything and print it."""
-    print("## The scheduler alone")
+    print("## The engine alone")
     print(
         f"Python {platform.python_version()}, numpy {np.__version__}, {psutil.cpu_count()} CPUs, "
         f"{platform.processor() or platform.machine()}, load {psutil.getloadavg()[0]:.1f}\n"

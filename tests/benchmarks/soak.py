@@ -1,4 +1,4 @@
-"""What grows when a scheduler with a stub forward serves many requests of random length.
+"""What grows when an engine with a stub forward serves many requests of random length.
 
     python -m tests.benchmarks.soak [requests]        # 1,000,000 without an argument
 
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 
-from rerank_adapters.scorers.scheduling import Scheduler
-from rerank_adapters.values import Scores, TokenBatch
+from rerank_adapters.tokens import Scores, TokenBatch
+from tests.engine.traffic import Scheduler
 
 IN_FLIGHT = 64
 POOL = 2_000

@@ -15,8 +15,9 @@ import torch
 from sentence_transformers import CrossEncoder
 from texts import QUERY, documents, machine, medians
 
-from rerank_adapters import Reranker, bundled
+from rerank_adapters import Reranker
 from rerank_adapters.backends.onnx import available_cpus
+from rerank_adapters.loading import bundled
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ from sentence_transformers import CrossEncoder
 from texts import QUERY, documents, machine, medians
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rerank_adapters import BackendError, ModelError, Reranker, bundled
+from rerank_adapters import BackendError, ModelError, Reranker
+from rerank_adapters.loading import bundled
 
 DTYPES = ("float32", "bfloat16")
 

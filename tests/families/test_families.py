@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from rerank_adapters.checkpoints import Checkpoint
 from rerank_adapters.errors import ConfigError, ModelError
 from rerank_adapters.families import Family, family_for, render_template
 from rerank_adapters.tokenization import TextTemplate
@@ -33,9 +34,14 @@ def folder_with(folder: Path, **files: Any) -> Path:
     return folder
 
 
-def render(folder: Path, prompt: str | None) -> TextTemplate:
+def family_in(folder: Path, **options: Any) -> Family:
+    """`family_for` of the checkpoint in *folder*."""
+    return family_for(Checkpoint.read(folder), **options)
+
+
+def render(checkpoint: Checkpoint, prompt: str | None) -> TextTemplate:
     """What the torch backend injects."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     return render_template(
         lambda messages: tokenizer.apply_chat_template(messages, tokenize=False), prompt
     )
@@ -45,7 +51,7 @@ def test_every_kind_is_read_as_sentence_transformers_reads_it(kind: str) -> None
     """Labels and activation are those of the CrossEncoder; two labels are scored by softmax."""
     folder = checkpoints.build(kind)
     encoder = checkpoints.encoder_for(folder)
-    family = family_for(folder, render=render)
+    family = family_in(folder, render=render)
     assert family.labels == encoder.num_labels
     name = type(encoder.activation_fn).__name__.lower()
     assert family.activation == ("softmax" if family.labels == 2 else name)
@@ -58,7 +64,7 @@ def test_the_scores_of_two_labels_are_sentence_transformers() -> None:
     folder = checkpoints.build("bert_two_labels")
     logits = checkpoints._logits(checkpoints.encoder_for(folder), checkpoints.PAIRS)
     for activation in ("default", "softmax", "identity"):
-        ours = family_for(folder, activation=activation).scores(logits)
+        ours = family_in(folder, activation=activation).scores(logits)
         expected = checkpoints.oracle(folder, checkpoints.PAIRS, activation=activation)
         np.testing.assert_allclose(ours, expected, atol=1e-6)
 
@@ -98,9 +104,9 @@ def test_activation_precedence_in_config(
 ) -> None:
     """config.json: sentence_transformers.activation_fn, then the name before v4, then sigmoid."""
     folder_with(tmp_path, config={**BERT, **files})
-    assert family_for(tmp_path).activation == expected
-    assert family_for(tmp_path, activation="identity").activation == "identity"
-    assert family_for(tmp_path, activation="sigmoid").activation == "sigmoid"
+    assert family_in(tmp_path).activation == expected
+    assert family_in(tmp_path, activation="identity").activation == "identity"
+    assert family_in(tmp_path, activation="sigmoid").activation == "sigmoid"
 
 
 def test_activation_of_a_modular_save_goes_first(tmp_path: Path) -> None:
@@ -110,9 +116,9 @@ def test_activation_of_a_modular_save_goes_first(tmp_path: Path) -> None:
         "config_sentence_transformers": {"model_type": "CrossEncoder", "activation_fn": IDENTITY},
         "modules": [{"idx": 0, "name": "0", "path": "", "type": "a.b.Transformer"}],
     }
-    assert family_for(folder_with(tmp_path, **files)).activation == "identity"
+    assert family_in(folder_with(tmp_path, **files)).activation == "identity"
     (tmp_path / "modules.json").unlink()
-    assert family_for(tmp_path).activation == "sigmoid"
+    assert family_in(tmp_path).activation == "sigmoid"
 
 
 @pytest.mark.parametrize(
@@ -122,48 +128,48 @@ def test_an_unknown_activation_is_an_error_with_a_cure(tmp_path: Path, name: str
     """It is named, and activation= cures it; it is never replaced in silence."""
     folder_with(tmp_path, config={**BERT, "sbert_ce_default_activation_function": name})
     with pytest.raises(ModelError, match=f"{name}.*activation="):
-        family_for(tmp_path)
-    assert family_for(tmp_path, activation="sigmoid").activation == "sigmoid"
+        family_in(tmp_path)
+    assert family_in(tmp_path, activation="sigmoid").activation == "sigmoid"
 
 
 def test_activations_that_cannot_be_are_refused(tmp_path: Path) -> None:
     """Softmax over one label makes every score 1; other names mean nothing."""
     folder_with(tmp_path, config=BERT)
     with pytest.raises(ConfigError, match="1 label: got 'softmax'"):
-        family_for(tmp_path, activation="softmax")
+        family_in(tmp_path, activation="softmax")
     with pytest.raises(ConfigError, match=r"activation must be .* got 'relu'"):
-        family_for(tmp_path, activation="relu")
+        family_in(tmp_path, activation="relu")
 
 
 def test_three_labels_are_refused(tmp_path: Path) -> None:
     """No one score can be read from three numbers."""
-    folder_with(tmp_path, config={**BERT, "id2label": {str(place): "x" for place in range(3)}})
+    folder_with(tmp_path, config={**BERT, "id2label": {str(index): "x" for index in range(3)}})
     with pytest.raises(ModelError, match="expected a model with 1 or 2 labels: got 3"):
-        family_for(tmp_path)
+        family_in(tmp_path)
 
 
 def test_what_is_no_reranker_is_refused(tmp_path: Path) -> None:
     """The error lists what was found; so it does for a bi-encoder's modules.json."""
     folder_with(tmp_path, config={**BERT, "architectures": ["BertModel"]})
     with pytest.raises(ModelError, match=r"expected a reranker.*\['BertModel'\]"):
-        family_for(tmp_path)
+        family_in(tmp_path)
     modules = [{"idx": 0, "name": "0", "path": "", "type": "a.Transformer"}]
     settings = {"model_type": "SentenceTransformer"}
     folder_with(tmp_path, modules=modules, config_sentence_transformers=settings)
     with pytest.raises(ModelError, match="expected a reranker"):
-        family_for(tmp_path)
+        family_in(tmp_path)
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     """config.json is needed; whatever is there must be JSON of the right kind."""
     with pytest.raises(ModelError, match=r"config\.json is missing"):
-        family_for(tmp_path)
+        family_in(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json is not JSON"):
-        family_for(tmp_path)
+        family_in(tmp_path)
     folder_with(tmp_path, config=[1])
     with pytest.raises(ModelError, match=r"config\.json must hold an object: got list"):
-        family_for(tmp_path)
+        family_in(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 def test_position_limit(tmp_path: Path, config: dict[str, Any], expected: int | None) -> None:
     """Positions of the config; RoBERTa's kin never use the first padding_idx + 1."""
     folder_with(tmp_path, config={**BERT, **config})
-    assert family_for(tmp_path).position_limit == expected
+    assert family_in(tmp_path).position_limit == expected
 
 
 def test_sigmoid_is_safe_over_all_finite_logits() -> None:
@@ -220,15 +226,15 @@ def test_the_default_prompt_stands_before_each_query(tmp_path: Path) -> None:
     }
     modules = [{"idx": 0, "name": "0", "path": "", "type": "a.b.Transformer"}]
     folder_with(tmp_path, config=BERT, config_sentence_transformers=settings, modules=modules)
-    assert family_for(tmp_path).prompt == "query: "
-    assert family_for(tmp_path, prompt="other: ").prompt == "other: "
-    assert family_for(tmp_path, prompt="").prompt is None
+    assert family_in(tmp_path).prompt == "query: "
+    assert family_in(tmp_path, prompt="other: ").prompt == "other: "
+    assert family_in(tmp_path, prompt="").prompt is None
 
 
 def test_a_chat_template_needs_who_renders_it() -> None:
     """Without transformers it is a ModelError naming the cure, never a plain pair."""
     with pytest.raises(ModelError, match=r"backend='torch'.*export"):
-        family_for(checkpoints.build("qwen3"))
+        family_in(checkpoints.build("qwen3"))
 
 
 def test_an_exported_folder_needs_no_renderer(tmp_path: Path) -> None:
@@ -237,25 +243,51 @@ def test_an_exported_folder_needs_no_renderer(tmp_path: Path) -> None:
     shutil.copytree(
         checkpoints.build("qwen3"), folder, ignore=shutil.ignore_patterns("*.safetensors")
     )
-    rendered = family_for(folder, render=render)
+    rendered = family_in(folder, render=render)
     assert rendered.template is not None
     template = {part: getattr(rendered.template, part) for part in ("prefix", "middle", "suffix")}
     prompt = "Given a question, retrieve passages that answer it"
     folder_with(folder, rerank_adapters={"labels": 1, "template": template, "prompt": prompt})
-    assert family_for(folder) == rendered
-    other = family_for(folder, prompt="Find the answer")
+    assert family_in(folder) == rendered
+    other = family_in(folder, prompt="Find the answer")
     assert other.template == family_for_with_prompt("Find the answer").template
     with pytest.raises(ConfigError, match="prompt must be"):
-        family_for(folder, prompt="")
+        family_in(folder, prompt="")
 
 
 def family_for_with_prompt(prompt: str) -> Family:
-    return family_for(checkpoints.build("qwen3"), prompt=prompt, render=render)
+    return family_in(checkpoints.build("qwen3"), prompt=prompt, render=render)
 
 
 def test_an_exported_answer_wins_over_the_files(tmp_path: Path) -> None:
     """Labels, activation and position limit of rerank_adapters.json are believed."""
     exported = {"labels": 1, "activation": "identity", "position_limit": 128, "template": None}
     folder_with(tmp_path, config={**BERT, "architectures": ["Odd"]}, rerank_adapters=exported)
-    family = family_for(tmp_path)
+    family = family_in(tmp_path)
     assert (family.labels, family.activation, family.position_limit) == (1, "identity", 128)
+
+
+def test_rankings_sort_by_what_stands_before_the_activation() -> None:
+    """Of one label the logit, of two the second's lead: in the order of scores, but never tied."""
+    one = np.array([[20.0], [40.0], [-90.0]], np.float32)
+    family = Family(labels=1, activation="sigmoid")
+    assert family.keys(one).tolist() == [20.0, 40.0, -90.0]
+    scores = family.scores(one)
+    assert scores[0] == scores[1] == 1.0
+    two = np.array([[1.5, 2.0], [-20, 20], [-30, 30], [2, -1]], np.float32)
+    for activation in ("softmax", "identity"):
+        keys = Family(labels=2, activation=activation).keys(two)
+        assert keys.tolist() == [0.5, 40.0, 60.0, -3.0]
+    assert Family(labels=2, activation="softmax").scores(two)[1:3].tolist() == [1.0, 1.0]
+
+
+def test_keys_are_finite_float32_and_wider_than_half_precision() -> None:
+    """A lead beyond float32 is its largest number; float16 logits that differ do not tie."""
+    largest = np.finfo(np.float32).max
+    ends = np.array([[-3e38, 3e38], [3e38, -3e38]], np.float32)
+    keys = Family(labels=2, activation="softmax").keys(ends)
+    assert keys.dtype == np.float32
+    assert keys.tolist() == [largest, -largest]
+    half = np.array([[1000, 0.0625], [1000, 0.125]], np.float16)  # their float16 leads tie
+    low, high = Family(labels=2, activation="softmax").keys(half)
+    assert low < high

@@ -73,3 +73,40 @@ def test_a_template_that_is_no_text_around_the_texts_is_refused(template: str) -
     """It must write the query and then the document, once and as they are."""
     with pytest.raises(ModelError, match="the chat template must write the query and then"):
         render_template(apply(template), None)
+
+
+def test_a_template_that_writes_any_prompt_has_a_slot_for_it() -> None:
+    """Rendered with one prompt or none, it takes another, and is what rendering that gives."""
+    system = f"{{% if messages[0].role == 'system' %}}{PICK % 'system'}{{% endif %}}"
+    chat = apply(f"<s>{system};{QUERY}|{DOCUMENT}")
+    for prompt in ("Judge", None):
+        template = render_template(chat, prompt)
+        assert template.slot == ("<s>", ";")
+        for other in ("Find it", " with\nblanks ", "Judge"):
+            assert template.with_prompt(other) == render_template(chat, other)
+        assert template.with_prompt("") is None  # not what it writes without a prompt, perhaps
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        "",  # takes none
+        (PICK % "system").replace(" }}", " | trim }}"),
+        (PICK % "system").replace(" }}", " | upper }}"),
+        (PICK % "system") * 2,
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+    ],
+)
+def test_a_template_that_writes_prompts_otherwise_has_none(system: str) -> None:
+    """Not at all, changed, or twice: then no other prompt can be written in by hand."""
+    template = render_template(apply(f"{system};{QUERY}|{DOCUMENT}"), None)
+    assert template.slot is None
+    assert template.with_prompt("Find it") is None
+    assert template.text("q", "d").endswith(";q|d")
+
+
+def test_a_prompt_may_move_nothing_but_the_prefix() -> None:
+    """A template that says something else at the end where there is a prompt has no slot."""
+    ending = "{% if messages[0].role == 'system' %}!{% endif %}"
+    template = render_template(apply(f"{PICK % 'system'};{QUERY}|{DOCUMENT}{ending}"), None)
+    assert template.slot is None

@@ -15,9 +15,9 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 from numpy.typing import NDArray
 
-from rerank_adapters.batching import plan_batches
-from rerank_adapters.reranker import Reranker
+from rerank_adapters.engine.batching import plan_batches
 from tests import checkpoints
+from tests.fakes import CountingBackend, encoded
 
 KEY = "relevance_score"
 TEXTS = list(dict.fromkeys(text for _, text in checkpoints.PAIRS if text.strip()))[:12]
@@ -32,11 +32,11 @@ def documents(texts: Sequence[str] = TEXTS) -> list[Document]:
     """One document per text, with an id and nested metadata."""
     return [
         Document(
-            id=f"d{place}",
+            id=f"d{index}",
             page_content=text,
-            metadata={"source": f"file {place}", "pages": [place, {"deep": place}]},
+            metadata={"source": f"file {index}", "pages": [index, {"deep": index}]},
         )
-        for place, text in enumerate(texts)
+        for index, text in enumerate(texts)
     ]
 
 
@@ -47,7 +47,7 @@ def oracle(query: str, texts: Sequence[str] = TEXTS) -> NDArray[np.float32]:
 
 def best(scores: NDArray[np.float32], top_n: int | None = None) -> list[str]:
     """The ids of `documents`, best first, ties in the order given."""
-    return [f"d{place}" for place in np.argsort(-scores, kind="stable")[:top_n]]
+    return [f"d{index}" for index in np.argsort(-scores, kind="stable")[:top_n]]
 
 
 def ids(found: Sequence[Document]) -> list[str | None]:
@@ -58,15 +58,17 @@ def scores(found: Sequence[Document]) -> list[float]:
     return [document.metadata[KEY] for document in found]
 
 
-def planned(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> int:
-    """How many forwards one pool of *pairs* takes: identical pairs are scored once."""
-    scorer = reranker._scorer
-    lengths = scorer.encode(list(dict.fromkeys(pairs))).batch.lengths
+def planned(pairs: Sequence[tuple[str, str]]) -> int:
+    """How many forwards `reranker_over` a CountingBackend takes for one pool of *pairs*.
+
+    Identical pairs are scored once.
+    """
+    traits = CountingBackend().traits
     plan = plan_batches(
-        lengths,
-        max_batch_tokens=scorer.max_batch_tokens,
-        max_padding=scorer.max_padding,
-        free_padding=scorer.free_padding,
+        encoded(list(dict.fromkeys(pairs))).lengths,
+        max_batch_tokens=traits.batch_tokens,
+        max_padding=traits.max_padding,
+        free_padding=traits.free_padding,
     )
     return len(plan)
 

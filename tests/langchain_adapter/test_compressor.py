@@ -13,7 +13,14 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import ConfigurableField, Runnable
 from pydantic import ValidationError
 
-from rerank_adapters import BackendError, InputError, ModelError, Reranker, RerankerConfig
+from rerank_adapters import (
+    BackendError,
+    ConfigError,
+    InputError,
+    ModelError,
+    Reranker,
+    RerankerConfig,
+)
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.langchain.settings import Overrides, Settings
 from tests.fakes import ConstantBackend, CountingBackend, reranker_over
@@ -103,8 +110,8 @@ def test_id_type_and_metadata_survive(ready: Reranker) -> None:
         page: int = 0
 
     given = [
-        Passage(id=f"p{place}", page_content=text, page=place, metadata={"nested": {"n": [place]}})
-        for place, text in enumerate(TEXTS)
+        Passage(id=f"p{index}", page_content=text, page=index, metadata={"nested": {"n": [index]}})
+        for index, text in enumerate(TEXTS)
     ]
     for found in CrossEncoderCompressor(reranker=ready, top_n=None).compress_documents(
         given, QUERY
@@ -140,6 +147,14 @@ def test_the_score_s_name_can_be_chosen(ready: Reranker) -> None:
     assert all(KEY not in document.metadata for document in found)
 
 
+def test_no_score_is_written_without_a_key(ready: Reranker) -> None:
+    """score_key=None: the order is the ranker's, the metadata are what they were."""
+    plain = CrossEncoderCompressor(reranker=ready, score_key=None)
+    found = plain.compress_documents(documents(), QUERY)
+    assert found == [documents()[int(str(one.id)[1:])] for one in found]
+    assert ids(found) == best(oracle(QUERY), 3)
+
+
 def test_top_n(ready: Reranker) -> None:
     """None is all, more than there are is all, and 3 is the default."""
     order = best(oracle(QUERY))
@@ -154,10 +169,10 @@ def test_top_n(ready: Reranker) -> None:
 @pytest.mark.parametrize("top_n", [0, -1, "x", "3", 3.0, True])
 def test_top_n_below_one_is_refused(ready: Reranker, top_n: object) -> None:
     """At construction, on assignment (which leaves the old value) and per call."""
-    with pytest.raises(ValidationError, match="top_n"):
+    with pytest.raises(ConfigError, match="top_n"):
         CrossEncoderCompressor(reranker=ready, top_n=top_n)
     compressor = CrossEncoderCompressor(reranker=ready)
-    with pytest.raises(ValidationError, match="top_n"):
+    with pytest.raises(ConfigError, match="top_n"):
         compressor.top_n = top_n  # type: ignore[assignment]  # what is refused
     assert compressor.top_n == 3
     with pytest.raises(InputError, match=r"top_n must be an int of at least 1, or None for all"):
@@ -190,7 +205,7 @@ def test_text_fn_builds_what_is_scored(ready: Reranker) -> None:
     compressor = CrossEncoderCompressor(
         reranker=ready, text_fn=lambda document: f"{document.metadata['source']}. See also: bread"
     )
-    wanted = oracle(QUERY, [f"file {place}. See also: bread" for place in range(len(TEXTS))])
+    wanted = oracle(QUERY, [f"file {index}. See also: bread" for index in range(len(TEXTS))])
     found = compressor.compress_documents(documents(), QUERY, top_n=None)
     assert {d.id: d.page_content for d in found} == {d.id: d.page_content for d in documents()}
     np.testing.assert_allclose(scores(found), -np.sort(-wanted), atol=TOLERANCE)
@@ -282,11 +297,11 @@ def test_every_setting_can_be_given_per_call(compressor: CrossEncoderCompressor)
 
 
 def test_naming_one_text_rule_per_call_drops_the_other(ready: Reranker) -> None:
-    """text_fn in the fields and rank_fields in the call do not collide; both in one place do."""
+    """text_fn in the fields and rank_fields in the call do not collide; both at once do."""
     compressor = CrossEncoderCompressor(reranker=ready, text_fn=lambda _: "the same for all")
     found = compressor.compress_documents(documents(), QUERY, rank_fields=["source"], top_n=None)
     assert len(set(scores(found))) > 1
-    with pytest.raises(ValidationError, match="text_fn builds the whole text"):
+    with pytest.raises(ConfigError, match="text_fn builds the whole text"):
         CrossEncoderCompressor(reranker=ready, text_fn=str, rank_fields=["source"])
 
 
@@ -295,7 +310,7 @@ def test_rank_fields_are_names(compressor: CrossEncoderCompressor) -> None:
     for names in ("source", ["source", 1], {"source"}):
         with pytest.raises(InputError, match="rank_fields must be a sequence of str"):
             compressor.compress_documents(documents(), QUERY, rank_fields=names)  # type: ignore[arg-type]  # what is refused
-        with pytest.raises(ValidationError, match="rank_fields"):
+        with pytest.raises(ConfigError, match="rank_fields"):
             CrossEncoderCompressor(rank_fields=names)  # type: ignore[arg-type]  # likewise
     assert CrossEncoderCompressor(rank_fields=["source"]).rank_fields == ("source",)
 
@@ -316,7 +331,7 @@ def test_metadata_may_be_anything(compressor: CrossEncoderCompressor) -> None:
 def test_a_document_that_cannot_be_copied_fails_only_its_query(
     compressor: CrossEncoderCompressor,
 ) -> None:
-    """Its own error comes back in its place; the other query is answered."""
+    """Its own error comes back where its documents would; the other query is answered."""
     good = {"query": QUERY, "documents": documents()}
     bad = {"query": QUERY, "documents": [Stubborn("bread")]}
     answer, error = compressor.batch([good, bad], return_exceptions=True)
@@ -393,10 +408,11 @@ def test_wrong_input_is_named(
 
 
 def test_unknown_and_wrong_fields_are_refused() -> None:
-    """extra="forbid"; each configuration field keeps RerankerConfig's rule."""
+    """Unknown ones by pydantic; each of ours keeps the rule of the core, and its error."""
+    for field in ("top_k", "batch_size"):
+        with pytest.raises(ValidationError, match=field):
+            CrossEncoderCompressor(**{field: 3})
     for field, value in {
-        "top_k": 3,
-        "batch_size": 8,
         "backend": "tensorflow",
         "device": "gpu",
         "dtype": "int4",
@@ -408,14 +424,14 @@ def test_unknown_and_wrong_fields_are_refused() -> None:
         "score_key": "",
         "text_fn": "page_content",
     }.items():
-        with pytest.raises(ValidationError, match=field):
+        with pytest.raises(ConfigError, match=field):
             CrossEncoderCompressor(**{field: value})
 
 
 def test_assignment_that_breaks_a_rule_between_fields_is_undone() -> None:
     """int8 needs ONNX: backend="torch" is refused, and the old value is still there."""
     compressor = CrossEncoderCompressor(dtype="int8")
-    with pytest.raises(ValidationError, match="int8"):
+    with pytest.raises(ConfigError, match="int8"):
         compressor.backend = "torch"
     assert compressor.backend == "auto"
     assert compressor == CrossEncoderCompressor(dtype="int8")
@@ -431,7 +447,7 @@ def test_fields_are_the_configuration_s() -> None:
 
 def test_a_ready_reranker_excludes_the_configuration(ready: Reranker) -> None:
     """A field that would change nothing is refused."""
-    with pytest.raises(ValidationError, match=r"max_length would change nothing"):
+    with pytest.raises(ConfigError, match=r"max_length would change nothing"):
         CrossEncoderCompressor(reranker=ready, max_length=64)
 
 

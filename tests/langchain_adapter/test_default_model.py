@@ -32,10 +32,10 @@ def bm25() -> RunnableLambda[str, list[Document]]:
     index.index(tokens([f"{p['title']} {p['text']}" for p in passages]), show_progress=False)
 
     def search(query: str) -> list[Document]:
-        places, _ = index.retrieve(tokens([query]), k=CANDIDATES, show_progress=False)
+        best, _ = index.retrieve(tokens([query]), k=CANDIDATES, show_progress=False)
         return [
             Document(id=p["_id"], page_content=p["text"], metadata={"title": p["title"]})
-            for p in (passages[place] for place in places[0])
+            for p in (passages[row] for row in best[0])
         ]
 
     return RunnableLambda(search)
@@ -51,9 +51,9 @@ def ndcg(queries: list[dict[str, Any]], found: list[list[Document]]) -> float:
     asked = {query["_id"] for query in queries}
     qrels = [ir_measures.Qrel(q, d, int(grade)) for q, d, grade in rows if q in asked]
     run = [
-        ir_measures.ScoredDoc(query["_id"], str(document.id), -float(place))
+        ir_measures.ScoredDoc(query["_id"], str(document.id), -float(rank))
         for query, documents in zip(queries, found, strict=True)
-        for place, document in enumerate(documents)
+        for rank, document in enumerate(documents)
     ]
     return float(
         ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, run)[ir_measures.nDCG @ 10]

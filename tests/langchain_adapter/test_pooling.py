@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rerank_adapters import BackendError, InputError, Reranker
 from rerank_adapters.langchain import CrossEncoderCompressor, RerankingRetriever
-from tests.fakes import CountingBackend, FaultyBackend, HeldBackend, reranker_over
+from tests.fakes import CountingBackend, FaultyBackend, HeldBackend, encoded, reranker_over
 from tests.langchain_adapter.samples import (
     QUERIES,
     QUERY,
@@ -47,10 +47,10 @@ def test_batch_is_one_pool() -> None:
     with reranker_over(backend) as reranker:
         compressor = CrossEncoderCompressor(reranker=reranker, top_n=None)
         together = compressor.batch(inputs())
-        assert backend.forwards == planned(reranker, ALL_PAIRS)
+        assert backend.forwards == planned(ALL_PAIRS)
         assert backend.rows == len(ALL_PAIRS)
         alone = [compressor.invoke(given) for given in inputs()]
-        assert backend.forwards > 2 * planned(reranker, ALL_PAIRS)
+        assert backend.forwards > 2 * planned(ALL_PAIRS)
     assert together == alone
 
 
@@ -60,7 +60,7 @@ async def test_abatch_is_one_pool() -> None:
     with reranker_over(backend) as reranker:
         compressor = CrossEncoderCompressor(reranker=reranker, top_n=None)
         together = await compressor.abatch(inputs())
-        assert backend.forwards == planned(reranker, ALL_PAIRS)
+        assert backend.forwards == planned(ALL_PAIRS)
         assert together == [await compressor.ainvoke(given) for given in inputs()]
 
 
@@ -80,7 +80,7 @@ async def test_a_chain_s_batch_is_one_pool(asynchronous: bool) -> None:
             documents=ListRetriever(found=documents()), query=RunnablePassthrough()
         ) | CrossEncoderCompressor(reranker=reranker)
         found = await chain.abatch(QUERIES) if asynchronous else chain.batch(QUERIES)
-        assert backend.forwards == planned(reranker, ALL_PAIRS)
+        assert backend.forwards == planned(ALL_PAIRS)
         assert found == [chain.invoke(query) for query in QUERIES]
 
 
@@ -93,7 +93,7 @@ async def test_a_retriever_s_batch_is_one_pool(asynchronous: bool) -> None:
             base_retriever=ListRetriever(found=documents()), reranker=reranker
         )
         found = await retriever.abatch(QUERIES) if asynchronous else retriever.batch(QUERIES)
-        assert backend.forwards == planned(reranker, ALL_PAIRS)
+        assert backend.forwards == planned(ALL_PAIRS)
         assert found == [retriever.invoke(query) for query in QUERIES]
 
 
@@ -104,7 +104,7 @@ def test_settings_of_each_input_are_its_own() -> None:
         found = CrossEncoderCompressor(reranker=reranker).batch(
             inputs(), [{"configurable": {"top_n": n}} for n in (1, 2, 3, 4)]
         )
-        assert backend.forwards == planned(reranker, ALL_PAIRS)
+        assert backend.forwards == planned(ALL_PAIRS)
     assert [len(each) for each in found] == [1, 2, 3, 4]
 
 
@@ -126,7 +126,7 @@ async def test_a_bad_input_fails_only_itself(asynchronous: bool) -> None:
             found = await compressor.abatch(given, return_exceptions=True)
         else:
             found = compressor.batch(given, return_exceptions=True)
-        assert backend.forwards == planned(reranker, ALL_PAIRS[: 2 * len(TEXTS)])
+        assert backend.forwards == planned(ALL_PAIRS[: 2 * len(TEXTS)])
         assert [found[0], found[4]] == [compressor.invoke(one) for one in good]
         assert all(isinstance(error, InputError) for error in found[1:4])
         with pytest.raises(InputError, match="query must be a str that is not blank"):
@@ -141,7 +141,7 @@ async def test_a_poisonous_pair_fails_only_its_query(asynchronous: bool) -> None
     given = inputs()
     given[2]["documents"].append(Document(poison))
     with reranker_over(backend) as reranker:
-        row = reranker._scorer.encode([(QUERIES[2], poison)]).batch
+        row = encoded([(QUERIES[2], poison)])
         backend.rule = lambda batch: (
             RuntimeError("kernel fault") if has_row(batch, row).any() else None
         )
@@ -152,8 +152,8 @@ async def test_a_poisonous_pair_fails_only_its_query(asynchronous: bool) -> None
             found = compressor.batch(given, return_exceptions=True)
         assert isinstance(found[2], BackendError)
         assert "kernel fault" in str(found[2])
-        for place in (0, 1, 3):
-            assert found[place] == compressor.invoke(given[place])
+        for index in (0, 1, 3):
+            assert found[index] == compressor.invoke(given[index])
 
 
 def out_of_memory(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -183,19 +183,19 @@ def test_a_forward_that_fails_one_caller_of_four(
         (query, one.page_content) for query, of in zip(QUERIES, given, strict=True) for one in of
     ]
     with reranker_over(tap) as reranker, ThreadPoolExecutor(5) as threads:
-        row = reranker._scorer.encode([(QUERIES[2], given[2][-1].page_content)]).batch
+        row = encoded([(QUERIES[2], given[2][-1].page_content)])
         tap.edit = lambda batch, logits: spoil(logits) if has_row(batch, row).any() else logits
         compress = CrossEncoderCompressor(reranker=reranker, top_n=None).compress_documents
         with tap.held():
             threads.submit(compress, documents()[:1], QUERY)
             assert tap.entered.wait(60)
             calls = [threads.submit(compress, *call) for call in zip(given, QUERIES, strict=True)]
-            until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
+            until(lambda: reranker.stats()["queue_tokens"] == _tokens(waiting))
         error = calls.pop(2).exception()
         assert isinstance(error, BackendError)
         assert re.search(message, str(error))
         assert type(error.__cause__) is cause
-        alone = [compress(given[place], QUERIES[place]) for place in (0, 1, 3)]
+        alone = [compress(given[index], QUERIES[index]) for index in (0, 1, 3)]
         assert [call.result() for call in calls] == alone
     assert given == before
 
@@ -214,14 +214,14 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_score() -> None:
 
 
 def test_a_retriever_s_bad_query_fails_only_itself(ready: Reranker) -> None:
-    """The base retriever's error comes back in its place; the others are answered."""
+    """The base retriever's error comes back where its documents would; the others are answered."""
     retriever = RerankingRetriever(
         base_retriever=ListRetriever(found=documents(), fails_on=QUERIES[1]), reranker=ready
     )
     found = retriever.batch(QUERIES, return_exceptions=True)
     assert isinstance(found[1], LookupError)
-    for place in (0, 2, 3):
-        assert found[place] == retriever.invoke(QUERIES[place])
+    for index in (0, 2, 3):
+        assert found[index] == retriever.invoke(QUERIES[index])
     with pytest.raises(LookupError):
         retriever.batch(QUERIES)
 
@@ -251,7 +251,7 @@ async def executor_refuses() -> AsyncIterator[None]:
 async def test_concurrent_calls_share_forwards(executor_refuses: None) -> None:
     """64 calls that wait behind a held forward run as one plan over all of their 768 pairs."""
     backend = HeldBackend()
-    queries = [f"{QUERIES[place % 4]} {place}" for place in range(64)]
+    queries = [f"{QUERIES[index % 4]} {index}" for index in range(64)]
     waiting = [(query, text) for query in queries for text in TEXTS]
     with reranker_over(backend) as reranker:
         compressor = CrossEncoderCompressor(reranker=reranker, top_n=None)
@@ -261,11 +261,11 @@ async def test_concurrent_calls_share_forwards(executor_refuses: None) -> None:
             asyncio.create_task(compressor.acompress_documents(documents(), query))
             for query in queries
         ]
-        await _until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
+        await _until(lambda: reranker.stats()["queue_tokens"] == _tokens(waiting))
         backend.release.set()
         found = await asyncio.gather(*calls)
         await held
-        assert backend.forwards == 1 + planned(reranker, waiting)
+        assert backend.forwards == 1 + planned(waiting)
         assert backend.rows == 1 + len(waiting)
         alone = [compressor.compress_documents(documents(), query) for query in queries[:4]]
     assert found[:4] == alone
@@ -274,24 +274,24 @@ async def test_concurrent_calls_share_forwards(executor_refuses: None) -> None:
 def test_threads_share_forwards() -> None:
     """Sixteen plain threads behind a held forward: one plan over all of their 192 pairs."""
     backend = HeldBackend()
-    queries = [f"{QUERIES[place % 4]} {place}" for place in range(16)]
+    queries = [f"{QUERIES[index % 4]} {index}" for index in range(16)]
     waiting = [(query, text) for query in queries for text in TEXTS]
     with reranker_over(backend) as reranker, ThreadPoolExecutor(17) as threads:
         compress = CrossEncoderCompressor(reranker=reranker, top_n=None).compress_documents
         threads.submit(compress, documents()[:1], QUERY)
         assert backend.entered.wait(60)
         calls = [threads.submit(compress, documents(), query) for query in queries]
-        until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
+        until(lambda: reranker.stats()["queue_tokens"] == _tokens(waiting))
         backend.release.set()
         found = [call.result() for call in calls]
-        assert backend.forwards == 1 + planned(reranker, waiting)
+        assert backend.forwards == 1 + planned(waiting)
         assert backend.rows == 1 + len(waiting)
         assert found == [compress(documents(), query) for query in queries]
 
 
 def test_threads_get_what_a_serial_call_gives() -> None:
     """Eight threads at once, three rounds each, on the bundled int8 model: equal to the bit."""
-    queries = [f"{query} {place}" for query in QUERIES for place in range(2)]
+    queries = [f"{query} {index}" for query in QUERIES for index in range(2)]
     given = [document for document in documents() if len(document.page_content) < 500]
     together = threading.Barrier(len(queries))
     with CrossEncoderCompressor(device="cpu", top_n=None) as compressor:
@@ -318,7 +318,7 @@ async def test_cancelling_one_call_leaves_the_others_alone() -> None:
             for query in QUERIES[:3]
         ]
         waiting = [(query, text) for query in QUERIES[:3] for text in TEXTS]
-        await _until(lambda: reranker.stats()["queue_tokens"] == _tokens(reranker, waiting))
+        await _until(lambda: reranker.stats()["queue_tokens"] == _tokens(waiting))
         calls[1].cancel()
         with pytest.raises(asyncio.CancelledError):
             await calls[1]
@@ -385,8 +385,8 @@ def test_the_first_call_ever_does_not_block_the_loop(model: str) -> None:
     assert done.stdout == "clean\n"
 
 
-def _tokens(reranker: Reranker, pairs: list[tuple[str, str]]) -> int:
-    return int(reranker._scorer.encode(pairs).batch.lengths.sum())
+def _tokens(pairs: list[tuple[str, str]]) -> int:
+    return int(encoded(pairs).lengths.sum())
 
 
 async def _until(condition: Callable[[], bool]) -> None:

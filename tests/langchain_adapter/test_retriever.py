@@ -13,7 +13,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
 
-from rerank_adapters import InputError, ModelError, Reranker
+from rerank_adapters import ConfigError, InputError, ModelError, Reranker
 from rerank_adapters.langchain import CrossEncoderCompressor, RerankingRetriever
 from tests.fakes import CountingBackend, reranker_over
 from tests.langchain_adapter.samples import (
@@ -91,9 +91,9 @@ def test_top_n(compressor: CrossEncoderCompressor, ready: Reranker, base: ListRe
     assert len(every.invoke(QUERY)) == len(TEXTS)
     own.top_n = 1
     assert len(own.invoke(QUERY)) == 1
-    with pytest.raises(ValidationError, match="top_n"):
+    with pytest.raises(ConfigError, match="top_n"):
         RerankingRetriever(base_retriever=base, reranker=ready, top_n=0)
-    with pytest.raises(ValidationError, match="top_n"):
+    with pytest.raises(ConfigError, match="top_n"):
         own.top_n = 0
     assert own.top_n == 1
 
@@ -133,7 +133,7 @@ async def test_rerank_count_bounds_what_is_scored(asynchronous: bool) -> None:
         )
         found = await invoked(retriever, QUERY, asynchronous=asynchronous)
     assert backend.rows == 5
-    assert sorted(map(str, ids(found))) == [f"d{place}" for place in range(5)]
+    assert sorted(map(str, ids(found))) == [f"d{index}" for index in range(5)]
 
 
 def test_rerank_count_is_what_a_vector_store_is_asked_for(ready: Reranker) -> None:
@@ -180,7 +180,7 @@ def test_a_batch_through_derived_compressors_is_still_one_pool() -> None:
                 base_retriever=ListRetriever(found=documents()), compressor=derived
             )
             retriever.batch(QUERIES)
-            assert backend.forwards == rounds * planned(reranker, pairs)
+            assert backend.forwards == rounds * planned(pairs)
 
 
 def test_a_retriever_of_retrievers(ready: Reranker, base: ListRetriever) -> None:
@@ -198,9 +198,9 @@ def test_unknown_and_conflicting_arguments_are_refused(
         RerankingRetriever(base_retriever=base, bogus=3)
     with pytest.raises(ValidationError, match="base_retriever"):
         RerankingRetriever(compressor=compressor)
-    with pytest.raises(ValidationError, match="give it max_length, score_key, or leave it out"):
+    with pytest.raises(ConfigError, match="give it max_length, score_key, or leave it out"):
         RerankingRetriever(base_retriever=base, compressor=compressor, max_length=9, score_key="s")
-    with pytest.raises(ValidationError, match="rerank_count"):
+    with pytest.raises(ConfigError, match="rerank_count"):
         RerankingRetriever(base_retriever=base, compressor=compressor, rerank_count=0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import pickle
 import threading
@@ -19,14 +18,13 @@ from langchain_core.runnables import ConfigurableField, RunnablePassthrough
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from pydantic import SecretStr
 
-from rerank_adapters import ClosedError, ConfigError, Reranker
+from rerank_adapters import ClosedError, ConfigError, Reranker, sharing
 from rerank_adapters.langchain import (
     CrossEncoderCompressor,
     LangChainCrossEncoder,
     RerankingRetriever,
 )
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
-from rerank_adapters.scorers.cross_encoder import CrossEncoder
 from tests.langchain_adapter.samples import KEY, QUERY, TEXTS, ListRetriever, documents
 
 TOKEN = "hf_notARealToken0123456789"
@@ -116,11 +114,11 @@ def test_the_token_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a secret to print, not to load with."""
     seen = []
 
-    def from_config(config: Any) -> CrossEncoder:
+    def find(config: Any) -> None:
         seen.append(config.token)
         raise OSError("no network here")
 
-    monkeypatch.setattr(CrossEncoder, "from_config", from_config)
+    monkeypatch.setattr(sharing, "find", find)
     with pytest.raises(OSError, match="no network here"):
         full(device="cpu").compress_documents(documents(), QUERY, rank_fields=None)
     assert seen == [TOKEN]
@@ -163,18 +161,18 @@ def test_deepcopy_and_model_copy(model: str, ready: Reranker) -> None:
 
 @pytest.fixture
 def loads_counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The configurations that were loaded from here on."""
-    gc.collect()
+    """The configurations whose networks were loaded from here on; none is kept from before."""
+    sharing.close_all()
     loaded: list[Any] = []
-    load_one = CrossEncoder.from_config.__func__  # type: ignore[attr-defined]  # a classmethod's function
+    start = sharing.start
 
-    def counting(config: Any) -> CrossEncoder:
-        loaded.append(config)
-        return load_one(CrossEncoder, config)  # type: ignore[no-any-return]  # a CrossEncoder
+    def counting(found: Any, meaning: Any) -> Any:
+        loaded.append(found.config)
+        return start(found, meaning)
 
-    monkeypatch.setattr(CrossEncoder, "from_config", counting)
+    monkeypatch.setattr(sharing, "start", counting)
     yield loaded
-    gc.collect()
+    sharing.close_all()
 
 
 def test_equal_configurations_load_once(loads_counted: list[Any], model: str) -> None:
@@ -208,22 +206,25 @@ def test_a_configured_copy_does_not_load_again(loads_counted: list[Any], model: 
     assert len(loads_counted) == 1
 
 
-def test_the_last_close_frees_the_model(loads_counted: list[Any], model: str) -> None:
-    """One of two equal adapters closes: the other works on; after both, a new one loads anew."""
+def test_a_closed_adapter_leaves_the_model_to_the_others(
+    loads_counted: list[Any], model: str
+) -> None:
+    """One of two equal adapters closes: the other works on; after both, a new one finds it idle."""
     fields: dict[str, Any] = {"model": model, "backend": "onnx", "device": "cpu", "max_length": 97}
     first, second = CrossEncoderCompressor(**fields), CrossEncoderCompressor(**fields)
     first.compress_documents(documents(), QUERY)
-    reranker = first._ranker()
     first.close()
     first.close()
     second.compress_documents(documents(), QUERY)
     with pytest.raises(ClosedError, match="CrossEncoderCompressor is closed: make a new one"):
         first.compress_documents(documents(), QUERY)
     second.close()
-    del reranker
-    gc.collect()
     with CrossEncoderCompressor(**fields) as third:
         third.compress_documents(documents(), QUERY)
+    assert len(loads_counted) == 1
+    sharing.close_all()
+    with CrossEncoderCompressor(**fields) as fourth:
+        fourth.compress_documents(documents(), QUERY)
     assert len(loads_counted) == 2
 
 
@@ -274,7 +275,7 @@ def test_langchain_and_llama_index_around_one_reranker(model: str) -> None:
 def test_langchain_and_llama_index_of_one_configuration_load_once(
     loads_counted: list[Any], model: str
 ) -> None:
-    """One engine counts both; it outlives the first adapter's close, and not the second's."""
+    """One engine counts both; it outlives both adapters' close, until it is freed."""
     fields: dict[str, Any] = {"model": model, "backend": "onnx", "device": "cpu", "max_length": 96}
     compressor, postprocessor = in_both_frameworks(**fields)
     wanted = scored_documents(compressor)
@@ -287,7 +288,7 @@ def test_langchain_and_llama_index_of_one_configuration_load_once(
         scored_documents(compressor)
     assert len(loads_counted) == 1
     postprocessor.close()
-    gc.collect()
+    sharing.close_all()
     with CrossEncoderCompressor(top_n=None, **fields) as third:
         assert scored_documents(third) == wanted
     assert len(loads_counted) == 2
@@ -318,7 +319,7 @@ def test_what_a_type_checker_lets_pass_is_made_one_thing() -> None:
     assert given.device == ("cpu", "cpu")
     assert given.rank_fields == ("title",)
     assert isinstance(given.token, SecretStr)
-    assert given.model_copy(update={"token": TOKEN})._config.token == TOKEN
+    assert given.model_copy(update={"token": TOKEN})._prepared().config.token == TOKEN
 
 
 def test_a_ready_reranker_is_left_open(ready: Reranker) -> None:

@@ -23,11 +23,11 @@ def nodes(texts: Sequence[str] = TEXTS, **metadata: str) -> list[NodeWithScore]:
     return [
         NodeWithScore(
             node=TextNode(
-                id_=f"node-{place}", text=text, metadata={"file": f"f{place}", **metadata}
+                id_=f"node-{index}", text=text, metadata={"file": f"f{index}", **metadata}
             ),
-            score=0.9 - place / 10,
+            score=0.9 - index / 10,
         )
-        for place, text in enumerate(texts)
+        for index, text in enumerate(texts)
     ]
 
 

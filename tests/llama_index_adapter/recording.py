@@ -1,4 +1,4 @@
-"""What LlamaIndex's instrumentation and its older callbacks tell, recorded."""
+"""LlamaIndex's instrumentation and its older callbacks, recorded."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class SpanLog(BaseSpanHandler[BaseSpan]):
         return self.open_spans.get(id_)
 
 
-class Telling:
-    """The rerank events and spans of what ran inside `telling()`."""
+class Recording:
+    """The rerank events and spans of what ran inside `recording()`."""
 
     def __init__(self, events: EventLog, spans: SpanLog) -> None:
         self._events = events
@@ -74,14 +74,14 @@ class Telling:
 
 
 @contextmanager
-def telling() -> Iterator[Telling]:
+def recording() -> Iterator[Recording]:
     """Record events and spans of the block; the dispatchers are as before afterwards."""
     root = get_dispatcher()
     events, spans = EventLog(), SpanLog()
     root.add_event_handler(events)
     root.add_span_handler(spans)
     try:
-        yield Telling(events, spans)
+        yield Recording(events, spans)
     finally:
         root.event_handlers.remove(events)
         root.span_handlers.remove(spans)

@@ -11,9 +11,10 @@ import pytest
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
-from rerank_adapters import Reranker
+from rerank_adapters import Reranker, sharing
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
-from tests.fakes import CountingBackend, HeldBackend, queued_pairs, reranker_over
+from tests.exported import exported
+from tests.fakes import CountingBackend, HeldBackend, reranker_over
 from tests.llama_index_adapter.examples import QUERY, InMemoryRetriever, nodes, outcome
 
 pytestmark = pytest.mark.usefixtures("mocks")
@@ -36,7 +37,7 @@ def engine(postprocessor: CrossEncoderPostprocessor) -> RetrieverQueryEngine:
 async def queued(reranker: Reranker, pairs: int) -> None:
     """Wait until *pairs* are in the queue; 60 s only bound a failing test."""
     async with asyncio.timeout(60):
-        while queued_pairs(reranker) < pairs:
+        while reranker.stats()["queue_pairs"] < pairs:
             await asyncio.sleep(0)
 
 
@@ -95,9 +96,9 @@ def test_threads_and_loops_at_once():
         wanted = queries(postprocessor)
         together = threading.Barrier(8)
 
-        def call(place: int) -> list[Outcome]:
+        def call(number: int) -> list[Outcome]:
             together.wait()
-            return asyncio.run(aqueries(postprocessor)) if place % 2 else queries(postprocessor)
+            return asyncio.run(aqueries(postprocessor)) if number % 2 else queries(postprocessor)
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(call, range(8))) == [wanted] * 8
@@ -125,8 +126,8 @@ async def test_a_cancelled_waiter_leaves_the_others():
         backend.release.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert backend.rows == 7 * 5
-        for place, (query, result) in enumerate(zip(QUERIES, results, strict=True)):
-            if place == 3:
+        for index, (query, result) in enumerate(zip(QUERIES, results, strict=True)):
+            if index == 3:
                 assert isinstance(result, asyncio.CancelledError)
             else:
                 alone = postprocessor.postprocess_nodes(nodes(EQUAL, file="f"), query_str=query)
@@ -154,15 +155,16 @@ async def test_long_metadata_are_counted_off_the_loop(monkeypatch: pytest.Monkey
 async def test_loading_leaves_the_loop_alone(monkeypatch: pytest.MonkeyPatch):
     """The first awaited call loads in a thread, while the loop comes round a thousand times."""
     asked, go = threading.Event(), threading.Event()
-    backend = CountingBackend()
+    find = sharing.find
 
-    def slow_load(config: object) -> Reranker:
+    def slow_find(config: object) -> object:
         asked.set()
         assert go.wait(60), "nobody let the loading go on within 60 s"
-        return reranker_over(backend)
+        return find(config)
 
-    monkeypatch.setattr(Reranker, "from_config", slow_load)
-    with CrossEncoderPostprocessor(model="held/while-loading") as postprocessor:
+    monkeypatch.setattr(sharing, "find", slow_find)
+    fields = {"model": str(exported("bert")), "backend": "onnx", "max_length": 43}
+    with CrossEncoderPostprocessor(**fields) as postprocessor:
         given = [NodeWithScore(node=TextNode(text="a text"))]
         task = asyncio.ensure_future(postprocessor.apostprocess_nodes(given, query_str=QUERY))
         await began(asked)

@@ -1,4 +1,4 @@
-"""One instance through every place that takes a node postprocessor, offline (§2, §5.11)."""
+"""One instance through every class that takes a node postprocessor, offline (§2, §5.11)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from rerank_adapters import Reranker
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from tests.exported import exported
 from tests.llama_index_adapter.examples import QUERY, TEXTS, nodes, outcome
-from tests.llama_index_adapter.recording import Telling, telling
+from tests.llama_index_adapter.recording import Recording, recording
 
 # LlamaIndex's workflows read pydantic attributes that newer versions of pydantic warn about.
 pytestmark = pytest.mark.filterwarnings(
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings(
 SUB_QUESTIONS = (QUERY, "How many eggs are needed?", "What do whales breathe?")
 
 Nodes = Sequence[NodeWithScore] | None
-"""What came out, where the place shows it."""
+"""What came out, where it is shown."""
 
 
 class First(BaseSelector):
@@ -81,8 +81,8 @@ class Fixed(BaseQuestionGenerator):
         return self.generate(tools, query)
 
 
-class Places:
-    """Every place, built around one postprocessor over one index of TEXTS."""
+class Uses:
+    """Every use, built around one postprocessor over one index of TEXTS."""
 
     def __init__(self, postprocessor: CrossEncoderPostprocessor) -> None:
         self.reranked = {"node_postprocessors": [postprocessor]}
@@ -224,7 +224,7 @@ class Places:
         return (await tool.acall(QUERY)).raw_output
 
     async def function_agent(self) -> Nodes:
-        # Not at the top: they came with llama-index-core 0.14, and all other places run on 0.13.
+        # Not at the top: they came with llama-index-core 0.14, and all other uses run on 0.13.
         from llama_index.core.base.llms.types import ToolCallBlock
         from llama_index.core.llms.mock import MockFunctionCallingLLM
 
@@ -272,9 +272,9 @@ class Places:
         return None
 
 
-PLACES = [name for name, it in vars(Places).items() if name[0] != "_" and callable(it)]
+USES = [name for name, it in vars(Uses).items() if name[0] != "_" and callable(it)]
 CALLS = {"sub_questions": 3, "object_index": 2}
-"""How often a place reranks, where that is not once."""
+"""How often a use reranks, where that is not once."""
 
 
 @pytest.fixture(scope="module")
@@ -285,27 +285,27 @@ def postprocessor() -> Iterator[CrossEncoderPostprocessor]:
 
 
 @pytest.mark.usefixtures("mocks")
-@pytest.mark.parametrize("place", PLACES)
-async def test_drop_in_everywhere(place: str, postprocessor: CrossEncoderPostprocessor):
-    """§5.11: each place calls it once per query, and gets the reranker's own best two."""
-    run: Callable[[], Awaitable[Nodes]] = getattr(Places(postprocessor), place)
-    with telling() as told:
+@pytest.mark.parametrize("use", USES)
+async def test_drop_in_everywhere(use: str, postprocessor: CrossEncoderPostprocessor):
+    """§5.11: each of them calls it once per query, and gets the reranker's own best two."""
+    run: Callable[[], Awaitable[Nodes]] = getattr(Uses(postprocessor), use)
+    with recording() as seen:
         shown = await run()
-    assert len(told.starts) == len(told.ends) == CALLS.get(place, 1)
-    assert told.dropped == []
-    assert_truthful(told, postprocessor._ranker())
+    assert len(seen.starts) == len(seen.ends) == CALLS.get(use, 1)
+    assert seen.dropped == []
+    assert_truthful(seen, postprocessor._ranker())
     if shown is not None:
-        assert outcome(shown) == outcome(told.ends[0].nodes)
+        assert outcome(shown) == outcome(seen.ends[0].nodes)
 
 
-def assert_truthful(told: Telling, reranker: Reranker) -> None:
-    ends = {end.span_id: end for end in told.ends}
+def assert_truthful(seen: Recording, reranker: Reranker) -> None:
+    ends = {end.span_id: end for end in seen.ends}
     queries = set()
-    for start in told.starts:
+    for start in seen.starts:
         texts = [it.node.get_content(MetadataMode.EMBED) for it in start.nodes]
         ranking = reranker.rerank(start.query, texts, top_n=2)
         ids = [it.node_id for it in ranking.select(start.nodes)]
-        wanted = [(name, place.score) for name, place in zip(ids, ranking, strict=True)]
+        wanted = [(name, one.score) for name, one in zip(ids, ranking, strict=True)]
         # Alone or with another query's pairs: other shapes, other sums (law 2).
         found = outcome(ends[start.span_id].nodes)
         assert [name for name, _ in found] == ids

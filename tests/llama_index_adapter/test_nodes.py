@@ -74,7 +74,7 @@ def test_scores_are_the_models_as_python_floats(backend: str):
     given = nodes()
     wanted = oracle(build("bert"), [(QUERY, embed_text(it)) for it in given])
     result = postprocessor.postprocess_nodes(given, query_str=QUERY)
-    assert [it.node_id for it in result] == [f"node-{place}" for place in np.argsort(-wanted)]
+    assert [it.node_id for it in result] == [f"node-{index}" for index in np.argsort(-wanted)]
     np.testing.assert_allclose(
         [it.score for it in result], np.sort(wanted)[::-1], rtol=0, atol=ATOL
     )
@@ -98,7 +98,7 @@ def test_ties_keep_the_order_given():
         result = CrossEncoderPostprocessor(reranker=constant, top_n=None).postprocess_nodes(
             nodes(), query_str=QUERY
         )
-    assert [it.node_id for it in result] == [f"node-{place}" for place in range(5)]
+    assert [it.node_id for it in result] == [f"node-{index}" for index in range(5)]
 
 
 def test_top_n(counting):
@@ -261,10 +261,10 @@ def test_text_fn_builds_the_text(reranker: Reranker):
 
     postprocessor = CrossEncoderPostprocessor(reranker=reranker, text_fn=upper, top_n=None)
     result = postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
-    assert seen == [f"node-{place}" for place in range(5)]
+    assert seen == [f"node-{index}" for index in range(5)]
     wanted = reranker.score(QUERY, [text.upper() for text in TEXTS])
     assert {it.node_id: it.score for it in result} == {
-        f"node-{place}": float(score) for place, score in enumerate(wanted)
+        f"node-{index}": float(score) for index, score in enumerate(wanted)
     }
     wrong = CrossEncoderPostprocessor(reranker=reranker, text_fn=lambda node: None)
     with pytest.raises(InputError, match=r"text_fn\(nodes\[0\]"):
@@ -286,7 +286,7 @@ def test_long_metadata_do_not_cut_the_passage_away(reranker: Reranker):
 
 def test_where_metadata_goes_depends_on_its_tokens(reranker: Reranker):
     """§5.7: before the body up to METADATA_SHARE of what the query leaves, after it beyond that."""
-    left = reranker.info()["max_length"] - reranker.count_tokens([QUERY])[0]
+    left = reranker.info().max_length - reranker.count_tokens([QUERY])[0]
     room = int(left * METADATA_SHARE)
     lead = reranker.count_tokens(["file: the"])[0]
     fits, over = (
@@ -317,7 +317,7 @@ def test_a_long_query_leaves_its_share_to_the_passage(truncation: str):
         model=str(exported("bert")), backend="onnx", truncation=truncation, top_n=None
     )
     over = postprocessor._ranker()
-    window, query, metadata = over.info()["max_length"], "the " * 200, "the " * 55
+    window, query, metadata = over.info().max_length, "the " * 200, "the " * 55
     assert over.count_tokens([metadata])[0] < window * METADATA_SHARE
     given = [
         NodeWithScore(node=TextNode(text=text, metadata={"m": metadata})) for text in TEXTS[:2]
@@ -387,9 +387,9 @@ def test_node_zoo(reranker: Reranker):
     result = postprocessor.postprocess_nodes(zoo, query_str=QUERY)
     wanted = reranker.score(QUERY, [it.node.get_content() for it in zoo])
     order = np.argsort(-wanted, kind="stable")
-    assert [it.node for it in result] == [zoo[place].node for place in order]
-    assert all(it.node is zoo[place].node for it, place in zip(result, order, strict=True))
-    assert [it.score for it in result] == [float(wanted[place]) for place in order]
+    assert [it.node for it in result] == [zoo[index].node for index in order]
+    assert all(it.node is zoo[index].node for it, index in zip(result, order, strict=True))
+    assert [it.score for it in result] == [float(wanted[index]) for index in order]
     by_id = {it.node_id: it for it in result}
     assert by_id["index"].node.obj is obj
     assert isinstance(by_id["tagged"], Tagged)
@@ -465,13 +465,13 @@ def test_identical_texts_are_scored_once(counting):
     """§5.10: six nodes, two texts, two rows; each node keeps its own identity."""
     over, backend = counting
     given = [
-        NodeWithScore(node=TextNode(text=TEXTS[place % 2], id_=f"n{place}")) for place in range(6)
+        NodeWithScore(node=TextNode(text=TEXTS[index % 2], id_=f"n{index}")) for index in range(6)
     ]
     result = CrossEncoderPostprocessor(reranker=over, top_n=None).postprocess_nodes(
         given, query_str=QUERY
     )
     assert backend.rows == 2
-    assert sorted(it.node_id for it in result) == [f"n{place}" for place in range(6)]
+    assert sorted(it.node_id for it in result) == [f"n{index}" for index in range(6)]
     assert len({it.score for it in result}) == 2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.scorers.traffic import discount_threads
+from tests.engine.traffic import discount_threads
 
 
 @pytest.fixture(autouse=True)

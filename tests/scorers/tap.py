@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_adapters import Reranker, RerankerConfig
-from rerank_adapters.protocols import Backend
-from rerank_adapters.scorers.cross_encoder import CrossEncoder
+from rerank_adapters import Reranker
+from rerank_adapters.loading import assemble
+from rerank_adapters.protocols import Backend, BackendTraits
 from rerank_adapters.tokenization import PairTokenizer
-from rerank_adapters.values import Scores, TokenBatch
+from rerank_adapters.tokens import Scores, TokenBatch
+from tests.parts import limits_of, reranker_around
 from tests.scorers.traffic import PATIENCE, checksum
 
 Rule = Callable[[TokenBatch], BaseException | None]
@@ -24,6 +25,8 @@ Edit = Callable[[TokenBatch, NDArray[np.float32]], NDArray[np.float32]]
 
 class ChecksumBackend:
     """The stub: a pair's one logit is a checksum of its tokens and their order, from 0 to 1."""
+
+    traits = BackendTraits(max_padding=0.03, free_padding=24)
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         return checksum(batch)[:, None] / np.float32(99_991)
@@ -40,6 +43,9 @@ class FirstLogit:
 
     labels = 1
     activation = "identity"
+
+    def keys(self, logits: NDArray[np.float32]) -> Scores:
+        return logits[:, 0]
 
     def scores(self, logits: NDArray[np.float32]) -> Scores:
         return logits[:, 0]
@@ -58,6 +64,7 @@ class Tap:
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
+        self.traits = inner.traits
         self.rule: Rule = lambda batch: None
         self.edit: Edit = lambda batch, logits: logits
         self.sizes: list[int] = []
@@ -98,14 +105,12 @@ class Tap:
 
 def tap_into(backend: str, folder: Path | str, **queue) -> tuple[Reranker, Tap]:
     """A reranker over the checkpoint in *folder*, and its tap; "stub" uses the tokenizer alone."""
-    if backend == "stub":
-        tokenizer = PairTokenizer.from_folder(Path(folder), max_length=256)
-        scorer = CrossEncoder(tokenizer, FirstLogit(), [ChecksumBackend()])
-    else:
-        scorer = CrossEncoder.from_config(
-            # One budget for every backend, so that tests may say which pairs share a batch.
-            RerankerConfig(model=str(folder), backend=backend, device="cpu", max_batch_tokens=2048)
-        )
-    tap = Tap(scorer.backends[0])
-    scorer.backends = (tap,)
-    return Reranker(scorer, **queue), tap
+    if backend != "stub":
+        # One budget for every backend, so that tests may say which pairs share a batch.
+        options = {"backend": backend, "device": "cpu", "max_batch_tokens": 2048}
+        return reranker_around(folder, Tap, **options, **queue)
+    tokenizer = PairTokenizer.from_folder(Path(folder), max_length=256)
+    num_workers, limits = queue.pop("num_workers", None), limits_of(**queue)
+    tap = Tap(ChecksumBackend())
+    scorer = assemble(tokenizer, FirstLogit(), [tap], num_workers=num_workers, limits=limits)
+    return Reranker.over(scorer), tap

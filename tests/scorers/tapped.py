@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_adapters import Reranker
-from rerank_adapters.values import TokenBatch
+from rerank_adapters.tokens import TokenBatch
 from tests.checkpoints import build
 from tests.exported import exported
 from tests.scorers.tap import Tap, tap_into

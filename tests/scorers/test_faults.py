@@ -26,7 +26,9 @@ import pytest
 import uvloop
 
 from rerank_adapters import Reranker, RerankerConfig
-from rerank_adapters.adapting import LazyReranker
+from rerank_adapters.adapter_fields import LazyReranker
+from rerank_adapters.engine.requests import Request
+from rerank_adapters.engine.scheduler import Scheduler
 from rerank_adapters.errors import (
     BackendError,
     ClosedError,
@@ -35,9 +37,7 @@ from rerank_adapters.errors import (
     OverloadedError,
     RerankError,
 )
-from rerank_adapters.scorers._requests import Request
-from rerank_adapters.scorers.scheduling import Scheduler
-from rerank_adapters.values import TokenBatch
+from rerank_adapters.tokens import TokenBatch
 from tests.checkpoints import PAIRS, build
 from tests.fakes import queued_pairs
 from tests.scorers.fault_table import BACKENDS, FAULTS, backends_for

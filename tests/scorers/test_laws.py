@@ -24,11 +24,11 @@ from onnx import helper
 from rerank_adapters import Reranker, RerankerConfig
 from rerank_adapters.backends.onnx import OnnxBackend
 from rerank_adapters.backends.torch import loading
-from rerank_adapters.protocols import Backend
-from rerank_adapters.scorers.cross_encoder import CrossEncoder
-from rerank_adapters.values import Scores, TokenBatch
+from rerank_adapters.protocols import Backend, BackendTraits
+from rerank_adapters.tokens import Scores, TokenBatch
 from tests.checkpoints import KINDS, PAIRS, TARGET_STD, Activation, build, encoder_for, oracle
 from tests.exported import exported
+from tests.parts import Parts, parts_of
 
 BACKENDS = ("onnx", "torch")
 ORACLE_ATOL = 1e-4  # law 1: float32 sums in another order, through two or three layers
@@ -69,20 +69,25 @@ def _config(
     )
 
 
+PARTS: dict[Reranker, Parts] = {}
+"""The tokenizer, family and backends of each reranker that `load` gave out."""
+
+
 @pytest.fixture(scope="module")
 def load() -> Iterator[Load]:
     """`load(kind, backend, ...)`: a Reranker; each configuration is loaded once."""
-    loaded: dict[RerankerConfig, Reranker] = {}
+    loaded: dict[RerankerConfig, Parts] = {}
 
     def get(kind: str, backend: str, **options: object) -> Reranker:
         config = _config(kind, backend, **options)
         if config not in loaded:
-            loaded[config] = Reranker.from_config(config)
-        return loaded[config]
+            loaded[config] = parts_of(config)
+            PARTS[loaded[config].reranker] = loaded[config]
+        return loaded[config].reranker
 
     yield get
-    for reranker in loaded.values():
-        reranker.close()
+    for parts in loaded.values():
+        parts.reranker.close()
 
 
 @functools.cache
@@ -207,19 +212,10 @@ def test_half_precision_weights_run_in_float32_on_cpu():
         str(build("bert_half")), backend="torch", device="cpu", activation="identity"
     ) as reranker:
         agree(reranker.score_pairs(PAIRS), expected("bert_half", "identity"))
-        assert reranker.info()["dtype"] == "float32"
+        assert reranker.info().dtype == "float32"
 
 
 # ------------------------------------------------------------------------------------------- law 2
-
-
-def _core(reranker: Reranker) -> CrossEncoder:
-    return reranker._scorer
-
-
-def _alone(core: CrossEncoder, batch: TokenBatch) -> Scores:
-    forward = core.forwards()[0]
-    return np.concatenate([forward(batch.take([row])) for row in range(len(batch))])
 
 
 def _companies(pairs: int) -> list[NDArray[np.int64]]:
@@ -236,12 +232,11 @@ def _companies(pairs: int) -> list[NDArray[np.int64]]:
 def _assert_company_does_not_matter(
     reranker: Reranker, same: Callable[[Scores, Scores], None]
 ) -> None:
-    core = _core(reranker)
-    batch = core.encode(PAIRS).batch
-    alone = _alone(core, batch)
-    forward = core.forwards()[0]
+    parts = PARTS[reranker]
+    batch = parts.encode(PAIRS)
+    alone = parts.alone(batch)
     for rows in _companies(len(batch)):
-        same(forward(batch.take(rows)), alone[rows])
+        same(parts.forward(batch.take(rows)), alone[rows])
     same(reranker.score_pairs(PAIRS), alone)
 
 
@@ -272,9 +267,8 @@ def test_bfloat16_keeps_the_ranking_up_to_its_drift(load: Load, kind: str):
     operation, through three layers).
     """
     half = load(kind, "torch", activation="identity", dtype="bfloat16")
-    core = _core(half)
-    batch = core.encode(PAIRS).batch
-    alone, together = _alone(core, batch), half.score_pairs(PAIRS)
+    parts = PARTS[half]
+    alone, together = parts.alone(parts.encode(PAIRS)), half.score_pairs(PAIRS)
     exact = expected(kind, "identity")
     drift = max(np.abs(alone - exact).max(), np.abs(together - exact).max())
     assert drift < 0.1 * TARGET_STD
@@ -301,6 +295,10 @@ class Mutant:
 
     inner: Backend
     change: Callable[[TokenBatch], TokenBatch]
+
+    @property
+    def traits(self) -> BackendTraits:
+        return self.inner.traits
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         return self.inner.logits(self.change(batch))
@@ -381,31 +379,31 @@ MUTANTS = {
 }
 
 
-def _mutant(kind: str, mutant: str, core: CrossEncoder, folder: Path) -> Backend:
+def _mutant(kind: str, mutant: str, parts: Parts, folder: Path) -> Backend:
     if (kind, mutant) == ("qwen3", "positions shifted"):
         file = shutil.copy(exported(kind) / "model.onnx", folder)
+        tokenizer = parts.meaning.tokenizer
         return OnnxBackend(
             _causal_positions_shifted(Path(file)),
             device="cpu",
-            pad_id=core.tokenizer.pad_id,
-            pad_side=core.tokenizer.pad_side,
+            pad_id=tokenizer.pad_id,
+            pad_side=tokenizer.pad_side,
         )
-    return Mutant(core.backends[0], MUTANTS[mutant])
+    return Mutant(parts.loaded.backends[0], MUTANTS[mutant])
 
 
-def _scores_of(core: CrossEncoder, backend: Backend, pairs: Sequence[tuple[str, str]]) -> Scores:
-    """Scores of *pairs* by *backend* in place of the core's own, in batches of 8 mixed lengths."""
-    forward = CrossEncoder(core.tokenizer, core.family, [backend]).forwards()[0]
-    batch = core.encode(pairs).batch
-    return np.concatenate(
-        [forward(batch.take(range(at, min(at + 8, len(batch))))) for at in range(0, len(batch), 8)]
-    )
+def _scores_of(parts: Parts, backend: Backend, pairs: Sequence[tuple[str, str]]) -> Scores:
+    """Scores of *pairs* by *backend* in place of the model's own, in batches of 8 mixed lengths."""
+    batch = parts.encode(pairs)
+    slices = [range(at, min(at + 8, len(batch))) for at in range(0, len(batch), 8)]
+    logits = np.concatenate([backend.logits(batch.take(rows)) for rows in slices])
+    return parts.meaning.family.scores(logits)
 
 
-def _uncut(core: CrossEncoder) -> list[int]:
-    """Places of the pairs that leave a position free: the shifted mutant needs one more."""
-    lengths = core.encode(PAIRS).batch.lengths
-    return [place for place, length in enumerate(lengths) if length < core.tokenizer.max_length]
+def _uncut(parts: Parts) -> list[int]:
+    """Indices of the pairs that leave a position free: the shifted mutant needs one more."""
+    most = parts.meaning.tokenizer.max_length
+    return [row for row, length in enumerate(parts.encode(PAIRS).lengths) if length < most]
 
 
 @pytest.mark.parametrize(
@@ -418,18 +416,18 @@ def _uncut(core: CrossEncoder) -> list[int]:
 )
 def test_mutant_fails_the_comparison(load: Load, tmp_path: Path, kind: str, mutant: str):
     """Each mutant fails where the unchanged backend, driven the same way, passes."""
-    core = _core(load(kind, "onnx", activation="identity"))
-    places = _uncut(core)
-    pairs, wanted = [PAIRS[place] for place in places], expected(kind, "identity")[places]
-    agree(_scores_of(core, core.backends[0], pairs), wanted)
-    broken = _mutant(kind, mutant, core, tmp_path)
+    parts = PARTS[load(kind, "onnx", activation="identity")]
+    rows = _uncut(parts)
+    pairs, wanted = [PAIRS[row] for row in rows], expected(kind, "identity")[rows]
+    agree(_scores_of(parts, parts.loaded.backends[0], pairs), wanted)
+    broken = _mutant(kind, mutant, parts, tmp_path)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        agree(_scores_of(core, broken, pairs), wanted)
+        agree(_scores_of(parts, broken, pairs), wanted)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in TYPED])
 def test_type_ids_change_nothing_where_a_model_has_one_type(load: Load, kind: str):
     """The kinds left out above: their scores are the same with type ids zeroed."""
-    core = _core(load(kind, "onnx", activation="identity"))
-    zeroed = Mutant(core.backends[0], _types_zeroed)
-    agree(_scores_of(core, zeroed, PAIRS), expected(kind, "identity"))
+    parts = PARTS[load(kind, "onnx", activation="identity")]
+    zeroed = Mutant(parts.loaded.backends[0], _types_zeroed)
+    agree(_scores_of(parts, zeroed, PAIRS), expected(kind, "identity"))

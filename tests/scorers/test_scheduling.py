@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerank_adapters.engine.queue import RequestQueue
+from rerank_adapters.engine.requests import Batch, Request
+from rerank_adapters.engine.scheduler import Scheduler, looks_out_of_memory
 from rerank_adapters.errors import BackendError, ClosedError, ConfigError, InputError
-from rerank_adapters.scorers._queue import RequestQueue
-from rerank_adapters.scorers._requests import Batch, Request
-from rerank_adapters.scorers.scheduling import Scheduler, looks_out_of_memory
 from tests.scorers.traffic import PATIENCE, Held, checksum, request, requests, rerank_threads
 
 untimed = settings(deadline=None, max_examples=50)

@@ -99,7 +99,7 @@ def _reversed(folder: Path) -> None:
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
     content["post_processor"]["pair"] = [
-        content["post_processor"]["pair"][place] for place in (0, 3, 2, 1, 4)
+        content["post_processor"]["pair"][index] for index in (0, 3, 2, 1, 4)
     ]
     file.write_text(json.dumps(content))
 
@@ -205,7 +205,7 @@ def _find(ids: list[int], part: list[int], start: int) -> int:
 
 
 def assert_same(encoded: EncodedPairs, expected: Arrays, pad_id: int) -> None:
-    """Bit-equal ids, masks and type ids; pads count for nothing but their place."""
+    """Bit-equal ids, masks and type ids; pads count for nothing but their index."""
     ids, mask, types = encoded.batch.padded(pad_id, "right")
     np.testing.assert_array_equal(mask, expected[1])
     np.testing.assert_array_equal(ids * mask, expected[0] * mask)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rerank_adapters.checkpoints import Checkpoint
 from rerank_adapters.errors import ModelError
 from rerank_adapters.families import family_for
 from rerank_adapters.tokenization import PairTokenizer
@@ -31,7 +32,7 @@ def copy(folder: Path, kind: str = "bert", **changes: dict[str, Any]) -> Path:
 
 
 def length(folder: Path, **options: Any) -> int:
-    limit = family_for(folder).position_limit
+    limit = family_for(Checkpoint.read(folder)).position_limit
     return PairTokenizer.from_folder(folder, position_limit=limit, **options).max_length
 
 

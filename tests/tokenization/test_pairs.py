@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from rerank_adapters.checkpoints import Checkpoint
 from rerank_adapters.errors import ConfigError, InputError
 from rerank_adapters.families import family_for
 from rerank_adapters.tokenization import PairTokenizer
-from rerank_adapters.tokenization.parts import longest_first
+from rerank_adapters.tokenization.truncation import longest_first
 from tests.checkpoints import LONG_DOCUMENT, PAIRS, build, encoder_for
 
 from .folders import FRAMES, assert_same, folder_of, reference, theirs, tokenizer_of
@@ -68,7 +69,7 @@ def test_random_pairs_equal_transformers(
 @pytest.mark.parametrize("name", ["bert", "roberta", "electra", "bert_128", "mpnet", "deberta_v2"])
 def test_features_equal_sentence_transformers(name: str) -> None:
     """With no limit asked for, the ids are those sentence-transformers feeds its model."""
-    limit = family_for(build(name)).position_limit
+    limit = family_for(Checkpoint.read(build(name))).position_limit
     tokenizer = tokenizer_of(name, position_limit=limit)
     features = encoder_for(build(name))[0].preprocess(list(PAIRS))
     ids, mask, types = tokenizer.encode(PAIRS).batch.padded(tokenizer.pad_id)
@@ -171,7 +172,7 @@ def test_long_texts_encoded_whole_are_shortened_first(name: str, max_length: int
     """Two long texts keep what they would, without the windows that would fill all memory."""
     longer, shorter = f"{LONG_DOCUMENT} " * 5, f"{LONG_DOCUMENT} " * 4
     tokenizer = tokenizer_of(name, max_length=max_length)
-    texts = {text: tokenizer._encoder.reader.ids(text) for text in (longer, shorter)}
+    texts = {text: tokenizer._writer.encoder.reader.ids(text) for text in (longer, shorter)}
     cls, sep = 2, 3
     for query, document in [(longer, shorter), (shorter, longer), (longer, longer)]:
         half, odd = divmod(max_length - 3, 2)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Encoding, Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Encoding, Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from rerank_adapters.tokenization import PairTokenizer
-from rerank_adapters.tokenization.reader import CHARACTERS_PER_TOKEN, Reader, cut_place
+from rerank_adapters.tokenization.reader import CHARACTERS_PER_TOKEN, Reader, cut_offset
 from tests.checkpoints import LONG_DOCUMENT, TRAINING_TEXT, build
 
 from .folders import FRAMES, by_hand, tokenizer_of
@@ -59,7 +59,7 @@ class Spy:
 def watched(request: pytest.FixtureRequest) -> tuple[PairTokenizer, Spy]:
     """A PairTokenizer of up to 512 tokens, and the spy it reads with."""
     tokenizer = PairTokenizer.from_folder(build(request.param), max_length=512)
-    reader: Reader = tokenizer._encoder.reader
+    reader: Reader = tokenizer._writer.encoder.reader
     spy = reader.tokenizer = Spy(reader.tokenizer)
     return tokenizer, spy
 
@@ -85,7 +85,7 @@ def test_each_text_is_read_once(watched: tuple[PairTokenizer, Spy]) -> None:
 @pytest.mark.parametrize("name", ["bert", "roberta", "xlm_roberta", "deberta_v2", "gemma", "qwen"])
 def test_a_cut_text_keeps_the_tokens_of_the_whole(name: str, text: str) -> None:
     """The tokens kept of a text read in part are the first of the text read whole."""
-    reader = tokenizer_of(name)._encoder.reader
+    reader = tokenizer_of(name)._writer.encoder.reader
     whole = np.array(reader.ids(text), dtype=np.int32)
     for limit in (1, 7, 100):
         column = reader.column([text], limit)
@@ -140,17 +140,17 @@ def test_the_odd_token_goes_to_the_longer_of_two_cut_texts(name: str) -> None:
 
 def test_a_cut_falls_between_words_and_never_inside_a_number() -> None:
     """In half a window: before a blank, else after what is no digit, else nowhere."""
-    assert cut_place("some words here", 6) == len("some")
-    assert cut_place("a bb " + "c" * 20, 10) == 10
-    assert cut_place("a" * 6 + "1" * 20, 10) == 6
-    assert cut_place("1" * 30, 10) == 30
-    assert cut_place(" " * 30, 10) == 30
-    assert cut_place("short", 10) == 5
+    assert cut_offset("some words here", 6) == len("some")
+    assert cut_offset("a bb " + "c" * 20, 10) == 10
+    assert cut_offset("a" * 6 + "1" * 20, 10) == 6
+    assert cut_offset("1" * 30, 10) == 30
+    assert cut_offset(" " * 30, 10) == 30
+    assert cut_offset("short", 10) == 5
 
 
 def test_digits_grouped_from_the_right_are_cut_exactly() -> None:
     """A rule that looks to the end of a number, however far, sees the number whole."""
-    letters = {letter: place for place, letter in enumerate(["x", " ", "1", "2", "12"])}
+    letters = {letter: index for index, letter in enumerate(["x", " ", "1", "2", "12"])}
     tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[("1", "2")]))
     grouped = Regex(r"\d{1,3}(?=(?:\d{3})*(?!\d))")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(grouped, "isolated")
@@ -159,6 +159,44 @@ def test_digits_grouped_from_the_right_are_cut_exactly() -> None:
         text = "x " * 20 + ("12" * digits)[:digits] + " x" * 900
         column = reader.column([text], 60)
         assert column.ids[:60].tolist() == reader.ids(text)[:60]
+
+
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How GPT-4o's tokenizer, and those after it, split text."""
+
+
+def test_a_cut_that_splits_the_word_before_it_is_not_settled() -> None:
+    """A rule that takes letters back changes more than the last pre-token: a margin is needed.
+
+    Cut before its last letter, ".東ABCd" is ".東" and "ABC": the pre-token before the last one, in
+    which the token wanted lies, is not the whole text's.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(O200K), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["library.東ABCd.東ABC " * 9], trainer)
+    reader, text = Reader(tokenizer), "library" + ".東ABCd" * 400
+    assert len(reader.ids("library.東ABCd")) == 2
+    assert len(reader.ids("library.東ABC")) == 3
+    for limit in range(1, 100):
+        column = reader.column([text], limit)
+        assert column.cut[0]
+        assert column.ids[:limit].tolist() == reader.ids(text)[:limit]
 
 
 def test_left_truncation_reads_to_the_end() -> None:

@@ -2,7 +2,7 @@
 
 Registered with transformers under a name of our own. A name that transformers has no mask for makes
 its models build none, so what keeps sequences apart is the `Packing` handed down with each call.
-Position ids alone would not do it: encoders take a whole row for one sequence.
+Position ids alone would not do it: backbones take a whole row for one sequence.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Packing:
     """Where each sequence of one packed batch lies.
 
     `lengths` are on the host. `offsets`, int32 of shape (pairs + 1,), and `cells`, int64 of shape
-    (tokens,), are on the device: the bounds of each sequence, and the place of each token in the
+    (tokens,), are on the device: the bounds of each sequence, and the index of each token in the
     padded rectangle. `masks` keeps what the layers of this one call share.
     """
 

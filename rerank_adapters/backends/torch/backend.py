@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import BackendError, ClosedError, ConfigError
-from ...values import TokenBatch
-from .loading import Checkpoint, resolve_device, resolve_dtype
-from .passes import PaddedPass
-from .proof import Encode, NotFiniteError, prove, ragged
+from ...tokens import PairText, TokenBatch
+from .loading import LoadedCrossEncoder, resolve_device, resolve_dtype
+from .parity import Encode, NotFiniteError, prove, ragged
+from .passes import PackedPass, PaddedPass
+from .traits import traits_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,37 +31,39 @@ logger = logging.getLogger(__name__)
 class TorchBackend:
     """A checkpoint on one device; `logits` may be called from several threads at once.
 
-    The packed pass (ours, no padding) runs where the load-time proof finds it equal to that of
-    sentence-transformers, else padded ids run through its `forward`. Where the caller's ids would
-    not do, `needs_texts` is true and only `logits_from_pairs` scores.
+    The packed pass (ours, no padding) runs where it agrees at load with that of
+    sentence-transformers, else padded ids run through its `forward`. Where the caller's ids differ
+    from those of the checkpoint's own tokenizer, the backend wants texts (see `traits`).
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        loaded: LoadedCrossEncoder,
         *,
         pad_id: int,
         pad_side: Literal["left", "right"],
         prompt: str | None = None,
         encode: Encode | None = None,
     ) -> None:
-        self.device = checkpoint.network.device
-        self.dtype = checkpoint.network.dtype
-        self._network = type(checkpoint.network).__name__
-        self._prompt = checkpoint.default_prompt if prompt is None else prompt
-        self._checkpoint: Checkpoint | None = checkpoint
-        padded = PaddedPass(checkpoint, pad_id=pad_id, pad_side=pad_side)
+        self.device = loaded.network.device
+        self.dtype = loaded.network.dtype
+        self._network = type(loaded.network).__name__
+        self._prompt = loaded.default_prompt if prompt is None else prompt
+        self._loaded: LoadedCrossEncoder | None = loaded
+        padded = PaddedPass(loaded, pad_id=pad_id, pad_side=pad_side)
         with torch.inference_mode():
-            proven = prove(checkpoint, padded=padded, prompt=self._prompt, encode=encode)
+            proven = prove(loaded, padded=padded, prompt=self._prompt, encode=encode)
         self._run: Callable[[TokenBatch], Tensor] | None = proven.run
         self._labels, self._details = proven.labels, proven.details
-        # One prepares and copies while the other computes; CPU threads share one pool anyway.
-        self.workers = 2 if self.device.type == "cuda" else 1
         self._streams = threading.local()
-        self.needs_texts = bool(proven.own_texts)
-        self.fallback = "; ".join(filter(None, (proven.unpacked, proven.own_texts)))
+        self.traits = traits_of(
+            self.device.type,
+            packed=isinstance(proven.run, PackedPass),
+            wants="texts" if proven.why_texts else "tokens",
+        )
+        self.fallback = "; ".join(filter(None, (proven.why_padded, proven.why_texts)))
         if self.fallback:
-            logger.warning("%s takes a slower way: %s", self._network, self.fallback)
+            logger.warning("%s runs slower than it could: %s", self._network, self.fallback)
 
     @classmethod
     def from_folder(
@@ -77,11 +80,11 @@ class TorchBackend:
         prompt: str | None = None,
         encode: Encode | None = None,
     ) -> TorchBackend:
-        """Loads a checkpoint and proves its fastest pass.
+        """Load a checkpoint, and try its passes: the fastest that agrees runs.
 
         max_length, prompt: matter where the checkpoint's own tokenizer runs.
         encode: how the caller writes pairs, without options that cut them; where it differs from
-            the checkpoint's own tokenizer, texts are asked for (`needs_texts`).
+            the checkpoint's own tokenizer, the backend wants texts.
         dtype: "auto" is float16 on CUDA, bfloat16 where float16 overflows, and float32 elsewhere,
             whatever the checkpoint is stored in.
 
@@ -92,16 +95,16 @@ class TorchBackend:
                 "num_threads must be None with the torch backend, whose pool belongs to the whole "
                 f"process: got {num_threads}; call torch.set_num_threads yourself"
             )
-        place = resolve_device(device)
+        where = resolve_device(device)
         load = partial(
-            Checkpoint.load,
+            LoadedCrossEncoder.load,
             Path(folder),
-            device=place,
+            device=where,
             max_length=max_length,
             trust_remote_code=trust_remote_code,
         )
         make = partial(cls, pad_id=pad_id, pad_side=pad_side, prompt=prompt, encode=encode)
-        for kind in _dtypes(dtype, place):
+        for kind in _dtypes(dtype, where):
             try:
                 return make(load(dtype=kind))
             except NotFiniteError as error:
@@ -109,31 +112,23 @@ class TorchBackend:
         raise failure
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Raw outputs, float32 of shape (pairs, labels), in the batch's order.
+        """Return raw outputs, float32 of shape (pairs, labels), in the batch's order.
 
-        Raises ClosedError, BackendError where the pass fails, torch.OutOfMemoryError as it comes.
+        Where the backend wants texts, `batch.texts` is read and the ids are not. Raises
+        ClosedError, BackendError where the pass fails, torch.OutOfMemoryError as it comes.
         """
-        _live(self._checkpoint)
-        run = self._run
-        if run is None or self.needs_texts:
-            raise BackendError(f"{self._network} is scored by logits_from_pairs: {self.fallback}")
+        loaded, run = _live(self._loaded), self._run
         if len(batch) == 0:
             return np.zeros((0, self._labels), np.float32)
+        if run is None or self.traits.wants == "texts":
+            return self._fetch(self._over_texts(loaded, batch))
         if batch.lengths.min() < 1:
             raise BackendError("every pair must have at least 1 token: got 0")
         return self._fetch(lambda: run(batch))
 
-    def logits_from_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        """As `logits`, from texts by the checkpoint's own tokenizer, cut longest first."""
-        checkpoint, run = _live(self._checkpoint), self._run
-        if len(pairs) == 0:
-            return np.zeros((0, self._labels), np.float32)
-        features = checkpoint.preprocess(pairs, self._prompt)
-        return self._fetch(lambda: run(ragged(features)) if run else checkpoint.forward(features))
-
-    def info(self) -> dict[str, str]:
-        """The device, the dtype, and which pass runs and why."""
-        facts = {
+    def info(self) -> dict[str, str | int]:
+        """Return the device, the dtype, and which layout runs and why."""
+        facts: dict[str, str | int] = {
             "backend": "torch",
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -147,14 +142,38 @@ class TorchBackend:
         return facts
 
     def close(self) -> None:
-        """Frees the network once running passes end; sentence-transformers holds it in a cycle."""
-        self._checkpoint = self._run = None
+        """Free the network once running passes end; sentence-transformers holds it in a cycle."""
+        self._loaded = self._run = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _over_texts(self, loaded: LoadedCrossEncoder, batch: TokenBatch) -> Callable[[], Tensor]:
+        """Return what scores the batch's texts: one pass for each prompt and length among them."""
+        if len(batch.texts) != len(batch):
+            raise BackendError(
+                f"{self._network} is scored from texts ({self.fallback}): the batch has "
+                f"{len(batch.texts)} for {len(batch)} pairs"
+            )
+        run, groups = self._run, _alike(batch.texts)
+        features = [
+            loaded.preprocess(
+                [batch.texts[row][:2] for row in rows],
+                self._prompt if prompt is None else prompt,
+                max_length,
+            )
+            for (prompt, max_length), rows in groups.items()
+        ]
+        order = torch.from_numpy(np.argsort(np.concatenate(list(groups.values()))))
+
+        def run_all() -> Tensor:
+            parts = [run(ragged(each)) if run else loaded.forward(each) for each in features]
+            return torch.cat(parts)[order.to(self.device)]
+
+        return run_all
+
     def _fetch(self, run: Callable[[], Tensor]) -> NDArray[np.float32]:
-        """Runs, then waits for the device, this once."""
+        """Run, and wait for the device once: when the logits are copied back."""
         try:
             with torch.inference_mode(), self._stream():
                 logits: NDArray[np.float32] = run().float().cpu().numpy()
@@ -165,7 +184,7 @@ class TorchBackend:
         return logits
 
     def _stream(self) -> AbstractContextManager[object]:
-        """A stream for each thread: on one for all, a copy would wait for the others' kernels."""
+        """Return this thread's own stream: on one for all, copies wait for the others' kernels."""
         if self.device.type != "cuda":
             return nullcontext()
         if not hasattr(self._streams, "own"):
@@ -173,14 +192,22 @@ class TorchBackend:
         return torch.cuda.stream(self._streams.own)
 
 
-def _live(checkpoint: Checkpoint | None) -> Checkpoint:
-    if checkpoint is None:
+def _live(loaded: LoadedCrossEncoder | None) -> LoadedCrossEncoder:
+    if loaded is None:
         raise ClosedError("the torch backend is closed")
-    return checkpoint
+    return loaded
+
+
+def _alike(texts: Sequence[PairText]) -> dict[tuple[str | None, int], list[int]]:
+    """Return the rows of each (prompt, max_length) among *texts*."""
+    groups: dict[tuple[str | None, int], list[int]] = {}
+    for row, text in enumerate(texts):
+        groups.setdefault((text.prompt, text.max_length), []).append(row)
+    return groups
 
 
 def _dtypes(name: str, device: torch.device) -> tuple[torch.dtype, ...]:
-    """The dtypes to try in turn: "auto" goes on where one overflows."""
+    """Return the dtypes to try in turn: "auto" goes on where one overflows."""
     first = resolve_dtype(name, device)
     if name != "auto" or first is torch.float32:
         return (first,)

@@ -1,4 +1,4 @@
-"""What follows the encoder, run by its own code on one row a pair."""
+"""What follows the backbone, run by its own code on one row a pair."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
-    BaseModelOutputWithPoolingAndCrossAttentions as EncoderOutput,
+    BaseModelOutputWithPoolingAndCrossAttentions as BackboneOutput,
 )
 
-from .loading import Checkpoint
+from .loading import LoadedCrossEncoder
 
 
 class Head(nn.Module):
-    """Everything after the encoder, run by its own code on rows already gathered.
+    """Everything after the backbone, run by its own code on rows already gathered.
 
     Each pair is handed over as a sequence of one token, so a head that reads the first, the last or
     the mean row reads the row given. The network is copied by reference, with the rows' stand-in
-    where its encoder was; no weight is doubled.
+    where its backbone was; no weight is doubled.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, loaded: LoadedCrossEncoder) -> None:
         super().__init__()
-        network, encoder = checkpoint.network, encoder_of(checkpoint)
-        self._tail = nn.ModuleList(checkpoint.tail)
-        self._output_name = checkpoint.output_name
+        network, backbone = loaded.network, backbone_of(loaded)
+        self._tail = nn.ModuleList(loaded.tail)
+        self._output_name = loaded.output_name
         self._network: PreTrainedModel | None = None
-        if encoder is not network:
+        if backbone is not network:
             self._network = copy.copy(network)
             self._network._modules = dict(network._modules)
-            setattr(self._network, network.base_model_prefix, _StandIn(encoder))
+            setattr(self._network, network.base_model_prefix, _StandIn(backbone))
 
     def forward(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Rows of shape (pairs, width) and their token ids → logits of shape (pairs, labels)."""
+        """Return logits of shape (pairs, labels) from rows (pairs, width) and their token ids."""
         ones = torch.ones_like(ids)[:, None]
         output = rows[:, None]
         if self._network is not None:
@@ -51,24 +51,24 @@ class Head(nn.Module):
 
 
 class _StandIn(nn.Module):
-    """Answers for the encoder with the rows it is given as `inputs_embeds`."""
+    """Answers for the backbone with the rows it is given as `inputs_embeds`."""
 
-    def __init__(self, encoder: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
-        self.config = encoder.config
-        self._arguments = inspect.signature(encoder.forward)
-        self.pooler: nn.Module | None = getattr(encoder, "pooler", None)
+        self.config = backbone.config
+        self._arguments = inspect.signature(backbone.forward)
+        self.pooler: nn.Module | None = getattr(backbone, "pooler", None)
 
-    def forward(self, *args: Any, **options: Any) -> EncoderOutput:
+    def forward(self, *args: Any, **options: Any) -> BackboneOutput:
         given = self._arguments.bind_partial(*args, **options).arguments
         rows = given["inputs_embeds"]
-        return EncoderOutput(
+        return BackboneOutput(
             last_hidden_state=rows,
             pooler_output=None if self.pooler is None else self.pooler(rows),
         )
 
 
-def encoder_of(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The network without its head: the network itself where it has none."""
-    encoder: Any = checkpoint.network.base_model
-    return cast(PreTrainedModel, encoder)
+def backbone_of(loaded: LoadedCrossEncoder) -> PreTrainedModel:
+    """Return the network without its head: the network itself where it has none."""
+    backbone: Any = loaded.network.base_model
+    return cast(PreTrainedModel, backbone)

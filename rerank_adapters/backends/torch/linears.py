@@ -27,7 +27,7 @@ class PackedLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, states: Tensor) -> Tensor:
-        """The product states · weightᵀ + bias."""
+        """Return the product states · weightᵀ + bias."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             states, self.weight_layout, self.bias, "none", [], ""
         )
@@ -41,23 +41,23 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return x86 and there and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
 
-def pack_linears(encoder: nn.Module) -> Callable[[], None]:
-    """Replaces the encoder's linear layers in place; returns what puts them back.
+def pack_linears(backbone: nn.Module) -> Callable[[], None]:
+    """Replace the backbone's linear layers in place; return what puts them back.
 
     All or none: where oneDNN refuses one of them, its error comes before anything is replaced.
     """
-    places = [
+    layers = [
         (parent, name, child)
-        for parent in encoder.modules()
+        for parent in backbone.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Linear
     ]
-    packed = [PackedLinear(child) for _, _, child in places]
-    for (parent, name, _), layer in zip(places, packed, strict=True):
-        setattr(parent, name, layer)
+    packed = [PackedLinear(child) for _, _, child in layers]
+    for (parent, name, _), replacement in zip(layers, packed, strict=True):
+        setattr(parent, name, replacement)
 
     def undo() -> None:
-        for parent, name, child in places:
+        for parent, name, child in layers:
             setattr(parent, name, child)
 
     return undo

@@ -1,4 +1,4 @@
-"""Loads a checkpoint through sentence-transformers' public API, 5.x and 6.x alike."""
+"""Load a checkpoint through sentence-transformers' public API, 5.x and 6.x alike."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import transformers
 from sentence_transformers import CrossEncoder
 from torch import Tensor
 
+from ...checkpoints import NO_LIMIT, Checkpoint
 from ...errors import BackendError, ConfigError, ModelError
-from ...families import checkpoint as files
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -30,7 +30,7 @@ CPU_FLAGS: Mapping[torch.dtype, tuple[str, ...]] = {
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device *name* asks for; "auto" takes cuda, then mps, then cpu.
+    """Return the torch device *name* asks for; "auto" takes cuda, then mps, then cpu.
 
     Raises ConfigError for a name torch cannot read, BackendError for a device that is not here.
     """
@@ -62,7 +62,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype *name* asks for; "auto" is float16 on CUDA, else float32.
+    """Return the torch dtype *name* asks for; "auto" is float16 on CUDA, else float32.
 
     Raises ConfigError for a name torch lacks here, BackendError where the hardware lacks it.
     """
@@ -101,22 +101,25 @@ def _cpu_runs(dtype: torch.dtype) -> bool:
     return any(known.get(flag, False) for flag in CPU_FLAGS[dtype])
 
 
-class Checkpoint:
+class LoadedCrossEncoder:
     """A cross-encoder held by sentence-transformers: texts → features → logits.
 
     In early 5.x a CrossEncoder is one transformers model, later a chain of modules. Which one it
     is, is asked of the object, not of a version number.
+
+    max_length: most tokens of a pair that `preprocess` cuts to, None for the tokenizer's own.
     """
 
-    def __init__(self, cross_encoder: CrossEncoder) -> None:
+    def __init__(self, cross_encoder: CrossEncoder, *, max_length: int | None = None) -> None:
         self._cross_encoder = cross_encoder.eval()
         self._modular = hasattr(cross_encoder, "preprocess")
-        self._tokenizing = (
-            threading.Lock()
-        )  # transformers' tokenizers keep settings as shared state
+        # transformers' tokenizers keep settings as shared state
+        self._tokenizing = threading.Lock()
         network: Any = getattr(cross_encoder, "transformers_model", None) or cross_encoder.model
         self.network: transformers.PreTrainedModel = network
         self.tokenizer: Any = cross_encoder.tokenizer
+        stated = getattr(self.tokenizer, "model_max_length", NO_LIMIT)
+        self.max_length = int(min(max_length or stated, NO_LIMIT))
 
     @classmethod
     def load(
@@ -127,8 +130,8 @@ class Checkpoint:
         dtype: torch.dtype,
         max_length: int,
         trust_remote_code: bool,
-    ) -> Checkpoint:
-        """Loads *folder* in *dtype*, whatever dtype it is stored in. Raises ModelError."""
+    ) -> LoadedCrossEncoder:
+        """Load *folder* in *dtype*, whatever dtype it is stored in. Raises ModelError."""
         try:
             cross_encoder = CrossEncoder(
                 str(folder),
@@ -141,12 +144,12 @@ class Checkpoint:
             raise
         except Exception as error:
             raise ModelError(f"sentence-transformers cannot load {folder}: {error}") from error
-        checkpoint = cls(cross_encoder)
-        if not checkpoint._modular:
-            _check_old(files.Checkpoint.read(folder))
-        if checkpoint.tokenizer is not None:
-            checkpoint.tokenizer.model_max_length = max_length
-        return checkpoint
+        loaded = cls(cross_encoder, max_length=max_length)
+        if loaded._modular:
+            _forget_limit(cross_encoder[0])
+        else:
+            _check_old(Checkpoint.read(folder))
+        return loaded
 
     @property
     def tail(self) -> list[torch.nn.Module]:
@@ -164,18 +167,26 @@ class Checkpoint:
         name = getattr(self._cross_encoder, "default_prompt_name", None)
         return None if name is None else self._cross_encoder.prompts[name]
 
-    def preprocess(self, pairs: Sequence[tuple[str, str]], prompt: str | None) -> dict[str, Any]:
-        """Features of *pairs*, padded, on the CPU, by the checkpoint's own tokenizer."""
-        texts = [list(pair) for pair in pairs]
+    def preprocess(
+        self, pairs: Sequence[tuple[str, str]], prompt: str | None, max_length: int | None = None
+    ) -> dict[str, Any]:
+        """Return features of *pairs*, padded, on the CPU, by the checkpoint's own tokenizer.
+
+        Pairs are cut longest first to *max_length* tokens, None: to the loaded limit.
+        """
         with self._tokenizing:
+            if self.tokenizer is not None:
+                self.tokenizer.model_max_length = max_length or self.max_length
             if self._modular:
+                texts = [list(pair) for pair in pairs]
                 return dict(self._cross_encoder.preprocess(texts, prompt=prompt))
+            texts = [[f"{prompt or ''}{query}", document] for query, document in pairs]
             return dict(
                 self.tokenizer(texts, padding=True, truncation="longest_first", return_tensors="pt")
             )
 
     def forward(self, features: Mapping[str, Any]) -> Tensor:
-        """Raw outputs of shape (pairs, labels), on the device, in the network's dtype."""
+        """Return raw outputs of shape (pairs, labels), on the device, in the network's dtype."""
         device = self.network.device
         moved = {
             name: value.to(device) if isinstance(value, Tensor) else value
@@ -188,7 +199,13 @@ class Checkpoint:
         return scores.reshape(len(scores), -1)
 
 
-def _check_old(stored: files.Checkpoint) -> None:
+def _forget_limit(first: torch.nn.Module) -> None:
+    """Drop the limit stored for each call: it would win over a smaller one of the tokenizer."""
+    stored: Any = getattr(first, "processing_kwargs", {})
+    stored.get("text", {}).pop("max_length", None)
+
+
+def _check_old(stored: Checkpoint) -> None:
     """Refuse what a sentence-transformers without modules would give a random head."""
     if stored.modules or stored.causal:
         raise ModelError(

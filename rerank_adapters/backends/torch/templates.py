@@ -10,19 +10,20 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from ...checkpoints import Checkpoint, TextTemplate
 from ...errors import ModelError
 from ...families import chat_template_options, render_template
-from ...tokenization import TextTemplate
 
 
 def render_chat(
-    folder: Path, prompt: str | None, *, trust_remote_code: bool = False
+    checkpoint: Checkpoint, prompt: str | None, *, trust_remote_code: bool = False
 ) -> TextTemplate:
-    """The text a causal checkpoint's chat template writes around a pair, *prompt* included.
+    """Return the text a causal checkpoint's chat template writes around a pair, *prompt* included.
 
     Raises ModelError where the template does not write the query and then the document as they are.
     """
-    tokenizer, options = _tokenizer(folder, trust_remote_code), chat_template_options(folder)
+    tokenizer = _tokenizer(checkpoint.folder, trust_remote_code)
+    options = chat_template_options(checkpoint.transformer.get("processing_kwargs", {}))
 
     def apply(messages: list[dict[str, Any]]) -> str:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
@@ -32,7 +33,7 @@ def render_chat(
 
 
 def convert_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Path:
-    """Writes the tokenizer.json a checkpoint lacks; the file lives as long as the process."""
+    """Write the tokenizer.json a checkpoint lacks; the file lives as long as the process."""
     tokenizer = _tokenizer(folder, trust_remote_code)
     names = set(tokenizer.vocab_files_names.values())
     if not any((folder / name).is_file() for name in names):

@@ -1,0 +1,246 @@
+"""The fields of a model's configuration, written out for type checkers and judged by it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    SkipValidation,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+
+from ..config import (
+    DEFAULT_MODEL,
+    Activation,
+    BackendName,
+    DType,
+    RerankerConfig,
+    Truncation,
+    WhenFull,
+)
+from ..errors import ConfigError, RerankError
+from ..protocols import Ranker
+from .rules import own_errors
+from .source import RankerSource, Warmable, check_ranker
+
+Value = TypeVar("Value")
+
+Carried = Annotated[Value, SkipValidation()]
+"""A field that pydantic shows in schemas and leaves to somebody else to judge."""
+
+CONFIG_FIELDS = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
+
+if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
+    PathText = str | Path
+    Devices = str | Sequence[str] | None
+    Token = SecretStr | str | None
+else:
+    PathText = str
+    Devices = str | tuple[str, ...]
+    Token = SecretStr | None
+
+FIELDS_CONFIG = ConfigDict(
+    extra="forbid",
+    validate_assignment=True,
+    arbitrary_types_allowed=True,
+    protected_namespaces=(),  # `model` is our field
+    hide_input_in_errors=True,  # a token may be among it
+)
+
+
+class RerankerFields(BaseModel):
+    """The fields of `RerankerConfig`, explained there, or a ready `reranker`.
+
+    The model is loaded on first use, once for all adapters of equal weights. It never travels: a
+    pickle or a dump holds the configuration, less the token.
+
+    Raises ConfigError (a field), and on first use what loading the model raises.
+    """
+
+    model_config = FIELDS_CONFIG
+
+    model: Carried[PathText] = DEFAULT_MODEL
+    backend: Carried[BackendName] = "auto"
+    device: Carried[Devices] = "auto"
+    num_workers: Carried[int | None] = None
+    num_threads: Carried[int | None] = None
+    dtype: Carried[DType] = "auto"
+    revision: Carried[str | None] = None
+    cache_folder: Carried[PathText | None] = None
+    local_files_only: Carried[bool] = False
+    token: Carried[Token] = Field(default=None, exclude=True, repr=False)
+    trust_remote_code: Carried[bool] = False
+    max_length: Carried[int | None] = None
+    truncation: Carried[Truncation] = "longest_first"
+    query_max_tokens: Carried[int | None] = None
+    prompt: Carried[str | None] = None
+    max_batch_tokens: Carried[int | None] = None
+    activation: Carried[Activation] = "default"
+    file_name: Carried[str | None] = None
+    max_queue_pairs: Carried[int | None] = None
+    max_queue_tokens: Carried[int | None] = None
+    when_full: Carried[WhenFull] = "block"
+    reranker: SkipJsonSchema[Carried[Ranker | None]] = Field(default=None, exclude=True, repr=False)
+    """A ready one, in place of the configuration: a `Reranker`, or anything with `rerank_many`,
+    `arerank_many`, `info` and `close`. It stays the caller's: `close` leaves it open."""
+
+    _source: RankerSource | None = PrivateAttr(default=None)
+
+    if not TYPE_CHECKING:  # type checkers and editors see a keyword for each field
+
+        def __init__(self, **fields: Any) -> None:
+            with own_errors():
+                super().__init__(**fields)
+
+        @classmethod
+        def model_validate(cls, *arguments: Any, **options: Any) -> Self:
+            """As pydantic's, whose options differ between versions; raises our own errors."""
+            with own_errors():
+                return super().model_validate(*arguments, **options)
+
+        @classmethod
+        def model_validate_json(cls, *arguments: Any, **options: Any) -> Self:
+            """`model_validate` of a JSON text."""
+            with own_errors():
+                return super().model_validate_json(*arguments, **options)
+
+    def warm(self) -> None:
+        """Load the model now, not at the first call, and run one pair where the ranker can."""
+        ranker = self._ranker()
+        if isinstance(ranker, Warmable):
+            ranker.warm()
+
+    async def awarm(self) -> None:
+        """`warm`, awaited; loading happens off the event loop."""
+        ranker = await self._aranker()
+        if isinstance(ranker, Warmable):
+            await ranker.awarm()
+
+    def close(self) -> None:
+        """Let go of the model: later calls raise ClosedError. Idempotent.
+
+        Where no other adapter holds it, it is kept for a minute, for the next one.
+        """
+        self._prepared().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ranker(self) -> Ranker:
+        return self._prepared().get()
+
+    async def _aranker(self) -> Ranker:
+        return await self._prepared().aget()
+
+    def _prepared(self) -> RankerSource:
+        """Where the ranker comes from; made now for a subclass that asks before it was made.
+
+        RerankError where not even the fields are set: `__init__` has not run.
+        """
+        if getattr(self, "__pydantic_private__", None) is None or "reranker" not in self.__dict__:
+            raise RerankError(
+                f"the {type(self).__name__} is not prepared yet: its fields are set when "
+                "super().__init__() has run"
+            )
+        if self._source is None:
+            self._prepare()
+        source = self._source
+        assert source is not None  # noqa: S101  # what _prepare is for; said to type checkers
+        return source
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        self._prepare()
+        return self
+
+    def _prepare(self) -> None:
+        """Judge the fields, and set what is kept beside them. Raises ConfigError."""
+        source = RankerSource(self._judge(), self.reranker, type(self).__name__)
+        if self._source == source:
+            return  # the same model: what is open stays open, and what is closed closed
+        if self._source is not None and self._source.closed:
+            source.close()  # LlamaIndex's engines assign fields: that reopens nothing
+        self._source = source
+
+    def _judge(self) -> RerankerConfig:
+        """The configuration in the fields, which then hold its values. Raises ConfigError."""
+        check_ranker(self.reranker, self.model)
+        config = self._configuration()
+        self.__dict__.update({name: getattr(config, name) for name in CONFIG_FIELDS})
+        self.__dict__["token"] = None if config.token is None else SecretStr(config.token)
+        # By value: frameworks make copies by naming every field.
+        given = [
+            name for name, default in CONFIG_FIELDS.items() if getattr(config, name) != default
+        ]
+        if self.reranker is not None and given:
+            raise ConfigError(
+                f"reranker is ready as it is, so {', '.join(given)} would change nothing: "
+                "give either reranker= or the configuration"
+            )
+        return config
+
+    def _configuration(self) -> RerankerConfig:
+        values = {name: getattr(self, name) for name in CONFIG_FIELDS}
+        token = values["token"]
+        if isinstance(token, SecretStr):
+            token = token.get_secret_value() or None
+        device = "auto" if values["device"] is None else values["device"]
+        return RerankerConfig(**{**values, "token": token, "device": device})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # pydantic checks fields against each other after it has set them: undo what does not fit.
+        before = dict(self.__dict__)
+        try:
+            with own_errors():
+                super().__setattr__(name, value)
+        except ValueError:
+            self.__dict__.update(before)
+            raise
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with the fields of *update*, whose model is theirs. Raises ConfigError."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied._prepare()
+        return copied
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._source = None  # it has a lease of its own
+        copied._prepare()
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        memo[id(self.reranker)] = self.reranker
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if self.reranker is not None:
+            raise ConfigError(
+                f"a {type(self).__name__} made with reranker= cannot be pickled, for its model is "
+                "in memory: make it from the configuration fields"
+            )
+        # pydantic's own: LlamaIndex's would drop what cannot be pickled, and only warn.
+        state = BaseModel.__getstate__(self)
+        return {**state, "__dict__": {**state["__dict__"], "token": None}}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        BaseModel.__setstate__(self, state)

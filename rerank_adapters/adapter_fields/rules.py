@@ -1,0 +1,71 @@
+"""One rule and one error class for each mistake, wherever it is made.
+
+A field that breaks a rule is a ConfigError, an argument of a call an InputError. pydantic carries
+the values; its own ValidationError is left for what it alone can judge, such as unknown fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+from pydantic import ValidationError
+
+from ..checks import check_selection
+from ..errors import ConfigError, InputError, RerankError
+
+OnEmptyText = Literal["keep_last", "drop", "error"]
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise this library's errors as they are, not inside pydantic's."""
+    try:
+        yield
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            cause = detail.get("ctx", {}).get("error")
+            if isinstance(cause, RerankError):
+                raise cause from None
+        raise
+
+
+@contextmanager
+def as_config_errors() -> Iterator[None]:
+    """Raise ConfigError for a rule of calls that a field breaks."""
+    try:
+        yield
+    except InputError as error:
+        raise ConfigError(str(error)) from None
+
+
+def plain_selection(
+    top_n: int | None, score_threshold: float | None
+) -> tuple[int | None, float | None]:
+    """Both as fields keep them: plain numbers that JSON gives back. Raises ConfigError."""
+    with as_config_errors():
+        check_selection(top_n, score_threshold)
+    if score_threshold is None:
+        return (None if top_n is None else int(top_n)), None
+    if math.isinf(score_threshold):  # JSON would give it back as None, which is no bound
+        raise ConfigError(f"score_threshold must be finite, or None: got {score_threshold!r}")
+    return (None if top_n is None else int(top_n)), float(score_threshold)
+
+
+def check_on_empty_text(value: object) -> None:
+    """Raise InputError unless *value* is a word of OnEmptyText."""
+    check_word("on_empty_text", value, get_args(OnEmptyText))
+
+
+def check_word(name: str, value: object, words: tuple[object, ...]) -> None:
+    """Raise InputError unless *value* is one of *words*."""
+    if value not in words:
+        raise InputError(f"{name} must be one of {', '.join(map(repr, words))}: got {value!r:.80}")
+
+
+def check_text_fn(value: object) -> None:
+    """Raise InputError unless *value* is callable or None."""
+    if value is not None and not callable(value):
+        raise InputError(f"text_fn must be callable or None: got {value!r:.80}")

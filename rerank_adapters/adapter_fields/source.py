@@ -1,0 +1,89 @@
+"""Where an adapter's ranker comes from: a lease on a shared model, or one that was given."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from ..config import RerankerConfig
+from ..errors import ClosedError, ConfigError
+from ..protocols import Ranker
+from ..sharing import acquire
+
+
+@runtime_checkable
+class Warmable(Protocol):
+    """Has something to get ready before the first call."""
+
+    def warm(self) -> None:
+        """Get ready."""
+        ...
+
+    async def awarm(self) -> None:
+        """`warm`, awaited."""
+        ...
+
+
+class RankerSource:
+    """Gives an adapter its ranker, loaded at the first `get`, until it is closed.
+
+    Two are equal where the same model is meant. A copy or a pickle has a lease of its own: neither
+    weights nor the token travel.
+    """
+
+    def __init__(self, config: RerankerConfig, ranker: Ranker | None, owner: str) -> None:
+        self.config = config
+        self.ranker = ranker
+        self.closed = False
+        self._owner = owner
+        self._lease = acquire(config)
+
+    def get(self) -> Ranker:
+        """The ranker, loaded where it is not yet. Raises ClosedError, and what loading raises."""
+        self._check_open()
+        return self._lease.get() if self.ranker is None else self.ranker
+
+    async def aget(self) -> Ranker:
+        """`get`, with loading off the event loop."""
+        self._check_open()
+        return await self._lease.aget() if self.ranker is None else self.ranker
+
+    def close(self) -> None:
+        """Let go of a shared model; one that was given stays the caller's. Idempotent."""
+        self.closed = True
+        self._lease.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError(f"the {self._owner} is closed: make a new one")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RankerSource):
+            return NotImplemented
+        return self.config == other.config and self.ranker is other.ranker
+
+    __hash__ = None  # type: ignore[assignment]  # an adapter has none either
+
+    def __copy__(self) -> RankerSource:
+        return RankerSource(self.config, self.ranker, self._owner)
+
+    def __deepcopy__(self, memo: object) -> RankerSource:
+        return RankerSource(self.config, self.ranker, self._owner)
+
+    def __reduce__(self) -> tuple[type[RankerSource], tuple[RerankerConfig, Ranker | None, str]]:
+        return RankerSource, (self.config, self.ranker, self._owner)
+
+
+def check_ranker(reranker: object, model: object) -> None:
+    """Raise ConfigError where *reranker* is no Ranker, or where *model* is one."""
+    if isinstance(model, Ranker) and not isinstance(model, type):
+        raise ConfigError(
+            "model must be a name or a folder: a ready ranker is given as reranker=, "
+            f"got {model!r:.80}"
+        )
+    if reranker is None or (isinstance(reranker, Ranker) and not isinstance(reranker, type)):
+        return
+    hint = ": a name or a folder is given as model=" if isinstance(reranker, str) else ""
+    raise ConfigError(
+        "reranker must be a ranker, which has rerank_many, arerank_many, info and close: got "
+        f"{reranker!r:.80}{hint}"
+    )

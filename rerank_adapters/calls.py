@@ -1,0 +1,282 @@
+"""How the facade calls a scorer: all requests at once, each apart where one failed, or a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from .checks import check_selection, checked_requests, deadline_of, gathered
+from .errors import BackendError, ClosedError, InputError, RerankError
+from .futures import done, prepare, then, wait, wait_async
+from .protocols import Call, Pair, Queue, Ranked, Requests, RerankRequest, Scored, Scorer
+from .ranking import Ranking, ranked
+
+Seam = TypeVar("Seam")
+
+LOOK_AHEAD_PAIRS = 4096
+"""Pairs that a stream keeps in flight, so that batches are full and memory stays flat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What of a ranking comes back: the bound first, inclusive, then the cut."""
+
+    top_n: int | None = None
+    score_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        check_selection(self.top_n, self.score_threshold)
+
+    def ranking(self, scored: Scored) -> Ranking:
+        """The ranking of one request's answers."""
+        return ranked(
+            scored.scores,
+            scored.keys,
+            scored.truncated,
+            scored.spans,
+            top_n=self.top_n,
+            score_threshold=self.score_threshold,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Checked requests, and what comes back of them; those that cannot be asked hold an error."""
+
+    checked: list[RerankRequest | InputError]
+    selection: Selection
+    deadline: float | None
+    return_exceptions: bool
+
+    @classmethod
+    def of(
+        cls,
+        requests: Requests,
+        selection: Selection,
+        timeout: float | None,
+        return_exceptions: bool = False,
+    ) -> Plan:
+        """Check *requests*; InputError names the one at fault, or stands in its place."""
+        checked = checked_requests(requests, return_exceptions=return_exceptions)
+        return cls(checked, selection, deadline_of(timeout), return_exceptions)
+
+    @property
+    def good(self) -> list[RerankRequest]:
+        """The requests that can be asked."""
+        return [request for request in self.checked if isinstance(request, RerankRequest)]
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs they have."""
+        return sum(len(request.documents) for request in self.good)
+
+    def whole(self, on_progress: Callable[[int], None] | None) -> tuple[list[Pair], Call]:
+        """All of them as one call."""
+        pairs, call = gathered(self.good, self.deadline)
+        return pairs, replace(call, on_progress=on_progress)
+
+    def apart(self) -> list[tuple[list[Pair], Call]]:
+        """One call for each."""
+        return [gathered([request], self.deadline) for request in self.good]
+
+    def rankings(self, scored: Scored) -> list[Ranked]:
+        """One ranking per request of `whole`."""
+        bounds = np.cumsum([0, *(len(request.documents) for request in self.good)])
+        spans = zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+        return [self.selection.ranking(scored.take(slice(*span))) for span in spans]
+
+    def shared_fate(self, error: Exception) -> list[Ranked] | None:
+        """*error* for each request where it concerns all of them, None where one may be at fault.
+
+        Raises it where exceptions are not to be returned.
+        """
+        if not self.return_exceptions:
+            raise error
+        count = len(self.good)
+        if count == 1 or isinstance(error, TimeoutError | ClosedError):
+            return [error] * count
+        return None
+
+    def ranking(self, outcome: Scored | Exception) -> Ranked:
+        """What came of one request that was asked apart."""
+        return outcome if isinstance(outcome, Exception) else self.selection.ranking(outcome)
+
+    def merged(self, found: Iterable[Ranked]) -> list[Ranked]:
+        """*found*, with the errors of the others where they stood."""
+        rest = iter(found)
+        return [next(rest) if isinstance(it, RerankRequest) else it for it in self.checked]
+
+
+class Caller:
+    """Hands pairs to a scorer, and waits for them in a thread or on an event loop."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.queue = inside(scorer, Queue)  # type: ignore[type-abstract]  # a protocol to look for
+
+    def submit(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:
+        """A Future of the answers, checked; prepared in this thread."""
+        if not pairs:
+            return done(_NOTHING)
+        return then(
+            self.scorer.submit_pairs(pairs, call), lambda scored: _checked(scored, len(pairs))
+        )
+
+    def run(self, pairs: Sequence[Pair], call: Call) -> Scored:
+        """The answers, waited for. RerankError in a worker, which would wait for itself."""
+        if self.queue is not None and self.queue.serving():
+            raise RerankError(
+                "score and rerank wait, and must not be called in a callback of a Future of the "
+                "same reranker: its thread would wait for itself. Use submit there"
+            )
+        return wait(self.submit(pairs, call), call.deadline)
+
+    def run_each(self, calls: Iterable[tuple[list[Pair], Call]]) -> list[Scored | Exception]:
+        """The answers to each call, or what it failed of; all wait in the queue together."""
+        futures = [self._attempt(pairs, call) for pairs, call in calls]
+        return [it if isinstance(it, Exception) else _outcome(it[0], it[1]) for it in futures]
+
+    async def run_async(self, pairs: Sequence[Pair], call: Call) -> Scored:
+        """`run`, awaited: prepared off the event loop, in this context."""
+        if not pairs:
+            return _NOTHING
+        ticket = None if self.queue is None else self.queue.reserve(len(pairs), call.deadline)
+        future = prepare(lambda: self.submit(pairs, replace(call, ticket=ticket)), ticket=ticket)
+        return await wait_async(future, call.deadline)
+
+    async def run_each_async(
+        self, calls: Iterable[tuple[list[Pair], Call]]
+    ) -> list[Scored | Exception]:
+        """`run_each`, awaited."""
+        works = [self.run_async(pairs, call) for pairs, call in calls]
+        outcomes = await asyncio.gather(*works, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+                raise outcome
+        return outcomes  # type: ignore[return-value]  # the loop above saw to it
+
+    def stream(
+        self,
+        requests: Iterable[RerankRequest | tuple[str, Sequence[str]]],
+        selection: Selection,
+        progress: bool,
+        on_progress: Callable[[int], None] | None,
+    ) -> Iterator[Ranking]:
+        """One ranking per request, in order, with `LOOK_AHEAD_PAIRS` in flight."""
+        with counting(None, progress=progress, on_progress=on_progress) as count:
+            yield from self._stream(requests, selection, count)
+
+    def _stream(
+        self,
+        requests: Iterable[RerankRequest | tuple[str, Sequence[str]]],
+        selection: Selection,
+        on_progress: Callable[[int], None] | None,
+    ) -> Iterator[Ranking]:
+        flying: deque[tuple[int, Future[Scored]]] = deque()
+        pairs_flying = 0
+        try:
+            for request in requests:
+                pairs, call = Plan.of([request], selection, None).whole(on_progress)
+                while flying and pairs_flying + len(pairs) > LOOK_AHEAD_PAIRS:
+                    size, future = flying.popleft()
+                    pairs_flying -= size
+                    yield selection.ranking(wait(future, None))
+                flying.append((len(pairs), self.submit(pairs, call)))
+                pairs_flying += len(pairs)
+            while flying:
+                yield selection.ranking(wait(flying.popleft()[1], None))
+        finally:
+            for _, future in flying:
+                future.cancel()
+
+    def _attempt(
+        self, pairs: list[Pair], call: Call
+    ) -> tuple[Future[Scored], float | None] | Exception:
+        try:
+            return self.submit(pairs, call), call.deadline
+        except Exception as error:  # noqa: BLE001  # it is the outcome of this call
+            return error
+
+
+class Closing:
+    """What can be closed, and so be used by `with` and `async with`."""
+
+    def close(self) -> None:
+        """Free what is held. Idempotent."""
+        raise NotImplementedError
+
+    def check_open(self) -> None:
+        """Raise ClosedError where it was closed."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """`close`, with the waiting off the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        self.check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def inside(scorer: object, seam: type[Seam]) -> Seam | None:
+    """The outermost part of *scorer* that has what *seam* asks for, looked for through `inner`."""
+    part: object = scorer
+    while part is not None:
+        if isinstance(part, seam):
+            return part
+        part = getattr(part, "inner", None)
+    return None
+
+
+@contextmanager
+def counting(
+    total: int | None, *, progress: bool, on_progress: Callable[[int], None] | None
+) -> Iterator[Callable[[int], None] | None]:
+    """What counts pairs done: *on_progress*, and a bar where *progress* is true."""
+    if not progress:
+        yield on_progress
+        return
+    from .progress import Bar  # lazy: nobody else needs tqdm
+
+    with Bar(total, also=on_progress) as bar:
+        yield bar.count
+
+
+def _outcome(future: Future[Scored], deadline: float | None) -> Scored | Exception:
+    try:
+        return wait(future, deadline)
+    except Exception as error:  # noqa: BLE001  # it is the outcome of this call
+        return error
+
+
+_NOTHING = Scored(np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.bool_))
+
+
+def _checked(scored: Scored, pairs: int) -> Scored:
+    """*scored*, where it has one finite answer per pair: NaN never sorts."""
+    keys: dict[str, Any] = {"scores": scored.scores, "logits": scored.keys}
+    for name, values in keys.items():
+        if np.shape(values) != (pairs,):
+            raise BackendError(
+                f"the scorer returned {name} of shape {np.shape(values)} for {pairs} pairs"
+            )
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise BackendError(f"{name} must be finite: got {values[row]} for pair {row}")
+    return scored

@@ -1,0 +1,19 @@
+"""What a checkpoint's files say, parsed once; nothing here knows a runtime."""
+
+from __future__ import annotations
+
+from .files import Checkpoint
+from .json import NO_LIMIT
+from .manifest import ABSENT, FILE_NAME, FORMAT, Absent, Manifest
+from .template import TextTemplate
+
+__all__ = [
+    "ABSENT",
+    "FILE_NAME",
+    "FORMAT",
+    "NO_LIMIT",
+    "Absent",
+    "Checkpoint",
+    "Manifest",
+    "TextTemplate",
+]

@@ -1,0 +1,168 @@
+"""What a checkpoint's files say, read as sentence-transformers reads them; never its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from .json import NO_LIMIT, read_json
+from .manifest import ABSENT, Manifest
+
+# Their positions start at padding_idx + 1, so that many rows of the table are never used.
+_OFFSET_POSITIONS = {
+    *("camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One entry of modules.json: the last part of its class name, and its own config.json."""
+
+    name: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint's files, parsed. Files that are absent are empty.
+
+    config     config.json
+    modules    modules.json of a CrossEncoder, () for any other kind of model
+    settings   config_sentence_transformers.json, empty without modules
+    sentence   sentence_bert_config.json, empty where there is no modules.json of any kind
+    tokenizer  tokenizer_config.json, completed from special_tokens_map.json
+    manifest   rerank_adapters.json, which an export leaves: it answers before all others
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    modules: tuple[Module, ...]
+    settings: dict[str, Any]
+    sentence: dict[str, Any]
+    tokenizer: dict[str, Any]
+    manifest: Manifest
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Checkpoint:
+        """Read the files of *folder*; ModelError where one is damaged or config.json is missing."""
+        folder = Path(folder)
+        config = read_json(folder / "config.json", {})
+        if not config:
+            raise ModelError(f"{folder / 'config.json'} is missing or empty: it names the model")
+        settings = read_json(folder / "config_sentence_transformers.json", {})
+        stored = (folder / "modules.json").is_file()
+        entries = read_json(folder / "modules.json", [])
+        # sentence-transformers builds other kinds of model anew, and forgets what they were.
+        if settings.get("model_type") != "CrossEncoder":
+            entries = []
+        special = read_json(folder / "special_tokens_map.json", {})
+        return cls(
+            folder=folder,
+            config=config,
+            modules=tuple(_module(folder, entry) for entry in entries),
+            settings=settings if entries else {},
+            sentence=read_json(folder / "sentence_bert_config.json", {}) if stored else {},
+            tokenizer={**special, **read_json(folder / "tokenizer_config.json", {})},
+            manifest=Manifest.read(folder) or Manifest(),
+        )
+
+    @property
+    def transformer(self) -> dict[str, Any]:
+        """What sentence_bert_config.json says of a CrossEncoder's first module."""
+        return self.sentence if self.modules else {}
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Class names of the model, () where none is stated."""
+        return tuple(self.config.get("architectures") or ())
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model generates text, and so is read at its last token.
+
+        The first architecture decides, as in sentence-transformers.
+        """
+        if self.manifest.causal is not ABSENT:
+            return self.manifest.causal
+        return any(name.endswith("ForCausalLM") for name in self.architectures[:1])
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a class named *ForSequenceClassification, a module or an export gives scores."""
+        named = any(name.endswith("ForSequenceClassification") for name in self.architectures)
+        return named or bool(self.modules) or self.manifest.labels is not ABSENT
+
+    @property
+    def reranks(self) -> bool:
+        """Whether anything in it scores pairs; a head would have to be made up for the rest."""
+        return self.classifies or self.causal
+
+    def no_reranker(self) -> ModelError:
+        """Return what to raise where it does not."""
+        return ModelError(
+            "expected a reranker (*ForSequenceClassification, *ForCausalLM, or the modules.json of "
+            f"a CrossEncoder): {self.folder} has architectures {list(self.architectures)}"
+        )
+
+    @property
+    def default_prompt(self) -> str | None:
+        """The prompt stored as the default, None where there is none."""
+        if self.manifest.prompt is not ABSENT:
+            return self.manifest.prompt
+        name = self.settings.get("default_prompt_name")
+        prompt = self.settings.get("prompts", {}).get(name)
+        return None if prompt is None else str(prompt)
+
+    @property
+    def position_limit(self) -> int | None:
+        """The most tokens the model has positions for; None where it states no bound."""
+        if self.manifest.position_limit is not ABSENT:
+            return self.manifest.position_limit
+        text = self.config.get("text_config") or {}
+        stated = (
+            source.get(key)
+            for source in (self.config, text)
+            for key in ("max_position_embeddings", "n_positions")
+        )
+        positions = next((int(value) for value in stated if value is not None), -1)
+        if positions < 0 or positions >= NO_LIMIT:  # XLNet writes -1 for "any"
+            return None
+        return positions - self._unused_positions
+
+    @property
+    def _unused_positions(self) -> int:
+        kind = self.config.get("model_type")
+        if kind not in _OFFSET_POSITIONS:
+            return 0
+        padding = 1 if kind == "mpnet" else self.config.get("pad_token_id", 1)
+        return int(padding) + 1
+
+    @property
+    def labels(self) -> int:
+        """How many numbers the model gives for a pair, before its activation."""
+        if self.manifest.labels is not ABSENT:
+            return self.manifest.labels
+        for module in reversed(self.modules):
+            if module.name == "Dense" and module.config.get("module_output_name") == "scores":
+                return int(module.config["out_features"])
+            if module.name == "LogitScore":
+                return 1
+        if not self.modules and self.causal:
+            return 1
+        return _labels(self.config)
+
+
+def _labels(config: dict[str, Any]) -> int:
+    names = config.get("id2label")
+    if names:
+        return len(names)
+    return int(config.get("num_labels", 2))  # transformers' own default
+
+
+def _module(folder: Path, entry: dict[str, Any]) -> Module:
+    name = str(entry.get("type", "")).rpartition(".")[2]
+    path = str(entry.get("path", ""))
+    return Module(name, read_json(folder / path / "config.json", {}) if path else {})

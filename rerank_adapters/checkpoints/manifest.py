@@ -1,0 +1,115 @@
+"""`rerank_adapters.json`: what an export knows that other files only tell torch or jinja2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import ModelError
+from .json import read_json, write_json
+from .template import TextTemplate
+
+FILE_NAME = "rerank_adapters.json"
+FORMAT = 1
+"""What this version writes, and the newest it reads."""
+
+
+class Absent(Enum):
+    """The type of `ABSENT`: a key that is not in the file, which is not the same as null."""
+
+    ABSENT = "absent"
+
+
+ABSENT: Final = Absent.ABSENT
+
+_TEMPLATE = {"prefix": str, "middle": str, "suffix": str, "strip": bool}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an exported folder states; what is ABSENT is read from the checkpoint's own files.
+
+    labels          columns of the logits that the ONNX graph returns
+    activation      "sigmoid", "identity" or "softmax": what activation="default" means
+    causal          whether the model generates text, and so is read at its last token
+    prompt          what is written into the template, or put before each query; None: nothing
+    template        the text around a pair, None where pairs go through the tokenizer's own frame
+    position_limit  most tokens of a pair, None for any
+    """
+
+    format: int = FORMAT
+    labels: int | Absent = ABSENT
+    activation: str | Absent = ABSENT
+    causal: bool | Absent = ABSENT
+    prompt: str | Absent | None = ABSENT
+    template: TextTemplate | Absent | None = ABSENT
+    position_limit: int | Absent | None = ABSENT
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """Read the manifest of *folder*, None where it has none.
+
+        Raises ModelError where it is damaged, or written by a newer version.
+        """
+        file = folder / FILE_NAME
+        if not file.is_file():
+            return None
+        content = read_json(file, {})
+        stated = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
+        _check(file, stated)
+        if stated.get("template") is not None:
+            stated["template"] = TextTemplate(**stated["template"])
+        return cls(**stated)
+
+    def write(self, folder: Path) -> None:
+        """Write it into *folder*; what is ABSENT is left out."""
+        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        content = {name: value for name, value in content.items() if value is not ABSENT}
+        if isinstance(self.template, TextTemplate):
+            content["template"] = {name: getattr(self.template, name) for name in _TEMPLATE}
+        write_json(folder / FILE_NAME, content)
+
+
+def _check(file: Path, stated: dict[str, Any]) -> None:
+    """Raise ModelError for a newer format, and for the first value of the wrong kind."""
+    for name, (wanted, fits) in _KINDS.items():
+        if name in stated and not fits(stated[name]):
+            raise ModelError(f"{name} in {file} must be {wanted}: got {stated[name]!r}")
+        if name == "format" and stated.get(name, FORMAT) > FORMAT:
+            raise ModelError(
+                f"{file} has format {stated[name]}, and this version reads up to format {FORMAT}: "
+                "pip install --upgrade rerank-adapters"
+            )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_template(value: object) -> bool:
+    """Whether it is an object of the template's texts; `strip` may be left out."""
+    return (
+        isinstance(value, dict)
+        and value.keys() | {"strip"} == _TEMPLATE.keys()
+        and all(isinstance(part, _TEMPLATE[name]) for name, part in value.items())
+    )
+
+
+_KINDS = {
+    "format": ("an int of at least 1", _is_count),
+    "labels": ("an int of at least 1", _is_count),
+    "activation": ("a string", lambda value: isinstance(value, str)),
+    "causal": ("true or false", lambda value: isinstance(value, bool)),
+    "prompt": ("a string or null", lambda value: value is None or isinstance(value, str)),
+    "template": (
+        "null or an object of the strings prefix, middle, suffix and the bool strip",
+        lambda value: value is None or _is_template(value),
+    ),
+    "position_limit": (
+        "an int of at least 1 or null",
+        lambda value: value is None or _is_count(value),
+    ),
+}
+"""What each key must be; the format comes first, since a newer one may change the others."""

@@ -1,0 +1,132 @@
+"""What a caller may hand over: each check raises InputError with the argument, the rule, the value.
+
+A generator is refused: read here to be checked, it would be empty when it is read to be scored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from time import monotonic
+
+import numpy as np
+
+from .errors import InputError
+from .protocols import Call, Pair, Requests, RerankRequest
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """*timeout* itself; InputError where it is no number of seconds above 0."""
+    number = isinstance(timeout, Real) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and timeout > 0):
+        raise InputError(f"timeout must be above 0 seconds, or None for no limit: got {timeout!r}")
+    return timeout
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """`time.monotonic()` when *timeout*, in seconds from now, is over. Raises InputError."""
+    seconds = check_timeout(timeout)
+    return None if seconds is None else monotonic() + seconds
+
+
+def check_selection(top_n: int | None, score_threshold: float | None) -> None:
+    """Raise InputError unless top_n is None or ≥ 1 and score_threshold is None or a real number."""
+    whole = isinstance(top_n, Integral) and not isinstance(top_n, bool)
+    if top_n is not None and (not whole or top_n < 1):
+        raise InputError(f"top_n must be an int of at least 1, or None for all: got {top_n!r:.80}")
+    if score_threshold is not None and not _is_number(score_threshold):
+        raise InputError(f"score_threshold must be a number or None: got {score_threshold!r:.80}")
+
+
+def checked_requests(
+    requests: Requests, *, return_exceptions: bool = False
+) -> list[RerankRequest | InputError]:
+    """Each as a RerankRequest; with *return_exceptions* an InputError where one is none."""
+    _check_sequence(requests, "requests", "(query, documents) pairs")
+    checked: list[RerankRequest | InputError] = []
+    for index, request in enumerate(requests):
+        try:
+            where = f"requests[{index}]: " if len(requests) > 1 else ""
+            checked.append(_checked_request(request, index, where))
+        except InputError as error:
+            if not return_exceptions:
+                raise
+            checked.append(error)
+    return checked
+
+
+def checked_documents(documents: Sequence[str], name: str = "documents") -> Sequence[str]:
+    """*documents* themselves, all of them str; *name* is what errors call them."""
+    _check_sequence(documents, name, "str")
+    for index, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise InputError(f"{name}[{index}] must be a str: got {document!r:.80}")
+    return documents
+
+
+def checked_pairs(pairs: Sequence[Pair]) -> list[Pair]:
+    """*pairs* as tuples of a query that is not blank and a document."""
+    _check_sequence(pairs, "pairs", "(query, document) pairs")
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InputError(f"pairs[{index}] must be a (query, document) pair: got {pair!r:.80}")
+        _check_query(pair[0], f"pairs[{index}][0]")
+        if not isinstance(pair[1], str):
+            raise InputError(f"pairs[{index}][1] must be a str: got {pair[1]!r:.80}")
+    return [(query, document) for query, document in pairs]
+
+
+def gathered(requests: Sequence[RerankRequest], deadline: float | None) -> tuple[list[Pair], Call]:
+    """The pairs of all *requests*, one after the other, and what travels beside them."""
+    pairs = [(request.query, document) for request in requests for document in request.documents]
+    sizes = [len(request.documents) for request in requests]
+    prompts: list[str | None] | None = None
+    keys: list[str] | None = None
+    if any(request.prompt is not None for request in requests):
+        prompts = [request.prompt for request in requests for _ in request.documents]
+    if requests and all(request.ids is not None for request in requests):
+        keys = [key for request in requests for key in request.ids or ()]
+    groups = np.cumsum([0, *sizes], dtype=np.int64)
+    return pairs, Call(deadline=deadline, prompts=prompts, keys=keys, groups=groups)
+
+
+def _checked_request(request: object, index: int, where: str) -> RerankRequest:
+    if not isinstance(request, RerankRequest):
+        if not isinstance(request, tuple | list) or len(request) != 2:
+            raise InputError(
+                f"requests[{index}] must be a (query, documents) pair: got {request!r:.80}"
+            )
+        request = RerankRequest(*request)
+    _check_query(request.query, f"{where}query")
+    documents = checked_documents(request.documents, f"{where}documents")
+    if request.prompt is not None and not isinstance(request.prompt, str):
+        raise InputError(f"{where}prompt must be a str or None: got {request.prompt!r:.80}")
+    for name in ("ids", "retrieval_scores"):
+        values = getattr(request, name)
+        if values is not None and len(values) != len(documents):
+            raise InputError(
+                f"{where}{name} must hold one value per document: got {len(values)} for "
+                f"{len(documents)} documents"
+            )
+    return request
+
+
+def _check_query(query: object, name: str) -> None:
+    if not isinstance(query, str):
+        raise InputError(f"{name} must be a str: got {query!r:.80}")
+    if not query.strip():
+        raise InputError(f"{name} must not be blank: got {query!r:.80}")
+
+
+def _check_sequence(value: object, name: str, of: str) -> None:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InputError(f"{name} must be a sequence of {of}: got {value!r:.80}: pass a list")
+
+
+def _is_number(value: object) -> bool:
+    """Whether *value* is real (NumPy's scalars too), not NaN and within what a float holds."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    except OverflowError:
+        return False

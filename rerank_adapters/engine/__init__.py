@@ -1,0 +1,1 @@
+"""Threads, queue and batches: token batches in, rows of numbers out, for any number of callers."""

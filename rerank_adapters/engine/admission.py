@@ -1,0 +1,240 @@
+"""One caller's door to an engine: its limits, its line, its unfinished requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from ..errors import ClosedError, OverloadedError
+from ..futures import preparing, settle
+from ..tokens import TokenBatch
+from .batching import check_count
+from .ending import CLOSED
+from .engine import Engine
+from .line import Limits, Line
+from .plan import Load
+from .requests import Progress, Request, Rows, Ticket
+from .stats import RequestStats, Snapshot
+
+__all__ = ["Admission", "Limits"]
+
+UNLIMITED = Limits()
+
+
+class Admission:
+    """One caller's door to an engine that several may share.
+
+    A request is a ticket first, which fails as the request would, at its deadline or by close; it
+    is to be submitted or cancelled. Safe to use from any thread. Callbacks of tickets run in a
+    worker, which they hold up: they may submit more, but not wait for it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        limits: Limits = UNLIMITED,
+        max_batch_tokens: int | None = None,
+        ends_engine: bool = True,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Batches with pairs of this admission hold at most *max_batch_tokens* padded tokens.
+
+        With *ends_engine* closing it closes the engine. *on_close* is called once, when it is
+        closed and has no unfinished request.
+        """
+        check_count("max_batch_tokens", max_batch_tokens)
+        self._engine = engine
+        self._limits = limits
+        self._max_batch_tokens = max_batch_tokens
+        self._ends_engine = ends_engine
+        self._on_close = on_close
+        self._closed = False
+        self._stats = RequestStats()
+        self.renew()
+        engine.add_owner(self)
+
+    # -- requests: any thread -----------------------------------------------------------------
+
+    def reserve(self, pairs: int, deadline: float | None) -> Future[Rows]:
+        """A ticket for a request of so many *pairs* that is still to be tokenised.
+
+        *deadline* is a `time.monotonic()` or None. Raises ClosedError; OverloadedError where the
+        pairs do not fit and the limits say not to block.
+        """
+        until = math.inf if deadline is None else deadline
+        with self._engine.lock:
+            self._engine.check_open()
+            if self._closed:
+                raise ClosedError(CLOSED)
+            if not (self._limits.block or self._line.fits(pairs, 0)):
+                raise self._overload(pairs)
+            self._stats.requests += 1
+            ticket = Ticket(self, number=self._stats.requests, pairs=pairs, deadline=until)
+            self._line.reserve(ticket)
+            self._engine.register(ticket)
+        return ticket
+
+    def used(self, ticket: Future[Any]) -> bool:
+        """Whether *ticket* can be submitted no more: it was, has its end, or is not from here."""
+        if not isinstance(ticket, Ticket) or ticket.owner is not self:
+            return True
+        return ticket.submitted or ticket.done()
+
+    def submit(
+        self,
+        encoded: TokenBatch,
+        *,
+        ticket: Future[Rows],
+        tokenise_seconds: float = 0.0,
+        on_progress: Progress | None = None,
+    ) -> Future[Rows]:
+        """Queue the pairs that *ticket* was reserved for; it becomes the Future of their rows.
+
+        Rows are float32 of shape (pairs,) or (pairs, labels), order kept; of no pairs (0,). A
+        ticket that has its end already is returned as it is; a second use raises RuntimeError.
+        Where the queue is full, this blocks or raises OverloadedError, as limits say; in a
+        preparing thread, which serves everybody, the request waits and the thread goes on; in a
+        worker, which would wait for itself, it raises. *on_progress* is called by workers with the
+        number of rows just done; what it raises fails the request.
+        """
+        with self._engine.lock:
+            own = self._use(ticket)
+            self._stats.tokenise_seconds += tokenise_seconds
+        if not len(encoded):
+            settle(own, np.empty(0, np.float32))
+            return own
+        try:
+            self._admit(Request(own, encoded, on_progress=on_progress))
+        except BaseException:
+            own.cancel()
+            raise
+        return own
+
+    def _use(self, ticket: Future[Rows]) -> Ticket:
+        """*ticket* itself, for the first time, and without the room that it had reserved."""
+        if not isinstance(ticket, Ticket) or not (ticket.owner is self or ticket.done()):
+            raise RuntimeError(f"a ticket of this admission is needed: got {ticket!r}")
+        if ticket.submitted:
+            raise RuntimeError("a ticket is good for one request, and this one had its own")
+        ticket.submitted = True
+        self._line.release(ticket)
+        return ticket
+
+    def _admit(self, request: Request) -> None:
+        ticket = request.ticket
+        with self._engine.lock:
+            if ticket.done():
+                return
+            if self._limits.block and not self.serving():
+                self._line.join(request)
+                if not preparing():
+                    self._line.wait(ticket)
+                return
+            if self._line.try_enter(request):
+                return
+            rejected = self._overload(len(request.encoded))
+            self._engine.forget(ticket)
+        settle(ticket, rejected)  # for those who know the ticket alone
+        raise rejected
+
+    def _overload(self, pairs: int) -> OverloadedError:
+        """The error for a request of so many *pairs*; counts it. The lock is held."""
+        self._stats.rejected += 1
+        limits, load = self._limits, self._line.load
+        seconds = self._engine.seconds_until_served()
+        return OverloadedError(
+            f"the queue is full: it holds {load.pairs} pairs of {load.tokens} tokens, the "
+            f"request brings {pairs} pairs, max_queue_pairs is {limits.pairs} and "
+            f"max_queue_tokens {limits.tokens}: retry in about {seconds:.2f} s",
+            retry_after=seconds,
+        )
+
+    def serving(self) -> bool:
+        """Whether the calling thread is a worker: it runs the callbacks of what it scored."""
+        return self._engine.serving()
+
+    def stats(self) -> Snapshot:
+        """A snapshot: what waits now, and sums since the start (seconds, pairs, tokens, batches).
+
+        `queue_…` is what waits for a batch; `parked` are requests that wait for room there,
+        `preparing` those not submitted yet, `unfinished` all that have no end. What forwards did is
+        told of the whole engine: `batch_sizes` maps 1, 2, 4, … to batches of at most so many pairs,
+        `max_batch_tokens` is what memory allows now, `splits` counts batches halved for memory,
+        `retries` batches halved for an error and pairs tried again alone.
+        """
+        with self._engine.lock:
+            own, load = self._unfinished(), self._line.load
+            forwards = self._engine.snapshot()
+            most = forwards["max_batch_tokens"]
+            return {
+                "queue_requests": load.requests,
+                "queue_pairs": load.pairs,
+                "queue_tokens": load.tokens,
+                "parked": len(self._line),
+                "preparing": sum(not ticket.submitted for ticket in own),
+                "unfinished": len(own),
+                **forwards,
+                "max_batch_tokens": min(most, self._max_batch_tokens or most),
+                **self._stats.snapshot(),
+            }
+
+    # -- what the engine tells: its lock is held -----------------------------------------------
+
+    def renew(self) -> None:
+        """Forget every request: at first, and in a forked child, whose locks are new."""
+        self._line = Line(self._engine.lock, self._limits, self._enqueue)
+
+    def taken(self, request: Request, now: float) -> None:
+        """A batch took pairs of *request*: there may be room for others."""
+        self._stats.wait_seconds += request.mark_started(now)
+        self._line.advance()
+
+    def settled(self, ticket: Ticket) -> None:
+        """*ticket* has its end."""
+        self._stats.count_settled(ticket)
+        self._line.leave(ticket)
+
+    def _enqueue(self, request: Request, load: Load) -> None:
+        self._engine.enqueue(request, load=load, max_batch_tokens=self._max_batch_tokens)
+
+    def _unfinished(self) -> list[Ticket]:
+        return [ticket for ticket in self._engine.unfinished if ticket.owner is self]
+
+    # -- the end ------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: closed, or its engine is, broke or was forked."""
+        return self._closed or self._engine.closed
+
+    def close(self, *, wait: bool = True) -> None:
+        """Fail what is unfinished with ClosedError; take no more. Closing again does nothing.
+
+        wait=False lets what is unfinished finish, and returns at once: for finalizers, which run
+        in any thread at any time.
+        """
+        with self._engine.lock:
+            self._closed = True
+            unfinished = self._unfinished()
+        if self._ends_engine:
+            (self._engine.close if wait else self._engine.abandon)()
+        elif wait:
+            for ticket in unfinished:
+                settle(ticket, ClosedError(CLOSED))
+        self.finish_if_idle()
+
+    def finish_if_idle(self) -> None:
+        """Call `on_close`, once, if it is closed and nothing is unfinished."""
+        if not self._closed:
+            return
+        with self._engine.lock:
+            if self._unfinished():
+                return
+            on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()

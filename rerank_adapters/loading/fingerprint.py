@@ -1,0 +1,86 @@
+"""A checkpoint's fingerprint: what its files in use hold, and nothing else."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import mmap
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..backends import Selection
+
+READ_FILES = (
+    "config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "sentence_*_config.json",
+    "rerank_adapters.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*",
+    "*/config.json",
+)
+"""The small files that loading reads, where they are there."""
+
+VOCABULARIES = ("vocab*", "merges*", "*.model", "*.spm", "*bpe*", "*.tiktoken")
+"""What a tokenizer is converted from where there is no tokenizer.json."""
+
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def fingerprint(folder: Path, selection: Selection, *, code: Sequence[str] = ()) -> str:
+    """16 hexadecimal digits of a sha256 over the names and contents of the files in use.
+
+    A file in a hub's cache is named by its hash, which is taken; any other is read once, and its
+    hash remembered for as long as its path, size and time of change stay the same.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(set(_used(folder, selection, code))):
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{content_hash(path)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def content_hash(path: Path) -> str:
+    """The hash of a file's content: its blob's name in a hub's cache, else its sha256."""
+    real = path.resolve()
+    if path.is_symlink() and real.parent.name == "blobs" and _HASH.fullmatch(real.name):
+        return real.name
+    status = real.stat()
+    return _sha256(real, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    del size, changed  # they are the key: another size or time is another content
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _used(folder: Path, selection: Selection, code: Sequence[str]) -> Iterator[Path]:
+    patterns = [*READ_FILES, *code]
+    if not (folder / "tokenizer.json").is_file():
+        patterns += VOCABULARIES
+    if selection.file is None:
+        patterns += selection.patterns
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns) and path.is_file():
+            yield path
+    if selection.file is not None:
+        yield from _graph_files(folder / selection.file)
+
+
+def _graph_files(graph: Path) -> Iterator[Path]:
+    """The graph, and the files beside it that it names: its external data."""
+    yield graph
+    beside = [path for path in graph.parent.iterdir() if path.is_file() and path != graph]
+    with graph.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield from (path for path in beside if data.find(path.name.encode()) >= 0)

@@ -1,0 +1,72 @@
+"""What the files of a checkpoint mean: how a pair is written, and what its logits say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import Checkpoint
+from ..config import RerankerConfig
+from ..errors import MissingDependencyError, ModelError, RerankError
+from ..families import Family, family_for
+from ..tokenization import PairTokenizer
+from .finding import Found
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """The family and the tokenizer of a checkpoint, under one configuration."""
+
+    family: Family
+    tokenizer: PairTokenizer
+
+
+def read(found: Found) -> Meaning:
+    """Read the files of *found*; ModelError where a value in them is of the wrong kind."""
+    try:
+        return _read(found)
+    except RerankError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"a JSON file in {found.folder} holds a value of the wrong kind: {error}"
+        ) from error
+
+
+def _read(found: Found) -> Meaning:
+    config, checkpoint = found.config, Checkpoint.read(found.folder)
+    family = family_for(
+        checkpoint,
+        activation=config.activation,
+        prompt=config.prompt,
+        render=lambda folder, prompt: _torch().render_chat(
+            folder, prompt, trust_remote_code=config.trust_remote_code
+        ),
+    )
+    tokenizer = PairTokenizer.from_checkpoint(
+        checkpoint,
+        max_length=config.max_length,
+        truncation=config.truncation,
+        query_max_tokens=config.query_max_tokens,
+        prompt=family.prompt,
+        template=family.template,
+        position_limit=family.position_limit,
+        convert=_converter(config),
+    )
+    return Meaning(family, tokenizer)
+
+
+def _converter(config: RerankerConfig) -> Callable[[Path], Path]:
+    code = config.trust_remote_code
+    return lambda folder: Path(_torch().convert_tokenizer(folder, trust_remote_code=code))
+
+
+def _torch() -> Any:
+    """backends.torch, imported only where a checkpoint or its tokenizer cannot do without."""
+    try:
+        from ..backends import torch
+    except ImportError as error:
+        raise MissingDependencyError((error.name or "torch").partition(".")[0], "torch") from error
+    return torch

@@ -1,0 +1,66 @@
+"""Equal pairs are scored once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..futures import then
+from ..protocols import Call, Pair, Scored
+from . import Wrapper
+
+
+class Distinct(Wrapper):
+    """Hands the first of equal pairs on, and its answer to all of them.
+
+    Pairs are equal where query, document, prompt and key are. A query whose pairs all stood before
+    has an empty group in what is handed on.
+    """
+
+    def submit_pairs(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:
+        """Score each distinct pair once; answers in the order of *pairs*."""
+        firsts, rows = _distinct(pairs, call)
+        if len(firsts) == len(pairs):
+            return self.inner.submit_pairs(pairs, call)
+        kept = np.array(firsts, dtype=np.int64)
+        inner = self.inner.submit_pairs([pairs[row] for row in firsts], _take(call, kept))
+        repeats = len(pairs) - len(firsts)
+
+        def spread(scored: Scored) -> Scored:
+            if call.on_progress is not None:
+                call.on_progress(repeats)
+            return scored.take(rows)
+
+        return then(inner, spread)
+
+
+def _distinct(pairs: Sequence[Pair], call: Call) -> tuple[list[int], NDArray[np.int64]]:
+    """Where each distinct pair stands first, and for every pair which of those it is."""
+    seen: dict[object, int] = {}
+    firsts: list[int] = []
+    rows = np.empty(len(pairs), np.int64)
+    prompts, keys = call.prompts, call.keys
+    for row, pair in enumerate(pairs):
+        key: object = pair
+        if prompts is not None or keys is not None:
+            key = (pair, prompts and prompts[row], keys and keys[row])
+        number = seen.setdefault(key, len(firsts))
+        if number == len(firsts):
+            firsts.append(row)
+        rows[row] = number
+    return firsts, rows
+
+
+def _take(call: Call, rows: NDArray[np.int64]) -> Call:
+    """*call* for the pairs at *rows*, which ascend."""
+    chosen = rows.tolist()
+    return replace(
+        call,
+        prompts=None if call.prompts is None else [call.prompts[row] for row in chosen],
+        keys=None if call.keys is None else [call.keys[row] for row in chosen],
+        groups=None if call.groups is None else np.searchsorted(rows, call.groups),
+    )

@@ -1,0 +1,166 @@
+"""PairTokenizer: one checkpoint's tokenizer, its limits and its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from ..checkpoints import NO_LIMIT, Checkpoint, TextTemplate
+from ..config import Truncation
+from ..errors import ConfigError
+from .files import Convert, Files
+from .frame import pair_encoder
+from .gather import EncodedPairs
+from .prompts import PlainWriter, Prompts, TemplateWriter, Writer
+from .reader import Reader
+from .template import text_encoder
+from .truncation import Options, Side
+
+
+class PairTokenizer:
+    """Encodes (query, document) pairs for one checkpoint; immutable, safe for threads.
+
+    max_length   most tokens of a pair, frame included
+    pad_id       the id that pads
+    pad_side     "left" for models that generate text, so that each pair ends in a real token; else
+                 "right", whatever the tokenizer states: pads on the left would shift positions
+    whole_pairs_reason  why pairs are encoded whole (slower), "" where they are put together in id
+                 space
+    """
+
+    __slots__ = ("_reader", "_writer", "max_length", "pad_id", "pad_side", "whole_pairs_reason")
+
+    def __init__(
+        self,
+        writer: Writer,
+        reader: Reader,
+        *,
+        max_length: int,
+        pad_id: int,
+        pad_side: Side,
+        whole_pairs_reason: str = "",
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self.max_length = max_length
+        self.pad_id = pad_id
+        self.pad_side: Side = pad_side
+        self.whole_pairs_reason = whole_pairs_reason
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int | None = None,
+        truncation: Truncation = "longest_first",
+        query_max_tokens: int | None = None,
+        prompt: str | None = None,
+        template: TextTemplate | None = None,
+        position_limit: int | None = None,
+        convert: Convert | None = None,
+    ) -> PairTokenizer:
+        """Make the tokenizer of *checkpoint* from its tokenizer.json.
+
+        max_length: the limit is the smallest of this, the tokenizer's own and *position_limit*.
+        truncation: "longest_first" cuts the longer text, as sentence-transformers does;
+            "only_second" cuts the document alone, and a query that leaves it no token is an
+            InputError. In a *template* both cut the document first: it stands last.
+        query_max_tokens: cuts each query to so many tokens before that (its prompt counts, where
+            it is not in a template).
+        prompt: put before each query; not used with a *template*, which has it written in.
+        convert: maps a folder without tokenizer.json to a tokenizer.json made from its files.
+
+        Raises ModelError for a missing or damaged file, ConfigError for arguments out of range.
+        """
+        _check(max_length, truncation, query_max_tokens)
+        files = Files.read(checkpoint, convert)
+        limit = min(max_length or NO_LIMIT, position_limit or NO_LIMIT, files.max_length)
+        options = Options(limit, truncation, files.truncation_side, query_max_tokens)
+        reader = Reader(files.tokenizer)
+        writer: Writer
+        if template is not None:
+            text, reason = text_encoder(reader, template, options)
+            writer = TemplateWriter(text)
+        else:
+            pair, reason = pair_encoder(reader, options, types=files.types)
+            writer = PlainWriter(pair, prompt or "")
+        return cls(
+            writer,
+            reader,
+            max_length=limit,
+            pad_id=files.pad_id,
+            pad_side="left" if template is not None or checkpoint.causal else "right",
+            whole_pairs_reason=reason,
+        )
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path | str,
+        *,
+        max_length: int | None = None,
+        truncation: Truncation = "longest_first",
+        query_max_tokens: int | None = None,
+        prompt: str | None = None,
+        template: TextTemplate | None = None,
+        position_limit: int | None = None,
+        convert: Convert | None = None,
+    ) -> PairTokenizer:
+        """Make the tokenizer of the checkpoint in *folder*, as `from_checkpoint` does."""
+        return cls.from_checkpoint(
+            Checkpoint.read(folder),
+            max_length=max_length,
+            truncation=truncation,
+            query_max_tokens=query_max_tokens,
+            prompt=prompt,
+            template=template,
+            position_limit=position_limit,
+            convert=convert,
+        )
+
+    def uncut(self) -> PairTokenizer:
+        """Return the same tokenizer, over the same tokenizer.json, that cuts nothing."""
+        return PairTokenizer(
+            self._writer.uncut(),
+            self._reader,
+            max_length=NO_LIMIT,
+            pad_id=self.pad_id,
+            pad_side=self.pad_side,
+            whole_pairs_reason=self.whole_pairs_reason,
+        )
+
+    @property
+    def whole_pairs(self) -> bool:
+        """Whether pairs are encoded whole."""
+        return bool(self.whole_pairs_reason)
+
+    def encode(
+        self, pairs: Sequence[tuple[str, str]], prompts: Prompts | None = None
+    ) -> EncodedPairs:
+        """Return the tokens of each (query, document), order kept; equal texts are read once.
+
+        prompts: one for each pair, None for the model's own. It stands before the query, or in a
+            template where the model's own stands.
+
+        Raises InputError where truncation="only_second" leaves a document no token, and for a
+        prompt that the model's template cannot take.
+        """
+        return self._writer.encode(pairs, prompts)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each of *texts* has by itself, uncut, without special tokens."""
+        counts: list[int] = self._reader.counts(list(texts)).tolist()
+        return counts
+
+
+def _check(max_length: int | None, truncation: str, query_max_tokens: int | None) -> None:
+    if max_length is not None and max_length < 1:
+        raise ConfigError(f"max_length must be at least 1: got {max_length}")
+    if truncation not in get_args(Truncation):
+        raise ConfigError(
+            f"truncation must be 'longest_first' or 'only_second': got {truncation!r}"
+        )
+    if query_max_tokens is not None and query_max_tokens < 1:
+        raise ConfigError(f"query_max_tokens must be at least 1: got {query_max_tokens}")

@@ -1,0 +1,1 @@
+"""Tests of the engine: queue, batches, threads, over stub forwards."""

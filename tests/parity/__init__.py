@@ -1,0 +1,1 @@
+"""Tests of how ways to run a network are compared."""
