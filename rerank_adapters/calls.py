@@ -212,7 +212,7 @@ class Closing:
         """Free what is held. Idempotent."""
         raise NotImplementedError
 
-    def check_open(self) -> None:
+    def _check_open(self) -> None:
         """Raise ClosedError where it was closed."""
         raise NotImplementedError
 
@@ -221,7 +221,7 @@ class Closing:
         await asyncio.to_thread(self.close)
 
     def __enter__(self) -> Self:
-        self.check_open()
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:

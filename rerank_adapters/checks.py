@@ -5,15 +5,27 @@ A generator is refused: read here to be checked, it would be empty when it is re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from time import monotonic
+from typing import Any
 
 import numpy as np
 
 from .errors import InputError
+from .hints import foreign_document
 from .protocols import Call, Pair, Requests, RerankRequest
+from .ranking import check_selection
+
+__all__ = [
+    "check_selection",
+    "check_timeout",
+    "checked_documents",
+    "checked_pairs",
+    "checked_requests",
+    "deadline_of",
+    "gathered",
+]
 
 
 def check_timeout(timeout: float | None) -> float | None:
@@ -28,15 +40,6 @@ def deadline_of(timeout: float | None) -> float | None:
     """`time.monotonic()` when *timeout*, in seconds from now, is over. Raises InputError."""
     seconds = check_timeout(timeout)
     return None if seconds is None else monotonic() + seconds
-
-
-def check_selection(top_n: int | None, score_threshold: float | None) -> None:
-    """Raise InputError unless top_n is None or ≥ 1 and score_threshold is None or a real number."""
-    whole = isinstance(top_n, Integral) and not isinstance(top_n, bool)
-    if top_n is not None and (not whole or top_n < 1):
-        raise InputError(f"top_n must be an int of at least 1, or None for all: got {top_n!r:.80}")
-    if score_threshold is not None and not _is_number(score_threshold):
-        raise InputError(f"score_threshold must be a number or None: got {score_threshold!r:.80}")
 
 
 def checked_requests(
@@ -57,17 +60,24 @@ def checked_requests(
 
 
 def checked_documents(documents: Sequence[str], name: str = "documents") -> Sequence[str]:
-    """*documents* themselves, all of them str; *name* is what errors call them."""
+    """*documents*, all of them str; *name* is what errors call them.
+
+    A NumPy array or pandas Series of str is a sequence of them too.
+    """
+    documents = _listed(documents)
     _check_sequence(documents, name, "str")
     for index, document in enumerate(documents):
         if not isinstance(document, str):
-            raise InputError(f"{name}[{index}] must be a str: got {document!r:.80}")
+            cure = foreign_document(document)
+            raise InputError(f"{name}[{index}] must be a str: got {document!r:.80}{cure}")
     return documents
 
 
 def checked_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     """*pairs* as tuples of a query that is not blank and a document."""
     _check_sequence(pairs, "pairs", "(query, document) pairs")
+    if len(pairs) == 2 and all(isinstance(text, str) for text in pairs):
+        raise InputError(f"pairs must be a list of pairs: got one pair, {pairs!r:.80}: pass [pair]")
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InputError(f"pairs[{index}] must be a (query, document) pair: got {pair!r:.80}")
@@ -119,14 +129,12 @@ def _check_query(query: object, name: str) -> None:
         raise InputError(f"{name} must not be blank: got {query!r:.80}")
 
 
+def _listed(values: Any) -> Any:
+    """A one-dimensional array or column as a list; anything else as it is."""
+    columnar = getattr(values, "ndim", None) == 1 and hasattr(values, "tolist")
+    return values.tolist() if columnar else values
+
+
 def _check_sequence(value: object, name: str, of: str) -> None:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise InputError(f"{name} must be a sequence of {of}: got {value!r:.80}: pass a list")
-
-
-def _is_number(value: object) -> bool:
-    """Whether *value* is real (NumPy's scalars too), not NaN and within what a float holds."""
-    try:
-        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
-    except OverflowError:
-        return False

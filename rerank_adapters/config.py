@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from .backends import BACKENDS
 from .errors import ConfigError
+from .hints import VALUES
 
 BackendName = Literal["auto", "onnx", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
@@ -73,6 +74,8 @@ class RerankerConfig:
     """What a full queue does to a new request: "block" it, or "error" with OverloadedError."""
 
     def __post_init__(self) -> None:
+        for name in ("backend", "dtype", "device", "activation"):
+            object.__setattr__(self, name, _plain(name, getattr(self, name)))
         object.__setattr__(self, "model", _text("model", self.model))
         if self.cache_folder is not None:
             object.__setattr__(self, "cache_folder", _text("cache_folder", self.cache_folder))
@@ -96,6 +99,23 @@ class RerankerConfig:
     def devices(self) -> tuple[str, ...]:
         """The devices asked for, one or several."""
         return (self.device,) if isinstance(self.device, str) else self.device
+
+
+def _plain(name: str, value: Any) -> Any:
+    """*value* by its name here, where another library's meaning is plain.
+
+    None is the default, torch.float16 "float16", torch.device("cuda", 1) and 1 are "cuda:1".
+    """
+    if value is None:
+        return "default" if name == "activation" else "auto"
+    if name == "device" and isinstance(value, list | tuple) and value and None not in value:
+        return tuple(_plain(name, one) for one in value)
+    if name == "device" and isinstance(value, int) and not isinstance(value, bool):
+        return f"cuda:{value}"
+    kind = type(value)
+    if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device"):
+        return str(value).removeprefix("torch.")
+    return value
 
 
 def _text(name: str, value: object) -> str:
@@ -158,7 +178,9 @@ def _check(name: str, value: object, hint: Any) -> None:
     elif choices and all(isinstance(choice, str) for choice in choices):
         if value not in choices:
             words = ", ".join(f'"{choice}"' for choice in choices)
-            raise ConfigError(f"{name} must be one of {words}: got {value!r}")
+            hint = VALUES.get(str(value))
+            called = f": it is called {hint}" if hint else ""
+            raise ConfigError(f"{name} must be one of {words}: got {value!r}{called}")
     elif hint is int or int in choices:
         if value is None and hint is not int:
             return

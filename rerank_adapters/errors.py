@@ -3,6 +3,7 @@
 RerankError
 ├── InputError(ValueError)               query must not be blank: got ''
 ├── ConfigError(ValueError)              top_n must be at least 1: got 0
+│   └── OptionError(TypeError)           got an unexpected keyword argument 'top_k': … called top_n
 ├── MissingDependencyError(ImportError)  `torch` is not installed: pip install 'rerank-…[torch]'
 ├── ModelError                           expected a model with 1 or 2 labels: got 3
 ├── BackendError(RuntimeError)           CUDA was asked for and is not there; a forward pass failed
@@ -26,6 +27,10 @@ class InputError(RerankError, ValueError):
 
 class ConfigError(RerankError, ValueError):
     """A construction argument breaks a rule."""
+
+
+class OptionError(ConfigError, TypeError):
+    """An option that does not exist; a TypeError too, as Python's own would be."""
 
 
 class MissingDependencyError(RerankError, ImportError):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
+
+from .errors import OptionError
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
+Class = TypeVar("Class")
 
 OPTIONS = {
     "model_name": "model",
@@ -85,12 +89,70 @@ METHODS = {
 }
 """A foreign method or attribute of a reranker, and what it is called here."""
 
+VALUES = {
+    "fp32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "q8": "int8",
+    "quint8": "int8",
+    "onnxruntime": "onnx",
+    "ort": "onnx",
+    "pytorch": "torch",
+    "pt": "torch",
+    "raise": "error",
+    "longest": "longest_first",
+    "none": "identity",
+}
+"""A foreign value of an option, and what it is called here."""
+
+RANKING_NAMES = {
+    "results": "the ranking itself: iterate over it",
+    "top_k": "top",
+    "top_n": "top",
+    "documents": "select(documents)",
+    "texts": "select(documents)",
+    "docs": "select(documents)",
+    "to_list": "to_dicts",
+    "to_dict": "to_dicts",
+    "model_dump": "to_dicts",
+    "ids": "indices",
+    "rankings": "the ranking itself: iterate over it",
+}
+"""A foreign attribute of a ranking, and what it is called here."""
+
+DOCUMENT_NAMES = {
+    "text": "ranking.select(documents): indices travel, not texts",
+    "document": "ranking.select(documents): indices travel, not texts",
+    "page_content": "ranking.select(documents): indices travel, not texts",
+    "rank": "its position: enumerate(ranking, 1)",
+    "corpus_id": "index",
+    "doc_id": "index",
+    "id": "index",
+    "relevance_score": "score",
+}
+"""A foreign attribute of a ranked document, and what it is called here."""
+
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'$")
 
 
 def option_hint(name: str) -> str:
     """What the foreign option *name* is called here, as the end of a message; "" if unknown."""
     return f": {name} is called {OPTIONS[name]}" if name in OPTIONS else ""
+
+
+def foreign_document(value: object) -> str:
+    """How to rank an object of another library, as the end of a message; "" if it is unknown."""
+    if isinstance(value, dict):
+        return (
+            ": rank its text, [row[...] for row in rows], and ranking.select(rows) orders the rows"
+        )
+    if hasattr(value, "page_content"):
+        return ": rank its page_content, or use rerank_adapters.langchain.CrossEncoderCompressor"
+    if hasattr(value, "get_content") or hasattr(value, "node"):
+        return ": use rerank_adapters.llama_index.CrossEncoderPostprocessor"
+    return ""
 
 
 def method_error(owner: object, name: str, table: dict[str, str] | None = None) -> AttributeError:
@@ -103,17 +165,44 @@ def method_error(owner: object, name: str, table: dict[str, str] | None = None) 
 
 def hinted(function: Callable[P, Result]) -> Callable[P, Result]:
     """*function*, whose TypeError for a foreign option says the right word."""
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
+            try:
+                return await function(*args, **kwargs)
+            except TypeError as error:
+                if (worded := _worded(error)) is None:
+                    raise
+                raise worded from None
+
+        return cast("Callable[P, Result]", awaited)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Result:
         try:
             return function(*args, **kwargs)
         except TypeError as error:
-            found = _UNEXPECTED.search(str(error))
-            # Raised by the call itself, not inside it: no frame lies between.
-            own = error.__traceback__ is not None and error.__traceback__.tb_next is None
-            if not own or found is None or found[1] not in OPTIONS:
+            if (worded := _worded(error)) is None:
                 raise
-            raise TypeError(f"{error}{option_hint(found[1])}") from None
+            raise worded from None
 
     return call
+
+
+def _worded(error: TypeError) -> OptionError | None:
+    """*error* with the right word; None where it is not about a foreign option of the call."""
+    found = _UNEXPECTED.search(str(error))
+    # Raised by the call, not inside it: no frame lies between.
+    own = error.__traceback__ is not None and error.__traceback__.tb_next is None
+    if not own or found is None or found[1] not in OPTIONS:
+        return None
+    return OptionError(f"{error}{option_hint(found[1])}")
+
+
+def first_guesses(cls: type[Class]) -> type[Class]:
+    """*cls*, whose public methods and constructor answer a foreign option with the right word."""
+    for name, member in list(vars(cls).items()):
+        if inspect.isfunction(member) and (name == "__init__" or name[0] != "_"):
+            setattr(cls, name, hinted(member))
+    return cls

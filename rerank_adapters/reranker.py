@@ -22,6 +22,7 @@ from .config import (
 )
 from .errors import ClosedError, ConfigError, InputError
 from .futures import then
+from .hints import first_guesses, method_error
 from .loading import load
 from .protocols import Call, ModelInfo, Pair, Requests, RerankRequest, Scorer, TokenCounter
 from .ranking import Ranking
@@ -47,6 +48,7 @@ def _constructor(init: Callable[Concatenate[Any, P], None]) -> classmethod[Any, 
     return classmethod(from_pretrained)
 
 
+@first_guesses
 class Reranker(Closing):
     """Ranks documents for queries by one cross-encoder, behind one queue; a Ranker.
 
@@ -190,7 +192,7 @@ class Reranker(Closing):
         raises when its turn comes; closing the iterator drops what is in flight.
         """
         selection = Selection(top_n=top_n, score_threshold=score_threshold)
-        self.check_open()
+        self._check_open()
         return self._caller.stream(requests, selection, progress, on_progress)
 
     def submit(
@@ -279,7 +281,7 @@ class Reranker(Closing):
 
     def info(self) -> ModelInfo:
         """What really runs, and why."""
-        self.check_open()
+        self._check_open()
         return self._caller.scorer.info()
 
     def stats(self) -> dict[str, Any]:
@@ -298,6 +300,9 @@ class Reranker(Closing):
             self._closed = True
             self._caller.scorer.close()
 
+    def __getattr__(self, name: str) -> Any:
+        raise method_error(self, name)
+
     def __repr__(self) -> str:
         if self._closed:
             return "Reranker(closed)"
@@ -314,16 +319,15 @@ class Reranker(Closing):
         return_exceptions: bool = False,
     ) -> Plan:
         selection = Selection(top_n=top_n, score_threshold=score_threshold)
-        plan = Plan.of(requests, selection, timeout, return_exceptions)
-        self.check_open()
-        return plan
+        self._check_open()
+        return Plan.of(requests, selection, timeout, return_exceptions)
 
     def _call(self, timeout: float | None) -> Call:
         call = Call(deadline=deadline_of(timeout))
-        self.check_open()
+        self._check_open()
         return call
 
-    def check_open(self) -> None:
+    def _check_open(self) -> None:
         """Raise ClosedError where it was closed."""
         if self._closed:
             raise ClosedError("the reranker is closed: load it again")

@@ -9,8 +9,8 @@ from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
-from rerank_adapters.engine.admission import Limits
 
+from rerank_adapters.engine.admission import Limits
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.futures import done
 from rerank_adapters.loading import assemble

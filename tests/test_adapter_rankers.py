@@ -49,7 +49,14 @@ from rerank_adapters.protocols import Call, ModelInfo, Pair, Ranker, RerankReque
 from rerank_adapters.scorers import Wrapper
 from tests import own_backend
 from tests.checkpoints import build
-from tests.fakes import CountingBackend, FaultyBackend, HeldBackend, encoded, scorer_over
+from tests.fakes import (
+    CountingBackend,
+    FaultyBackend,
+    HeldBackend,
+    encoded,
+    scorer_over,
+    token_logits,
+)
 from tests.langchain_adapter.samples import KEY, ListRetriever
 from tests.langchain_adapter.test_middleware import calls, run
 
@@ -664,3 +671,28 @@ def test_without_fields_the_error_says_what_has_not_run(loaded) -> None:
             unprepared()
         assert not isinstance(caught.value, ClosedError)
     assert loaded == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_backend_of_ones_own_under_every_adapter(loaded, asynchronous: bool) -> None:
+    """One file and one registry entry: each adapter loads it by its name, once for all of them."""
+    options = {"model": str(build("bert")), "backend": "own", "activation": "identity"}
+    numbers = token_logits(encoded([(QUERY, text) for text in TEXTS], max_length=256))[:, 0]
+    order = sorted(range(len(TEXTS)), key=lambda index: -numbers[index])
+    expected = [(f"d{index}", float(numbers[index])) for index in order]
+    way = "a" if asynchronous else ""
+
+    compressor = CrossEncoderCompressor(**options, top_n=None)
+    compress = getattr(compressor, f"{way}compress_documents")
+    assert of_documents(await answered(compress, documents(), QUERY)) == expected
+    retriever = RerankingRetriever(base_retriever=ListRetriever(found=documents()), **options)
+    assert of_documents(await answered(getattr(retriever, f"{way}invoke"), QUERY)) == expected[:3]
+    postprocessor = CrossEncoderPostprocessor(**options, top_n=None)
+    postprocess = getattr(postprocessor, f"{way}postprocess_nodes")
+    assert of_nodes(await answered(postprocess, nodes(), query_str=QUERY)) == expected
+    scores = LangChainCrossEncoder(**options).score([(QUERY, text) for text in TEXTS])
+    assert scores == [float(number) for number in numbers]
+    middleware = RerankingMiddleware(CrossEncoderCompressor(**options))
+    messages, _ = await run(middleware, [calls("news", "books")], asynchronous=asynchronous)
+    assert sum(len(message.artifact) for message in messages) == 3
+    assert len(loaded) == 1

@@ -14,14 +14,15 @@ from typing import Literal, get_args
 from pydantic import ValidationError
 
 from ..checks import check_selection
-from ..errors import ConfigError, InputError, RerankError
+from ..errors import ConfigError, InputError, OptionError, RerankError
+from ..hints import option_hint
 
 OnEmptyText = Literal["keep_last", "drop", "error"]
 
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise this library's errors as they are, not inside pydantic's."""
+    """Raise this library's errors as they are, and an unknown option as a TypeError."""
     try:
         yield
     except ValidationError as error:
@@ -29,6 +30,12 @@ def own_errors() -> Iterator[None]:
             cause = detail.get("ctx", {}).get("error")
             if isinstance(cause, RerankError):
                 raise cause from None
+            if detail["type"] == "extra_forbidden":
+                name = str(detail["loc"][-1])
+                raise OptionError(
+                    f"{error.title}() got an unexpected keyword argument {name!r}"
+                    f"{option_hint(name)}"
+                ) from None
         raise
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from ..backends import BACKENDS
 from ..errors import MissingDependencyError, RerankError
+from ..hints import option_hint
 from ..ranking.table import one_line
 
 EXTRAS = {
@@ -65,9 +67,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "rerank-adapters"
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]  # click's, unnamed
-        return _stop(f"{message} (see {command} --help)")
+        return _stop(f"{message}{_hint(message)} (see {command} --help)")
     except typer.Abort:  # how older typers say Ctrl-C
         return _stop("interrupted", INTERRUPTED)
+
+
+def _hint(message: str) -> str:
+    """What an option of another tool is called here."""
+    found = re.search(r"--([a-z-]+)", message) if "option" in message.lower() else None
+    return option_hint(found[1].replace("-", "_")) if found else ""
 
 
 def _stop(message: str, code: int = 2) -> int:

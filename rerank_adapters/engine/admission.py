@@ -145,10 +145,10 @@ class Admission:
     def _overload(self, pairs: int) -> OverloadedError:
         """The error for a request of so many *pairs*; counts it. The lock is held."""
         self._stats.rejected += 1
-        limits, load = self._limits, self._line.load
+        limits, line = self._limits, self._line
         seconds = self._engine.seconds_until_served()
         return OverloadedError(
-            f"the queue is full: it holds {load.pairs} pairs of {load.tokens} tokens, the "
+            f"the queue is full: it holds {line.pairs} pairs of {line.load.tokens} tokens, the "
             f"request brings {pairs} pairs, max_queue_pairs is {limits.pairs} and "
             f"max_queue_tokens {limits.tokens}: retry in about {seconds:.2f} s",
             retry_after=seconds,

@@ -52,11 +52,15 @@ class Line:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def pairs(self) -> int:
+        """What counts against the limit: pairs that wait and, if nobody blocks, reserved ones."""
+        # Else requests that are ready would wait for those that are still to be prepared.
+        return self.load.pairs + (0 if self._limits.block else self._reserved_pairs)
+
     def fits(self, pairs: int, tokens: int) -> bool:
         """Whether so much more may wait."""
-        limits, waiting = self._limits, self.load.pairs
-        if not limits.block:  # else what is prepared would wait for what is to be prepared
-            waiting += self._reserved_pairs
+        limits, waiting = self._limits, self.pairs
         if not waiting:
             return True  # a request larger than the limits must be served too
         return (limits.pairs is None or waiting + pairs <= limits.pairs) and (

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .ranking import RankedDocument, Ranking, ranked
+from .ranking import RankedDocument, Ranking, check_selection, ranked
 
-__all__ = ["RankedDocument", "Ranking", "ranked"]
+__all__ = ["RankedDocument", "Ranking", "check_selection", "ranked"]

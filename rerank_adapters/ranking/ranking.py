@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..hints import DOCUMENT_NAMES, RANKING_NAMES, method_error
 from .table import Row, Table, table
 
 Item = TypeVar("Item")
@@ -20,12 +23,22 @@ class RankedDocument:
     """A document's `index` in what was given, its `score`, and whether it was cut to fit.
 
     span: the characters of the document that the score is of, (start, end); None: all of it.
+    Unpacks as (index, score): `for index, score in ranking`.
     """
 
     index: int
     score: float
     truncated: bool = False
     span: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[int | float]:
+        return iter((self.index, self.score))
+
+    def __getattr__(self, name: str) -> Any:
+        raise method_error(self, name, DOCUMENT_NAMES)
+
+    def __getitem__(self, key: object) -> Any:
+        raise TypeError(f"a RankedDocument has attributes: write .{key} for [{key!r}]")
 
 
 class Ranking(Sequence[RankedDocument]):
@@ -60,9 +73,49 @@ class Ranking(Sequence[RankedDocument]):
         return [items[document.index] for document in self._documents]
 
     def top(self, n: int | None = None, *, score_threshold: float | None = None) -> Ranking:
-        """The best *n* (None: all) of those at or above *score_threshold* (None: no bound)."""
-        scores = [document.score for document in self._documents]
-        return Ranking([self._documents[at] for at in kept(scores, n, score_threshold)])
+        """The best *n* (None: all) of those at or above *score_threshold* (None: no bound).
+
+        >>> ranking = Ranking([RankedDocument(1, 0.9), RankedDocument(0, 0.2)])
+        >>> ranking.top(score_threshold=0.5).indices
+        [1]
+        """
+        check_selection(n, score_threshold)
+        return Ranking([self._documents[at] for at in kept(self.scores, n, score_threshold)])
+
+    @property
+    def indices(self) -> list[int]:
+        """The index of each document, best first."""
+        return [document.index for document in self._documents]
+
+    @property
+    def scores(self) -> list[float]:
+        """The score of each document, best first."""
+        return [document.score for document in self._documents]
+
+    def scored(self, items: Sequence[Item]) -> list[tuple[Item, float]]:
+        """(item, score) of the *items* this ranking speaks of, in its order.
+
+        >>> Ranking([RankedDocument(1, 0.9), RankedDocument(0, 0.2)]).scored(["a", "b"])
+        [('b', 0.9), ('a', 0.2)]
+        """
+        return [(items[document.index], document.score) for document in self._documents]
+
+    def to_dicts(self, items: Sequence[Item] | None = None) -> list[dict[str, Any]]:
+        """Plain dicts for JSON: index, score, truncated, the span where there is one, the item.
+
+        >>> Ranking([RankedDocument(1, 0.9)]).to_dicts(["a", "b"])
+        [{'index': 1, 'score': 0.9, 'truncated': False, 'document': 'b'}]
+        """
+        rows: list[dict[str, Any]] = []
+        for it in self._documents:
+            row: dict[str, Any] = {"index": it.index, "score": it.score, "truncated": it.truncated}
+            if it.span is not None:
+                row["span"] = list(it.span)
+            rows.append(row if items is None else {**row, "document": items[it.index]})
+        return rows
+
+    def __getattr__(self, name: str) -> Any:
+        raise method_error(self, name, RANKING_NAMES)
 
     def show(self, texts: Sequence[str] | None = None, *, width: int = 100) -> Table:
         """A table of rank, score, a bar from lowest to highest score, index, and text if given.
@@ -143,3 +196,20 @@ def ranked(
             for at in kept(shown, top_n, score_threshold)
         ]
     )
+
+
+def check_selection(top_n: int | None, score_threshold: float | None) -> None:
+    """Raise InputError unless top_n is None or ≥ 1 and score_threshold is None or a real number."""
+    whole = isinstance(top_n, Integral) and not isinstance(top_n, bool)
+    if top_n is not None and (not whole or top_n < 1):
+        raise InputError(f"top_n must be an int of at least 1, or None for all: got {top_n!r:.80}")
+    if score_threshold is not None and not _is_number(score_threshold):
+        raise InputError(f"score_threshold must be a number or None: got {score_threshold!r:.80}")
+
+
+def _is_number(value: object) -> bool:
+    """Whether *value* is real (NumPy's scalars too), not NaN and within what a float holds."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    except OverflowError:
+        return False

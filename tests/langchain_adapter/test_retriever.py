@@ -194,7 +194,7 @@ def test_unknown_and_conflicting_arguments_are_refused(
     compressor: CrossEncoderCompressor, base: ListRetriever
 ) -> None:
     """What would be ignored is refused by name."""
-    with pytest.raises(ValidationError, match="bogus"):
+    with pytest.raises(TypeError, match="bogus"):
         RerankingRetriever(base_retriever=base, bogus=3)
     with pytest.raises(ValidationError, match="base_retriever"):
         RerankingRetriever(compressor=compressor)

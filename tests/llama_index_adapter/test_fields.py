@@ -120,7 +120,7 @@ def test_class_name_is_unique():
         ({"metadata_mode": "some"}, ValidationError),
         ({"backend": "tensorflow"}, ConfigError),
         ({"text_fn": 3}, ConfigError),
-        ({"modle": "x"}, ValidationError),
+        ({"modle": "x"}, TypeError),
         ({"device": "gpu"}, ConfigError),
         ({"max_length": 0}, ConfigError),
         ({"backend": "torch", "dtype": "int8"}, ConfigError),

@@ -22,7 +22,6 @@ from transformers import BertConfig, BertForSequenceClassification
 from rerank_adapters.errors import ModelError
 from rerank_adapters.export import gate
 from rerank_adapters.loading import bundled
-
 from tests.checkpoints import PAIRS, build, encoder_for
 
 FILES = {
@@ -263,7 +262,7 @@ def test_unpacking_at_once_in_threads(as_default: Path, tmp_path: Path) -> None:
 UNPACK = """
 import sys
 from pathlib import Path
-from rerank_adapters import bundled
+from rerank_adapters.loading import bundled
 bundled.folder = lambda: Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from rerank_adapters.loading import assemble
 from rerank_adapters.protocols import Backend, BackendTraits
 from rerank_adapters.tokenization import PairTokenizer
 from rerank_adapters.tokens import Scores, TokenBatch
+from tests.engine.traffic import PATIENCE, checksum
 from tests.parts import limits_of, reranker_around
-from tests.scorers.traffic import PATIENCE, checksum
 
 Rule = Callable[[TokenBatch], BaseException | None]
 Edit = Callable[[TokenBatch, NDArray[np.float32]], NDArray[np.float32]]
@@ -64,7 +65,7 @@ class Tap:
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
-        self.traits = inner.traits
+        self.traits = replace(inner.traits, workers=1)  # so that tests say what shares a batch
         self.rule: Rule = lambda batch: None
         self.edit: Edit = lambda batch, logits: logits
         self.sizes: list[int] = []
