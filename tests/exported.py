@@ -27,7 +27,9 @@ def _export(checkpoint: Path, folder: Path, dtype: GraphDType) -> None:
 
 @functools.cache
 def _recipe() -> str:
-    sources = sorted(Path(export.__file__).parent.rglob("*.py"))
+    package = Path(export.__file__).parents[1]
+    rooms = ("checkpoints", "export", "families", "parity")
+    sources = sorted(file for room in rooms for file in (package / room).rglob("*.py"))
     parts = [source.read_bytes() for source in sources]
     parts += [version(name).encode() for name in ("onnx", "onnxruntime", "onnxscript")]
     return hashlib.sha256(b"|".join(parts)).hexdigest()[:12]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..backends import Selection
+from ..checkpoints import FILE_NAME
 
 READ_FILES = (
     "config.json",
@@ -18,7 +19,7 @@ READ_FILES = (
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
     "sentence_*_config.json",
-    "rerank_adapters.json",
+    FILE_NAME,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

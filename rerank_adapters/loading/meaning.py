@@ -41,8 +41,8 @@ def _read(found: Found) -> Meaning:
         checkpoint,
         activation=config.activation,
         prompt=config.prompt,
-        render=lambda folder, prompt: _torch().render_chat(
-            folder, prompt, trust_remote_code=config.trust_remote_code
+        render=lambda checkpoint, prompt: _torch().render_chat(
+            checkpoint, prompt, trust_remote_code=config.trust_remote_code
         ),
     )
     tokenizer = PairTokenizer.from_checkpoint(

@@ -39,9 +39,9 @@ class CrossEncoder:
 
     def encode(self, pairs: Sequence[Pair], call: Call) -> EncodedPairs:
         """The tokens of *pairs*, in order, and which of them were cut."""
-        encoded = self.tokenizer.encode(pairs, call.prompts)
         if not self._wants_texts:
-            return encoded
+            return self.tokenizer.encode(pairs, call.prompts)
+        encoded = self.tokenizer.encode(pairs)  # for lengths: the backend writes its own tokens
         prompts = call.prompts or [None] * len(pairs)
         texts = tuple(
             PairText(query, document, self._prompt if prompt is None else prompt, self.max_length)

@@ -49,8 +49,8 @@ def main() -> None:
     }
     theirs = {dtype: _cross_encoder(folder, dtype) for dtype in (torch.float32, *HALVES)}
     for label, reranker in ours.items():
-        facts = reranker.info()
-        print(f"{label}: {facts['dtype']}, {facts['pass']}, {facts.get('attention')}\n")
+        info = reranker.info()
+        print(f"{label}: {info.dtype}, {info.details['layout']}, {info.details.get('attention')}\n")
     for count in (50, 1000):
         _table(theirs, ours, documents(count), options.rounds)
     for reranker in ours.values():

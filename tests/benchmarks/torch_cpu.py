@@ -60,8 +60,8 @@ def _rerankers(folder: Path) -> Iterator[tuple[str, Reranker]]:
         except BackendError as error:
             print(f"no {dtype}: {error}\n")
             continue
-        facts = reranker.info()
-        print(f"{dtype}: {facts['pass']} pass, {facts['linears']} products\n")
+        info = reranker.info()
+        print(f"{dtype}: {info.details['layout']} pass, {info.details['linears']} products\n")
         yield f"rerank-adapters torch {dtype}", reranker
 
 

@@ -44,9 +44,9 @@ def main() -> None:
         }
         seconds = medians(runs, rounds=options.rounds)
         for split, reranker in rerankers.items():
-            facts = reranker.info()
+            info = reranker.info()
             cells = " | ".join(f"{seconds[f'{split} {count}'] * 1e3:.1f}" for count in COUNTS)
-            print(f"| {facts['workers']} | {facts['num_threads']} | {cells} |")
+            print(f"| {info.workers} | {info.num_threads} | {cells} |")
             reranker.close()
         print()
 
