@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from .backends import BACKENDS
 from .errors import ConfigError
@@ -21,57 +21,127 @@ WhenFull = Literal["block", "error"]
 DEFAULT_MODEL = "default"
 
 
+class Option(NamedTuple):
+    """What an option is for, and what it says; this text is shown wherever the option is."""
+
+    group: str
+    text: str
+
+
+OPTIONS = {
+    "model": Option(
+        "model",
+        'A hub id, a local folder, or "default": the small English model inside the package.',
+    ),
+    "revision": Option("model", "A hub branch, tag or commit."),
+    "file_name": Option(
+        "model", 'Which ONNX file of the checkpoint to run, such as "onnx/model_O3.onnx".'
+    ),
+    "cache_folder": Option(
+        "model",
+        "Where hub files and unpacked weights are kept. None: the library's own cache folder.",
+    ),
+    "local_files_only": Option("model", "Never ask the network."),
+    "token": Option("model", "A hub token; never shown, saved or pickled."),
+    "trust_remote_code": Option(
+        "model", "Run Python code that the checkpoint brings. Off, because it runs as you."
+    ),
+    "prompt": Option(
+        "text",
+        "Instruction put before the query, as the checkpoint's family writes it. None: its own.",
+    ),
+    "max_length": Option(
+        "text",
+        "Tokens per pair, special tokens included. None: the model's own limit, which also caps "
+        "it.",
+    ),
+    "truncation": Option(
+        "text",
+        'Which side of a pair loses tokens: the longer one ("longest_first"), or the document '
+        'alone ("only_second").',
+    ),
+    "query_max_tokens": Option("text", "Tokens of the query that are kept. None: all."),
+    "activation": Option(
+        "text",
+        'logits → score: "sigmoid", "identity" or "softmax". "default": what the checkpoint says, '
+        "else sigmoid (two labels: softmax).",
+    ),
+    "backend": Option(
+        "runtime",
+        '"onnx" or "torch". "auto": the default model → onnx; a GPU and torch → torch; on CPU onnx '
+        "where the checkpoint has a float32 ONNX file, else torch. info().why says why.",
+    ),
+    "device": Option(
+        "runtime",
+        '"auto", "cpu", "cuda", "cuda:1", "mps", or several of them, which share one queue.',
+    ),
+    "dtype": Option(
+        "runtime",
+        '"float32", "float16", "bfloat16" or "int8". "auto": int8 for the default model on onnx; '
+        "else float32 on CPU, half precision on GPU.",
+    ),
+    "num_workers": Option(
+        "runtime",
+        "Threads that run forwards at once on each device. None: two on CUDA, so that a batch is "
+        "put together and copied while another is computed; on CPUs with onnx one for every two "
+        "of them, two to eight, unless num_threads is given; else one.",
+    ),
+    "num_threads": Option(
+        "runtime",
+        "CPU threads in one forward, on onnx. None: the CPUs this process may use (affinity, "
+        "cgroup quota), less one for each other worker. torch has one pool for the process, so "
+        "there it must be None.",
+    ),
+    "max_batch_tokens": Option(
+        "runtime", "Padded tokens in one forward. None: the backend's own choice for its device."
+    ),
+    "max_queue_pairs": Option("queue", "Pairs that may wait at once. None: no bound."),
+    "max_queue_tokens": Option("queue", "Tokens that may wait at once. None: no bound."),
+    "when_full": Option(
+        "queue",
+        'What a full queue does to a new request: "block" it, or "error" with OverloadedError.',
+    ),
+}
+"""Every option, grouped by purpose, in the order in which signatures have them."""
+
+
+def described() -> str:
+    """Every option with its text, by group: what docstrings show."""
+    lines: list[str] = []
+    for group in dict.fromkeys(option.group for option in OPTIONS.values()):
+        lines += ["", f"**{group}**", ""]
+        lines += [f"- `{name}`: {it.text}" for name, it in OPTIONS.items() if it.group == group]
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankerConfig:
-    """Everything `Reranker.from_pretrained` takes. Two equal values load the same reranker."""
+    """Everything that `Reranker` takes. Two equal values load the same reranker."""
 
     model: str = DEFAULT_MODEL
-    """A hub id, a local folder, or "default": the small English model inside the package."""
-    backend: BackendName = "auto"
-    """"auto": the default model → onnx; a GPU and torch → torch; on CPU onnx where the checkpoint
-    has a float32 ONNX file, else torch. `Reranker.info().why` says why."""
-    device: str | tuple[str, ...] = "auto"
-    """"auto", "cpu", "cuda", "cuda:1", "mps", or several of them, which share one queue."""
-    num_workers: int | None = None
-    """Threads that run forwards at once on each device. None: two on CUDA, so that a batch is put
-    together and copied while another is computed; on CPUs with onnx one for every two of them, two
-    to eight, unless `num_threads` is given; else one."""
-    num_threads: int | None = None
-    """CPU threads in one forward, on onnx. None: the CPUs this process may use (affinity, cgroup
-    quota), less one for each other worker. torch has one pool for the process, so there it must be
-    None."""
-    dtype: DType = "auto"
-    """"auto": int8 for the default model on onnx; else float32 on CPU, half precision on GPU."""
     revision: str | None = None
-    """A hub branch, tag or commit."""
-    cache_folder: str | None = None
-    """Where hub files and unpacked weights are kept. None: the library's own cache folder."""
-    local_files_only: bool = False
-    """Never ask the network."""
-    token: str | None = field(default=None, repr=False)
-    """A hub token; never shown, saved or pickled by the adapters."""
-    trust_remote_code: bool = False
-    """Run Python code that the checkpoint brings. Off, because it runs as you."""
-    max_length: int | None = None
-    """Tokens per pair, special tokens included. None: the model's own limit, which also caps it."""
-    truncation: Truncation = "longest_first"
-    """Which side of a pair loses tokens: the longer one, or the document alone."""
-    query_max_tokens: int | None = None
-    """Tokens of the query that are kept."""
-    prompt: str | None = None
-    """Instruction put before the query, as the checkpoint's family writes it. None: its own."""
-    max_batch_tokens: int | None = None
-    """Padded tokens in one forward. None: the backend's own choice for its device."""
-    activation: Activation = "default"
-    """logits → score. "default": what the checkpoint says, else sigmoid (two labels: softmax)."""
     file_name: str | None = None
-    """Which ONNX file of the checkpoint to run, such as "onnx/model_O3.onnx"."""
+    cache_folder: str | None = None
+    local_files_only: bool = False
+    token: str | None = field(default=None, repr=False)
+    trust_remote_code: bool = False
+
+    prompt: str | None = None
+    max_length: int | None = None
+    truncation: Truncation = "longest_first"
+    query_max_tokens: int | None = None
+    activation: Activation = "default"
+
+    backend: BackendName = "auto"
+    device: str | tuple[str, ...] = "auto"
+    dtype: DType = "auto"
+    num_workers: int | None = None
+    num_threads: int | None = None
+    max_batch_tokens: int | None = None
+
     max_queue_pairs: int | None = None
-    """Pairs that may wait at once. None: no bound."""
     max_queue_tokens: int | None = None
-    """Tokens that may wait at once. None: no bound."""
     when_full: WhenFull = "block"
-    """What a full queue does to a new request: "block" it, or "error" with OverloadedError."""
 
     def __post_init__(self) -> None:
         for name in ("backend", "dtype", "device", "activation"):
@@ -124,6 +194,9 @@ def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{name} must be a non-empty str or a Path: got {value!r}")
     return value
+
+
+RerankerConfig.__doc__ = f"{RerankerConfig.__doc__}\n{described()}"
 
 
 def _check_backend(config: RerankerConfig) -> None:

@@ -19,6 +19,7 @@ from .config import (
     RerankerConfig,
     Truncation,
     WhenFull,
+    described,
 )
 from .errors import ClosedError, ConfigError, InputError
 from .futures import then
@@ -65,30 +66,30 @@ class Reranker(Closing):
         self,
         model: str | Path = DEFAULT_MODEL,
         *,
-        backend: BackendName = "auto",
-        device: str | Sequence[str] = "auto",
-        num_workers: int | None = None,
-        num_threads: int | None = None,
-        dtype: DType = "auto",
         revision: str | None = None,
+        file_name: str | None = None,
         cache_folder: str | Path | None = None,
         local_files_only: bool = False,
         token: str | None = None,
         trust_remote_code: bool = False,
+        prompt: str | None = None,
         max_length: int | None = None,
         truncation: Truncation = "longest_first",
         query_max_tokens: int | None = None,
-        prompt: str | None = None,
-        max_batch_tokens: int | None = None,
         activation: Activation = "default",
-        file_name: str | None = None,
+        backend: BackendName = "auto",
+        device: str | Sequence[str] = "auto",
+        dtype: DType = "auto",
+        num_workers: int | None = None,
+        num_threads: int | None = None,
+        max_batch_tokens: int | None = None,
         max_queue_pairs: int | None = None,
         max_queue_tokens: int | None = None,
         when_full: WhenFull = "block",
     ) -> None:
         """Load *model*: a hub id, a local folder, or "default", which is part of the package.
 
-        Every argument is a field of `RerankerConfig`, explained there.
+        The options are those of `RerankerConfig`.
 
         Raises ConfigError (an argument), ModelError (the checkpoint), BackendError (the device),
         MissingDependencyError (the extra that brings the backend).
@@ -331,3 +332,7 @@ class Reranker(Closing):
         """Raise ClosedError where it was closed."""
         if self._closed:
             raise ClosedError("the reranker is closed: load it again")
+
+
+for _loads in (Reranker, Reranker.__init__, Reranker.from_pretrained.__func__):  # type: ignore[attr-defined]
+    _loads.__doc__ = f"{inspect.getdoc(_loads)}\n{described()}"

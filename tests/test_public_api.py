@@ -74,23 +74,23 @@ SIGNATURES = {
 
 CONFIG = {
     "model": "default",
-    "backend": "auto",
-    "device": "auto",
-    "num_workers": None,
-    "num_threads": None,
-    "dtype": "auto",
     "revision": None,
+    "file_name": None,
     "cache_folder": None,
     "local_files_only": False,
     "token": None,
     "trust_remote_code": False,
+    "prompt": None,
     "max_length": None,
     "truncation": "longest_first",
     "query_max_tokens": None,
-    "prompt": None,
-    "max_batch_tokens": None,
     "activation": "default",
-    "file_name": None,
+    "backend": "auto",
+    "device": "auto",
+    "dtype": "auto",
+    "num_workers": None,
+    "num_threads": None,
+    "max_batch_tokens": None,
     "max_queue_pairs": None,
     "max_queue_tokens": None,
     "when_full": "block",
@@ -207,3 +207,30 @@ def test_every_public_method_says_what_it_does_and_is_annotated(name: str):
     hints = inspect.get_annotations(inspect.unwrap(getattr(method, "__func__", method)))
     parameters = [it for it in inspect.signature(method).parameters if it != "self"]
     assert {*parameters, "return"} <= set(hints)
+
+
+FRAMEWORKS_OWN = {"name", "tags", "metadata", "callback_manager", "class_name"}
+"""Properties of an adapter's schema that its framework's base class brings."""
+
+
+def test_each_option_is_explained_once_and_shown_everywhere():
+    """One text per option: in three docstrings, in both adapters' schemas; grouped by purpose."""
+    from rerank_adapters.config import OPTIONS
+    from rerank_adapters.langchain import CrossEncoderCompressor
+    from rerank_adapters.llama_index import CrossEncoderPostprocessor
+
+    assert list(OPTIONS) == list(CONFIG)
+    groups = [option.group for option in OPTIONS.values()]
+    assert list(dict.fromkeys(groups)) == ["model", "text", "runtime", "queue"]
+    assert groups == sorted(groups, key=["model", "text", "runtime", "queue"].index)
+    for documented in (RerankerConfig, Reranker.__init__, Reranker.from_pretrained):
+        assert all(f"`{name}`: {it.text}" in documented.__doc__ for name, it in OPTIONS.items())
+    for adapter in (CrossEncoderCompressor, CrossEncoderPostprocessor):
+        properties = adapter.model_json_schema()["properties"]
+        for name, option in OPTIONS.items():
+            assert properties[name]["description"] == option.text
+        bare = {name for name, it in properties.items() if not it.get("description")}
+        assert bare <= FRAMEWORKS_OWN
+        shown = str(inspect.signature(adapter))
+        assert "Annotated" not in shown
+        assert "max_length: int | None = None" in shown

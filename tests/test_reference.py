@@ -28,7 +28,6 @@ NAMES = [
     ("rerank_adapters.protocols", "Backend"),
 ]
 FIELDS = [  # of a dataclass, of pydantic models, own and inherited: a line of their docstring each
-    ("rerank_adapters", "RerankerConfig.max_length", "special tokens included"),
     ("rerank_adapters.langchain", "CrossEncoderCompressor.top_n", "Documents that come back"),
     (
         "rerank_adapters.langchain.fields",
@@ -81,6 +80,16 @@ def test_fields_are_explained(pages: dict[str, str], page: str, field: str, word
     """The docstring below a field, which Python itself forgets, stands beside it."""
     after = pages[page].partition(f'<div id="{field}"')[2]
     assert words in after[:3000]
+
+
+@pytest.mark.parametrize("name", ["RerankerConfig", "Reranker.from_pretrained"])
+def test_options_are_explained_where_they_are_taken(pages: dict[str, str], name: str) -> None:
+    """The one text of each option stands in the docstring, by group."""
+    after = pages["rerank_adapters"].partition(f'<section id="{name}"')[2] or pages[
+        "rerank_adapters"
+    ].partition(f'<div id="{name}"')[2]
+    assert "special tokens included" in after[:40_000]
+    assert "max_queue_pairs" in after[:40_000]
 
 
 def test_no_link_leads_nowhere(pages: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from ..config import (
     DEFAULT_MODEL,
+    OPTIONS,
     Activation,
     BackendName,
     DType,
@@ -30,7 +31,7 @@ from ..config import (
 )
 from ..errors import ConfigError, RerankError
 from ..protocols import Ranker
-from .rules import own_errors
+from .rules import own_errors, plain_signature
 from .source import RankerSource, Warmable, check_ranker
 
 Value = TypeVar("Value")
@@ -55,6 +56,7 @@ FIELDS_CONFIG = ConfigDict(
     arbitrary_types_allowed=True,
     protected_namespaces=(),  # `model` is our field
     hide_input_in_errors=True,  # a token may be among it
+    use_attribute_docstrings=True,  # what a schema says of the other fields
 )
 
 
@@ -70,23 +72,23 @@ class RerankerFields(BaseModel):
     model_config = FIELDS_CONFIG
 
     model: Carried[PathText] = DEFAULT_MODEL
-    backend: Carried[BackendName] = "auto"
-    device: Carried[Devices] = "auto"
-    num_workers: Carried[int | None] = None
-    num_threads: Carried[int | None] = None
-    dtype: Carried[DType] = "auto"
     revision: Carried[str | None] = None
+    file_name: Carried[str | None] = None
     cache_folder: Carried[PathText | None] = None
     local_files_only: Carried[bool] = False
     token: Carried[Token] = Field(default=None, exclude=True, repr=False)
     trust_remote_code: Carried[bool] = False
+    prompt: Carried[str | None] = None
     max_length: Carried[int | None] = None
     truncation: Carried[Truncation] = "longest_first"
     query_max_tokens: Carried[int | None] = None
-    prompt: Carried[str | None] = None
-    max_batch_tokens: Carried[int | None] = None
     activation: Carried[Activation] = "default"
-    file_name: Carried[str | None] = None
+    backend: Carried[BackendName] = "auto"
+    device: Carried[Devices] = "auto"
+    dtype: Carried[DType] = "auto"
+    num_workers: Carried[int | None] = None
+    num_threads: Carried[int | None] = None
+    max_batch_tokens: Carried[int | None] = None
     max_queue_pairs: Carried[int | None] = None
     max_queue_tokens: Carried[int | None] = None
     when_full: Carried[WhenFull] = "block"
@@ -113,6 +115,11 @@ class RerankerFields(BaseModel):
             """`model_validate` of a JSON text."""
             with own_errors():
                 return super().model_validate_json(*arguments, **options)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        cls.__signature__ = plain_signature(cls)
 
     def warm(self) -> None:
         """Load the model now, not at the first call, and run one pair where the ranker can."""
@@ -244,3 +251,8 @@ class RerankerFields(BaseModel):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         BaseModel.__setstate__(self, state)
+
+
+for _name, _option in OPTIONS.items():
+    RerankerFields.model_fields[_name].description = _option.text
+RerankerFields.model_rebuild(force=True)

@@ -6,10 +6,11 @@ the values; its own ValidationError is left for what it alone can judge, such as
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -76,3 +77,14 @@ def check_text_fn(value: object) -> None:
     """Raise InputError unless *value* is callable or None."""
     if value is not None and not callable(value):
         raise InputError(f"text_fn must be callable or None: got {value!r:.80}")
+
+
+def plain_signature(kind: type) -> inspect.Signature:
+    """The signature of a model's constructor as people read it: types without what judges them."""
+    signature = inspect.signature(kind)
+    plain = [it.replace(annotation=_plain(it.annotation)) for it in signature.parameters.values()]
+    return signature.replace(parameters=plain)
+
+
+def _plain(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

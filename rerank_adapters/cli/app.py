@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .. import __version__
-from ..config import BackendName, DType
+from ..config import OPTIONS, BackendName, DType
 from .console import emit, progress, say, table
 
 app = typer.Typer(
@@ -19,12 +19,12 @@ app = typer.Typer(
 )
 
 Query = Annotated[str, typer.Argument(metavar="QUERY", help="The question.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="Hub id, local folder or 'default'.")]
-Backend = Annotated[BackendName, typer.Option(help="Runtime.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Annotated[DType, typer.Option(help="Numbers the model runs in.")]
+Model = Annotated[str, typer.Option("--model", "-m", help=OPTIONS["model"].text)]
+Backend = Annotated[BackendName, typer.Option(help=OPTIONS["backend"].text)]
+Device = Annotated[str, typer.Option(help=OPTIONS["device"].text)]
+Precision = Annotated[DType, typer.Option(help=OPTIONS["dtype"].text)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens per pair. None: the model's.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help=OPTIONS["max_length"].text)]
 
 
 def _file(text: str) -> Any:
@@ -200,12 +200,12 @@ def export(
     dtype: Annotated[
         Literal["float32", "float16", "int8"], typer.Option(help="Numbers the file holds.")
     ] = "float32",
-    revision: Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")] = None,
+    revision: Annotated[str | None, typer.Option(help=OPTIONS["revision"].text)] = None,
     local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Never ask the network.")
+        bool, typer.Option("--local-files-only", help=OPTIONS["local_files_only"].text)
     ] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.")
+        bool, typer.Option("--trust-remote-code", help=OPTIONS["trust_remote_code"].text)
     ] = False,
     as_json: AsJson = False,
 ) -> None:

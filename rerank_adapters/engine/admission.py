@@ -116,13 +116,12 @@ class Admission:
         return own
 
     def _use(self, ticket: Future[Rows]) -> Ticket:
-        """*ticket* itself, for the first time, and without the room that it had reserved."""
+        """*ticket* itself, for the first time."""
         if not isinstance(ticket, Ticket) or not (ticket.owner is self or ticket.done()):
             raise RuntimeError(f"a ticket of this admission is needed: got {ticket!r}")
         if ticket.submitted:
             raise RuntimeError("a ticket is good for one request, and this one had its own")
         ticket.submitted = True
-        self._line.release(ticket)
         return ticket
 
     def _admit(self, request: Request) -> None:
@@ -130,6 +129,7 @@ class Admission:
         with self._engine.lock:
             if ticket.done():
                 return
+            self._line.release(ticket)  # and take the room at once, that nobody else may
             if self._limits.block and not self.serving():
                 self._line.join(request)
                 if not preparing():

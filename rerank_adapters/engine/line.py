@@ -60,7 +60,10 @@ class Line:
 
     def fits(self, pairs: int, tokens: int) -> bool:
         """Whether so much more may wait."""
-        limits, waiting = self._limits, self.pairs
+        limits = self._limits
+        if limits.pairs is None and limits.tokens is None:
+            return True
+        waiting = self.pairs
         if not waiting:
             return True  # a request larger than the limits must be served too
         return (limits.pairs is None or waiting + pairs <= limits.pairs) and (
@@ -85,6 +88,8 @@ class Line:
 
     def join(self, request: Request) -> None:
         """Let *request* into the queue at its turn, which may be now."""
+        if not self._waiting and self.try_enter(request):
+            return
         insort(self._waiting, request, key=_number)
         self.advance()
 
@@ -116,7 +121,8 @@ class Line:
         if self._holds(ticket):
             del self._waiting[self._index(ticket)]
             self._room.notify_all()
-        self.advance()
+        if self._waiting:
+            self.advance()
 
     def _has_room(self, request: Request) -> bool:
         return self.fits(len(request.encoded), len(request.encoded.input_ids))
@@ -125,5 +131,7 @@ class Line:
         return bisect_left(self._waiting, ticket.number, key=_number)
 
     def _holds(self, ticket: Ticket) -> bool:
+        if not self._waiting:
+            return False
         index = self._index(ticket)
         return index < len(self._waiting) and self._waiting[index].ticket is ticket
