@@ -50,7 +50,7 @@ def then(inner: Future[Other], finish: Callable[[Other], Result]) -> Future[Resu
 
     *finish* runs in whichever thread ends *inner*, mostly a worker: it gathers arrays, no more.
     """
-    outer: Future[Result] = Future()
+    outer: Future[Result] = _open()
     _follow(outer, inner, finish)
     return outer
 
@@ -61,7 +61,7 @@ def prepare(work: Callable[[], Future[Result]], *, ticket: Future[Any] | None) -
     Where *ticket* fails, because the queue closed or the deadline passed, so does the result, at
     once; where the result is cancelled, so is *ticket*, and what has not begun never runs.
     """
-    outer: Future[Result] = Future()
+    outer: Future[Result] = _open()
     if ticket is not None:
         _bind(outer, ticket)
     context = contextvars.copy_context()
@@ -118,6 +118,15 @@ def _seconds_left(deadline: float | None) -> float | None:
 
 def _late() -> TimeoutError:
     return TimeoutError("no scores within the timeout: the request was dropped")
+
+
+def _open() -> Future[Any]:
+    """A Future that wakes `concurrent.futures.wait` where it is cancelled."""
+    future: Future[Any] = Future()
+    future.add_done_callback(
+        lambda ended: ended.set_running_or_notify_cancel() if ended.cancelled() else None
+    )
+    return future
 
 
 def _follow(outer: Future[Result], inner: Future[Other], finish: Callable[[Other], Result]) -> None:
