@@ -344,6 +344,29 @@ def test_the_core_is_one_chain_whatever_loads_it() -> None:
     assert inside(scorer, Queue).closed
 
 
+@pytest.mark.parametrize("awaited", [False, True])
+def test_what_cannot_be_tokenised_is_its_callers_error_in_every_way(monkeypatch, awaited) -> None:
+    """An error of tokenising is raised as it is, sync, async and through a Future."""
+    monkeypatch.setitem(BACKENDS, "own", own_backend.ENTRY)
+    options = {"backend": "own", "max_length": 16, "truncation": "only_second"}
+    with Reranker(str(build("bert")), **options) as reranker:
+        query = "a ferry " * 40
+        with pytest.raises(InputError, match="truncation='only_second' keeps the query whole"):
+            if awaited:
+                asyncio.run(reranker.arerank(query, DOCUMENTS))
+            else:
+                reranker.rerank(query, DOCUMENTS)
+        found = [("q", ["a"]), (query, DOCUMENTS)]
+        if awaited:
+            outcome = asyncio.run(reranker.arerank_many(found, return_exceptions=True))
+        else:
+            outcome = reranker.rerank_many(found, return_exceptions=True)
+        assert len(outcome[0]) == 1
+        assert isinstance(outcome[1], InputError)
+        assert reranker.stats()["unfinished"] == 0
+        assert reranker.stats()["failed"] >= 2
+
+
 # -- streams ------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from .batching import check_count
 from .ending import CLOSED
 from .engine import Engine
 from .line import Limits, Line
-from .plan import Load
 from .requests import Progress, Request, Rows, Ticket
 from .stats import RequestStats, Snapshot
 
@@ -56,7 +56,7 @@ class Admission:
         self._closed = False
         self._stats = RequestStats()
         self.renew()
-        engine.add_owner(self)
+        engine.owners.add(self)
 
     # -- requests: any thread -----------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class Admission:
         """
         until = math.inf if deadline is None else deadline
         with self._engine.lock:
-            self._engine.check_open()
+            self._engine.ending.check()
             if self._closed:
                 raise ClosedError(CLOSED)
             if not (self._limits.block or self._line.fits(pairs, 0)):
@@ -145,37 +145,27 @@ class Admission:
     def _overload(self, pairs: int) -> OverloadedError:
         """The error for a request of so many *pairs*; counts it. The lock is held."""
         self._stats.rejected += 1
-        limits, line = self._limits, self._line
-        seconds = self._engine.seconds_until_served()
-        return OverloadedError(
-            f"the queue is full: it holds {line.pairs} pairs of {line.load.tokens} tokens, the "
-            f"request brings {pairs} pairs, max_queue_pairs is {limits.pairs} and "
-            f"max_queue_tokens {limits.tokens}: retry in about {seconds:.2f} s",
-            retry_after=seconds,
-        )
+        return self._line.overload(pairs, self._engine.dispatch.seconds_until_served())
 
     def serving(self) -> bool:
         """Whether the calling thread is a worker: it runs the callbacks of what it scored."""
-        return self._engine.serving()
+        return self._engine.dispatch.serving()
 
     def stats(self) -> Snapshot:
         """A snapshot: what waits now, and sums since the start (seconds, pairs, tokens, batches).
 
         `queue_…` is what waits for a batch; `parked` are requests that wait for room there,
         `preparing` those not submitted yet, `unfinished` all that have no end. What forwards did is
-        told of the whole engine: `batch_sizes` maps 1, 2, 4, … to batches of at most so many pairs,
-        `max_batch_tokens` is what memory allows now, `splits` counts batches halved for memory,
-        `retries` batches halved for an error and pairs tried again alone.
+        counted for the whole engine: `batch_sizes` maps 1, 2, 4, … to batches of at most so many
+        pairs, `max_batch_tokens` is what memory allows now, `splits` counts batches halved for
+        memory, `retries` batches halved for an error and pairs tried again alone.
         """
         with self._engine.lock:
-            own, load = self._unfinished(), self._line.load
-            forwards = self._engine.snapshot()
+            own = self._unfinished()
+            forwards = self._engine.dispatch.snapshot()
             most = forwards["max_batch_tokens"]
             return {
-                "queue_requests": load.requests,
-                "queue_pairs": load.pairs,
-                "queue_tokens": load.tokens,
-                "parked": len(self._line),
+                **self._line.snapshot(),
                 "preparing": sum(not ticket.submitted for ticket in own),
                 "unfinished": len(own),
                 **forwards,
@@ -183,11 +173,12 @@ class Admission:
                 **self._stats.snapshot(),
             }
 
-    # -- what the engine tells: its lock is held -----------------------------------------------
+    # -- events of the engine: its lock is held -------------------------------------------------
 
     def renew(self) -> None:
         """Forget every request: at first, and in a forked child, whose locks are new."""
-        self._line = Line(self._engine.lock, self._limits, self._enqueue)
+        enqueue = partial(self._engine.enqueue, max_batch_tokens=self._max_batch_tokens)
+        self._line = Line(self._engine.lock, self._limits, enqueue)
 
     def taken(self, request: Request, now: float) -> None:
         """A batch took pairs of *request*: there may be room for others."""
@@ -198,9 +189,6 @@ class Admission:
         """*ticket* has its end."""
         self._stats.count_settled(ticket)
         self._line.leave(ticket)
-
-    def _enqueue(self, request: Request, load: Load) -> None:
-        self._engine.enqueue(request, load=load, max_batch_tokens=self._max_batch_tokens)
 
     def _unfinished(self) -> list[Ticket]:
         return [ticket for ticket in self._engine.unfinished if ticket.owner is self]

@@ -12,7 +12,7 @@ Step = Callable[[], bool]
 
 
 class Crew:
-    """Starts threads, and tells how they end. Its owner's lock guards it."""
+    """Starts threads, and reports how they end. Its owner's lock guards it."""
 
     def __init__(
         self,

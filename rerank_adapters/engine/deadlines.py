@@ -32,7 +32,7 @@ class Deadlines:
         self._watched = False
 
     def watch(self, deadline: float) -> None:
-        """See to it that somebody looks at *deadline*. The lock is held."""
+        """Have the thread wake at *deadline* at the latest. The lock is held."""
         if deadline >= self._next:
             return
         self._next = deadline

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 
+from .crew import Crew
 from .queue import RequestQueue
 from .requests import Batch
-from .stats import ForwardStats
+from .stats import ForwardStats, Snapshot
 from .worker import Worker
 
 MOST_RUNNING = 8
@@ -45,6 +47,26 @@ class Dispatch:
         self._workers = workers
         self._workers_running = 0  # those inside a forward, and the tokens there
         self._tokens_running = 0
+        self._threads: list[threading.Thread] = []
+
+    def start(self, crew: Crew) -> None:
+        """Give each worker a thread of *crew*. The lock is held."""
+        for number, worker in enumerate(self._workers):
+            step = partial(self._serve, worker)
+            self._threads.append(crew.spawn(f"rerank-worker-{number}", step))
+
+    def serving(self) -> bool:
+        """Whether the calling thread is a worker: it runs the callbacks of what it scored."""
+        return threading.current_thread() in self._threads
+
+    def snapshot(self) -> Snapshot:
+        """What all forwards did, and the budget that memory allows now. The lock is held."""
+        budget = int(min((worker.budget for worker in self._workers), default=0))
+        return {"max_batch_tokens": budget, **self._stats.snapshot()}
+
+    def seconds_until_served(self) -> float:
+        """About how long it takes to compute what waits; 0 before the first batch."""
+        return self._stats.seconds_for(self._queue.load.tokens) / max(1, len(self._workers))
 
     def notify(self) -> None:
         """There is work for one more worker. The lock is held."""
@@ -54,7 +76,7 @@ class Dispatch:
         """Look again whether all is ending. The lock is held."""
         self._work.notify_all()
 
-    def serve(self, worker: Worker) -> bool:
+    def _serve(self, worker: Worker) -> bool:
         """One round of *worker*: wait for a batch, run it and what it is split into."""
         batches, tokens = self._next_batch(worker)
         if not batches:

@@ -32,6 +32,11 @@ class Ending:
         if not self.why_closed:
             self.why_closed, self.cause = why, cause
 
+    def check(self) -> None:
+        """Raise ClosedError where no more requests are taken, and say why."""
+        if self.begun:
+            raise self.error()
+
     def error(self) -> ClosedError:
         """What a request gets that comes too late."""
         error = ClosedError(self.why_closed or CLOSED)

@@ -15,7 +15,6 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from ..futures import settle
 from .batching import BatchRule, check_count
@@ -27,7 +26,7 @@ from .forking import fail_inherited, renew_in_child
 from .plan import Load
 from .queue import RequestQueue
 from .requests import Owner, Request, Ticket
-from .stats import ForwardStats, Snapshot
+from .stats import ForwardStats
 from .worker import Forward, Worker, looks_out_of_memory
 
 WINDOW_BATCHES = 16
@@ -73,8 +72,8 @@ class Engine:
         self._max_skipped = max_skipped
         self._survives_fork = survives_fork
         self._on_close = on_close
-        self._ending = Ending()
-        self._owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+        self.ending = Ending()
+        self.owners: weakref.WeakSet[Owner] = weakref.WeakSet()
         self._start_over()
         renew_in_child(self)
 
@@ -85,22 +84,17 @@ class Engine:
         self.unfinished: set[Ticket] = set()
         self._crew = Crew(self.lock, on_death=self._broke, on_leave=self._left)
         self._deadlines = Deadlines(self.lock, self.unfinished, self._crew, self._is_ending)
-        self._dispatch = Dispatch(
+        self.dispatch = Dispatch(
             self.lock,
             self.queue,
             self._workers,
             self._forward_stats,
             is_ending=self._is_ending,
         )
-        self._worker_threads: list[threading.Thread] = []
-        for owner in list(self._owners):
+        for owner in list(self.owners):
             owner.renew()
 
     # -- requests: for admissions -------------------------------------------------------------
-
-    def add_owner(self, owner: Owner) -> None:
-        """Know *owner*, for as long as it is there."""
-        self._owners.add(owner)
 
     def allow(self, max_batch_tokens: int | None) -> None:
         """Let batches hold so many padded tokens, where that is more than before; None: as before.
@@ -111,11 +105,6 @@ class Engine:
             for worker in self._workers:
                 worker.allow(max_batch_tokens or 0)
             self.queue.window_tokens = self._window()
-
-    def check_open(self) -> None:
-        """Raise ClosedError where no more requests are taken, and say why."""
-        if self._ending.begun:
-            raise self._ending.error()
 
     def register(self, ticket: Ticket) -> None:
         """Know a new ticket until it has its end. The lock is held."""
@@ -129,28 +118,15 @@ class Engine:
         self.unfinished.discard(ticket)
         ticket.owner = None
 
-    def enqueue(self, request: Request, *, load: Load, max_batch_tokens: int | None) -> None:
+    def enqueue(self, request: Request, load: Load, *, max_batch_tokens: int | None) -> None:
         """Let *request* wait for a worker. The lock is held."""
         self.queue.add(request, load=load, max_batch_tokens=max_batch_tokens)
-        self._dispatch.notify()
-
-    def serving(self) -> bool:
-        """Whether the calling thread is a worker: it runs the callbacks of what it scored."""
-        return threading.current_thread() in self._worker_threads
-
-    def seconds_until_served(self) -> float:
-        """About how long it takes to compute what waits; 0 before the first batch."""
-        return self._forward_stats.seconds_for(self.queue.load.tokens) / self.workers
-
-    def snapshot(self) -> Snapshot:
-        """What all forwards did, and the budget that memory allows now. The lock is held."""
-        budget = int(min((worker.budget for worker in self._workers), default=0))
-        return {"max_batch_tokens": budget, **self._forward_stats.snapshot()}
+        self.dispatch.notify()
 
     @property
     def closed(self) -> bool:
         """Whether it takes no more requests: closed, broken, or lost in a fork."""
-        return self._ending.begun
+        return self.ending.begun
 
     def _settled(self, ticket: Ticket) -> None:
         """Runs once for every ticket, in the thread that gave it its end."""
@@ -162,7 +138,7 @@ class Engine:
                 self.forget(ticket)
                 self.queue.drop(ticket)
                 owner.settled(ticket)
-                if self._ending.abandoned:
+                if self.ending.abandoned:
                     self._wake_all()
         if ticket.cancelled():
             ticket.set_running_or_notify_cancel()  # wakes concurrent.futures.wait
@@ -170,14 +146,12 @@ class Engine:
             owner.finish_if_idle()
 
     def _start(self) -> None:
-        if self._worker_threads:
+        if self._crew.threads:
             return
         # Registered late, so it runs before the exit handlers of the runtimes: a thread that is
         # inside one when the interpreter goes would abort the process.
         atexit.register(self.close)
-        for number, worker in enumerate(self._workers):
-            step = partial(self._dispatch.serve, worker)
-            self._worker_threads.append(self._crew.spawn(f"rerank-worker-{number}", step))
+        self.dispatch.start(self._crew)
 
     def _window(self) -> int:
         budgets = [worker.rule.max_tokens for worker in self._workers]
@@ -204,7 +178,7 @@ class Engine:
         For finalizers, which run in any thread at any time.
         """
         with self.lock:
-            self._ending.abandoned = True
+            self.ending.abandoned = True
             self._wake_all()
             idle = not self._crew.threads
         if idle:
@@ -212,15 +186,15 @@ class Engine:
 
     def _is_ending(self) -> bool:
         """Whether a thread with nothing to do should end."""
-        return bool(self._ending.why_closed) or (self._ending.abandoned and not self.unfinished)
+        return bool(self.ending.why_closed) or (self.ending.abandoned and not self.unfinished)
 
     def _wake_all(self) -> None:
-        self._dispatch.wake()
+        self.dispatch.wake()
         self._deadlines.wake()
 
     def _end(self, why: str, cause: BaseException | None) -> list[threading.Thread]:
         with self.lock:
-            self._ending.close(why, cause)
+            self.ending.close(why, cause)
             self._wake_all()
             return self._crew.threads
 
@@ -228,7 +202,7 @@ class Engine:
         self._end(f"the engine broke, {error!r}: load the model again", error)
 
     def _left(self, last: bool) -> None:
-        if self._ending.why_closed:
+        if self.ending.why_closed:
             self._fail_all()
         if last:
             self._finish()
@@ -237,7 +211,7 @@ class Engine:
         with self.lock:
             unfinished = list(self.unfinished)
         for ticket in unfinished:
-            settle(ticket, self._ending.error())
+            settle(ticket, self.ending.error())
 
     def _finish(self) -> None:
         with self.lock:
@@ -258,5 +232,5 @@ class Engine:
         self._on_close = None
         ctypes.pythonapi.Py_IncRef(ctypes.py_object([worker.forward for worker in self._workers]))
         if not self._survives_fork:
-            self._ending.close(FORKED_ENGINE)
+            self.ending.close(FORKED_ENGINE)
         fail_inherited(inherited)

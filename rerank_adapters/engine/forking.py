@@ -38,7 +38,7 @@ def fail_inherited(tickets: Sequence[Future[Any]]) -> None:
 
 def _fail(tickets: Sequence[Future[Any]]) -> None:
     for ticket in tickets:
-        # A thread that did not come along may have held this lock; then nobody can be told.
+        # A thread that did not come along may have held this lock; then it cannot be settled.
         if ticket._condition.acquire(blocking=False):
             ticket._condition.release()
             settle(ticket, ClosedError(FORKED_REQUEST))

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
+from ..errors import OverloadedError
 from .batching import check_count
 from .plan import Load
 from .requests import Request, Ticket
+from .stats import Snapshot
 
 _number = attrgetter("ticket.number")
 
@@ -49,9 +51,6 @@ class Line:
         self._reserved_pairs = 0
         self._waiting: list[Request] = []  # by their tickets' numbers
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     @property
     def pairs(self) -> int:
         """What counts against the limit: pairs that wait and, if nobody blocks, reserved ones."""
@@ -69,6 +68,25 @@ class Line:
         return (limits.pairs is None or waiting + pairs <= limits.pairs) and (
             limits.tokens is None or self.load.tokens + tokens <= limits.tokens
         )
+
+    def overload(self, pairs: int, seconds: float) -> OverloadedError:
+        """The error for a request of so many *pairs*, to be tried again in about *seconds*."""
+        limits = self._limits
+        return OverloadedError(
+            f"the queue is full: it holds {self.pairs} pairs of {self.load.tokens} tokens, the "
+            f"request brings {pairs} pairs, max_queue_pairs is {limits.pairs} and "
+            f"max_queue_tokens {limits.tokens}: retry in about {seconds:.2f} s",
+            retry_after=seconds,
+        )
+
+    def snapshot(self) -> Snapshot:
+        """What waits in the queue, and in line for it."""
+        return {
+            "queue_requests": self.load.requests,
+            "queue_pairs": self.load.pairs,
+            "queue_tokens": self.load.tokens,
+            "parked": len(self._waiting),
+        }
 
     def reserve(self, ticket: Ticket) -> None:
         """Keep room for the pairs of *ticket*."""
@@ -118,11 +136,12 @@ class Line:
     def leave(self, ticket: Ticket) -> None:
         """Forget *ticket*, which has its end; its room is another's."""
         self.release(ticket)
+        if not self._waiting:
+            return
         if self._holds(ticket):
             del self._waiting[self._index(ticket)]
             self._room.notify_all()
-        if self._waiting:
-            self.advance()
+        self.advance()
 
     def _has_room(self, request: Request) -> bool:
         return self.fits(len(request.encoded), len(request.encoded.input_ids))
@@ -131,7 +150,5 @@ class Line:
         return bisect_left(self._waiting, ticket.number, key=_number)
 
     def _holds(self, ticket: Ticket) -> bool:
-        if not self._waiting:
-            return False
         index = self._index(ticket)
         return index < len(self._waiting) and self._waiting[index].ticket is ticket

@@ -176,7 +176,7 @@ def _within(bad: NDArray[np.int64], span: slice) -> int:
 
 
 def _count_down(counts: list[tuple[Request, int]], lock: Lock) -> None:
-    """Tell requests how many of their rows came, then end those that have them all.
+    """Report to requests how many of their rows came, then end those that have them all.
 
     In this order, because another worker may bring the last rows of a request meanwhile: it ends
     after every call of its `on_progress`.

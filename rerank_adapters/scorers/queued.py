@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.admission import Admission
-from ..futures import done, then
+from ..futures import done, settle, then
 from ..protocols import Call, ModelInfo, Pair, Scored
 from . import Core
 
@@ -48,8 +48,8 @@ class Queued:
                 tokenise_seconds=perf_counter() - started,
                 on_progress=call.on_progress,
             )
-        except BaseException:
-            ticket.cancel()
+        except BaseException as error:
+            settle(ticket, error)  # not cancelled: an async caller would hear of nothing else
             raise
         truncated = encoded.truncated
         return then(rows, lambda logits: core.scored(logits, truncated))

@@ -36,7 +36,7 @@ ONNX = "RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of si
         (ValueError("memory"), False),
     ],
 )
-def test_out_of_memory_is_told_from_other_errors(error, expected):
+def test_out_of_memory_is_distinguished_from_other_errors(error, expected):
     """MemoryError, torch's class by name, and the runtimes' wording; nothing else."""
     assert looks_out_of_memory(error) is expected
 
@@ -128,7 +128,7 @@ def test_a_forward_error_names_the_pair_and_keeps_the_cause():
 
 @pytest.mark.parametrize("extra", [-1, 1])
 def test_05_wrong_length_from_a_bare_forward(extra):
-    """The scheduler itself checks the number of scores, whoever computed them."""
+    """The scheduler itself checks the number of scores, by any forward."""
     held = Held(lambda batch: np.zeros(len(batch) + extra, np.float32))
     with Scheduler([held]) as scheduler:
         futures = [scheduler.submit(request([9, 9]))]

@@ -162,7 +162,7 @@ def test_17_overload_a_blocked_caller_is_let_go_by_its_ticket():
 
 def test_17_overload_counts_what_is_not_tokenised_yet(monkeypatch):
     """A burst of async calls fills an idle queue before any of them is tokenised, and who was let
-    in stays in: a sync call of the meantime does not take the place, a cancelled one gives it back.
+    in stays in: a sync call of the meantime does not take its room, a cancelled one gives it back.
     """
     release = threading.Event()
     ran = []

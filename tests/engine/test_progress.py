@@ -1,4 +1,4 @@
-"""on_progress: every row is told once, from a worker, before the request has its end."""
+"""on_progress: every row is reported once, from a worker, before the request has its end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rerank_adapters.errors import BackendError
 from tests.engine.traffic import PATIENCE, Held, Scheduler, checksum, request
 
 
-def test_rows_are_told_batch_by_batch_before_the_result():
-    """A request cut into five batches is told of twenty rows five times, then it is done."""
-    told: list[tuple[int, bool, str]] = []
+def test_rows_are_reported_batch_by_batch_before_the_result():
+    """A request cut into five batches hears of twenty rows five times, then it is done."""
+    reported: list[tuple[int, bool, str]] = []
 
     def on_progress(rows: int) -> None:
-        told.append((rows, future_done(), threading.current_thread().name))
+        reported.append((rows, future_done(), threading.current_thread().name))
 
     def future_done() -> bool:
         return scheduler.stats()["done"] > 0
@@ -25,10 +25,10 @@ def test_rows_are_told_batch_by_batch_before_the_result():
     with Scheduler([checksum], max_batch_tokens=200) as scheduler:
         future = scheduler.submit(request([10] * 100), on_progress=on_progress)
         future.result(PATIENCE)
-    assert told == [(20, False, "rerank-worker-0")] * 5
+    assert reported == [(20, False, "rerank-worker-0")] * 5
 
 
-def test_progress_is_told_without_the_lock():
+def test_progress_is_reported_without_the_lock():
     """Others may use the queue meanwhile: a thread that asks for statistics is answered."""
     answers: list[int] = []
 
@@ -43,9 +43,9 @@ def test_progress_is_told_without_the_lock():
 
 
 def test_a_request_ends_after_the_last_call():
-    """One worker is still telling its rows when another brings the last: the request waits."""
-    telling, go_on, meeting = threading.Event(), threading.Event(), threading.Barrier(2)
-    told: list[int] = []
+    """One worker is still reporting its rows when another brings the last: the request waits."""
+    reporting, go_on, meeting = threading.Event(), threading.Event(), threading.Barrier(2)
+    reported: list[int] = []
 
     def forward(batch):
         if len(batch) == 2:  # half of the request: both workers have their half before either ends
@@ -53,28 +53,28 @@ def test_a_request_ends_after_the_last_call():
         return checksum(batch)
 
     def on_progress(rows: int) -> None:
-        first = not told
-        told.append(rows)
+        first = not reported
+        reported.append(rows)
         if first:
-            telling.set()
+            reporting.set()
             assert go_on.wait(PATIENCE)
 
     with Scheduler([forward, forward], max_batch_tokens=20) as scheduler:
         future = scheduler.submit(request([10] * 4), on_progress=on_progress)
-        assert telling.wait(PATIENCE)
-        # The other worker takes this when it has told its half and counted it.
+        assert reporting.wait(PATIENCE)
+        # The other worker takes this when it has reported its half and counted it.
         assert scheduler.submit(request([10])).result(PATIENCE).shape == (1,)
-        assert told == [2, 2]
+        assert reported == [2, 2]
         assert not future.done()
         go_on.set()
         assert future.result(PATIENCE).shape == (4,)
-    assert told == [2, 2]
+    assert reported == [2, 2]
 
 
-def test_rows_tried_again_are_told_once_and_failures_never():
-    """A pair that is not finite among others is told when it is; one that never is, not at all."""
+def test_rows_tried_again_are_reported_once_and_failures_never():
+    """A pair that is finite at the second try is reported then; one that never is, not at all."""
     poison = request([7])
-    told: dict[str, int] = {"good": 0, "bad": 0}
+    reported: dict[str, int] = {"good": 0, "bad": 0}
 
     def forward(batch):
         rows = checksum(batch)
@@ -87,7 +87,7 @@ def test_rows_tried_again_are_told_once_and_failures_never():
 
     def count(name):
         def on_progress(rows: int) -> None:
-            told[name] += rows
+            reported[name] += rows
 
         return on_progress
 
@@ -103,7 +103,7 @@ def test_rows_tried_again_are_told_once_and_failures_never():
         assert good.result().shape == (3,)
         with pytest.raises(BackendError, match="pair 1 must be finite"):
             bad.result()
-    assert told == {"good": 3, "bad": 1}
+    assert reported == {"good": 3, "bad": 1}
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), SystemExit("mine")])

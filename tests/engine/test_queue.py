@@ -212,7 +212,7 @@ def test_the_smallest_of_several_goes_first():
 
 @pytest.mark.parametrize("small", [1, 12], ids=["fewer than its half", "more than its half"])
 def test_a_large_request_has_half_of_the_tokens(small):
-    """A stream of small ones beside it takes what it needs, and at most the other half."""
+    """A stream of small ones next to it takes what it needs, and at most the other half."""
     queue, waiting = _queue([100] * 500)
     big, others, left = waiting[0], 0, 50_000
     while left:
@@ -229,7 +229,7 @@ def test_a_large_request_has_half_of_the_tokens(small):
         assert others > 48_000
 
 
-def test_a_forward_counts_beside_its_tokens():
+def test_a_forward_counts_in_addition_to_its_tokens():
     """100 + 600 tokens do not share a batch. A large one has as many tokens as small ones have, or,
     where a forward costs as much as 900 tokens, (1000 + 900) / (600 + 900) turns for one of theirs.
     """
@@ -268,7 +268,7 @@ def test_a_request_passed_over_often_enough_goes_next():
             served_at = batch
             break
     assert served_at is not None
-    assert 3 <= served_at <= 6  # passed over three times, each beside one batch of the oldest
+    assert 3 <= served_at <= 6  # passed over three times, each next to one batch of the oldest
 
 
 def test_all_older_than_the_youngest_served_were_passed_over():

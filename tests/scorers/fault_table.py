@@ -4,6 +4,7 @@ Rows are faults 1 to 23 of the serving research. Cells: "real" (the thing itself
 "injected" (a tap between the queue and the real backend raises, holds or edits), or the reason for
 no test.
 `stub` is a counting backend under the tiny BERT's tokenizer, `onnx` and `torch` run the tiny BERT.
+What the queue alone decides (18, 23, more of others) is tested in tests/engine, over bare forwards.
 """
 
 from __future__ import annotations
