@@ -350,17 +350,16 @@ def test_what_cannot_be_tokenised_is_its_callers_error_in_every_way(monkeypatch,
     monkeypatch.setitem(BACKENDS, "own", own_backend.ENTRY)
     options = {"backend": "own", "max_length": 16, "truncation": "only_second"}
     with Reranker(str(build("bert")), **options) as reranker:
+
+        def ask(requests: list, **options: bool) -> list:
+            if awaited:
+                return asyncio.run(reranker.arerank_many(requests, **options))
+            return reranker.rerank_many(requests, **options)
+
         query = "a ferry " * 40
         with pytest.raises(InputError, match="truncation='only_second' keeps the query whole"):
-            if awaited:
-                asyncio.run(reranker.arerank(query, DOCUMENTS))
-            else:
-                reranker.rerank(query, DOCUMENTS)
-        found = [("q", ["a"]), (query, DOCUMENTS)]
-        if awaited:
-            outcome = asyncio.run(reranker.arerank_many(found, return_exceptions=True))
-        else:
-            outcome = reranker.rerank_many(found, return_exceptions=True)
+            ask([(query, DOCUMENTS)])
+        outcome = ask([("q", ["a"]), (query, DOCUMENTS)], return_exceptions=True)
         assert len(outcome[0]) == 1
         assert isinstance(outcome[1], InputError)
         assert reranker.stats()["unfinished"] == 0

@@ -13,6 +13,7 @@ from langchain_core.runnables import Runnable
 from numpy.typing import NDArray
 
 from rerank_adapters import BackendError, ConfigError, Reranker, RerankerConfig, sharing
+from rerank_adapters.config import OPTIONS
 from rerank_adapters.langchain import (
     CrossEncoderCompressor,
     LangChainCrossEncoder,
@@ -177,6 +178,7 @@ def test_json_schemas_name_what_is_data(mode: Any) -> None:
     assert schema["properties"]["num_workers"] == {
         "anyOf": [{"type": "integer"}, {"type": "null"}],
         "default": None,
+        "description": OPTIONS["num_workers"].text,
         "title": "Num Workers",
     }
 
