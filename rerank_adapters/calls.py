@@ -120,6 +120,23 @@ class Caller:
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.queue = inside(scorer, Queue)  # type: ignore[type-abstract]  # a protocol to look for
+        self.ended = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: closed, or its queue is."""
+        return self.ended or (self.queue is not None and self.queue.closed)
+
+    def close(self) -> None:
+        """Close the scorer. Idempotent."""
+        if not self.ended:
+            self.ended = True
+            self.scorer.close()
+
+    def check_open(self) -> None:
+        """Raise ClosedError where it was closed."""
+        if self.ended:
+            raise ClosedError("the reranker is closed: load it again")
 
     def submit(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:
         """A Future of the answers, checked; prepared in this thread."""

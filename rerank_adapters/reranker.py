@@ -21,7 +21,7 @@ from .config import (
     WhenFull,
     described,
 )
-from .errors import ClosedError, ConfigError, InputError
+from .errors import ConfigError, InputError
 from .futures import then
 from .hints import first_guesses, method_error
 from .loading import load
@@ -118,7 +118,6 @@ class Reranker(Closing):
     def _attach(self, scorer: Scorer) -> None:
         self._caller = Caller(scorer)
         self._counter = inside(scorer, TokenCounter)  # type: ignore[type-abstract]  # likewise
-        self._closed = False
 
     def score(
         self, query: str, documents: Sequence[str], *, timeout: float | None = None
@@ -292,20 +291,17 @@ class Reranker(Closing):
     @property
     def closed(self) -> bool:
         """Whether it takes no more requests: closed, or its engine broke or was lost in a fork."""
-        queue = self._caller.queue
-        return self._closed or (queue is not None and queue.closed)
+        return self._caller.closed
 
     def close(self) -> None:
         """Fail what waits with ClosedError, stop the workers, free the model. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._caller.scorer.close()
+        self._caller.close()
 
     def __getattr__(self, name: str) -> Any:
         raise method_error(self, name)
 
     def __repr__(self) -> str:
-        if self._closed:
+        if self._caller.ended:
             return "Reranker(closed)"
         info = self._caller.scorer.info()
         shown = {"model": info.model, "backend": info.backend, "device": info.device}
@@ -330,8 +326,7 @@ class Reranker(Closing):
 
     def _check_open(self) -> None:
         """Raise ClosedError where it was closed."""
-        if self._closed:
-            raise ClosedError("the reranker is closed: load it again")
+        self._caller.check_open()
 
 
 for _loads in (Reranker, Reranker.__init__, Reranker.from_pretrained.__func__):  # type: ignore[attr-defined]
