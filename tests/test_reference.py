@@ -85,9 +85,10 @@ def test_fields_are_explained(pages: dict[str, str], page: str, field: str, word
 @pytest.mark.parametrize("name", ["RerankerConfig", "Reranker.from_pretrained"])
 def test_options_are_explained_where_they_are_taken(pages: dict[str, str], name: str) -> None:
     """The one text of each option stands in the docstring, by group."""
-    after = pages["rerank_adapters"].partition(f'<section id="{name}"')[2] or pages[
-        "rerank_adapters"
-    ].partition(f'<div id="{name}"')[2]
+    after = (
+        pages["rerank_adapters"].partition(f'<section id="{name}"')[2]
+        or pages["rerank_adapters"].partition(f'<div id="{name}"')[2]
+    )
     assert "special tokens included" in after[:40_000]
     assert "max_queue_pairs" in after[:40_000]
 
