@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from time import monotonic
 
@@ -130,7 +131,9 @@ class _Model:
         meaning = read(found)
         with self.lock:
             if self.loaded is None or self.loaded.engine.closed:
-                self.loaded, self.views = start(found, meaning), 0
+                # The bound of one lease is its admission's; the network's own is the device's.
+                unbound = replace(found.config, max_batch_tokens=None)
+                self.loaded, self.views = start(replace(found, config=unbound), meaning), 0
             loaded = self.loaded
             loaded.engine.allow(found.config.max_batch_tokens)
             scorer = compose(

@@ -286,3 +286,24 @@ def test_a_backend_that_wants_texts_gets_each_leases_prompt_and_limit(monkeypatc
         ("q", "a", "two ", 20),
         ("q", "a", "three ", 20),
     ]
+
+
+def test_one_leases_small_batches_are_not_anothers(monkeypatch, loads) -> None:
+    """The first to load asks for 64 tokens a forward; the next has what suits the device."""
+    sizes: list[int] = []
+    logits = own_backend.OwnBackend.logits
+
+    def noted(self, batch):
+        sizes.append(len(batch) * int(batch.lengths.max()))
+        return logits(self, batch)
+
+    monkeypatch.setattr(own_backend.OwnBackend, "logits", noted)
+    documents = [f"word {number}" for number in range(100, 300)]
+    small = acquire(config(max_batch_tokens=64))
+    expected = small.get().score("q", documents)
+    assert max(sizes) <= 64
+    sizes.clear()
+    other = acquire(config())
+    np.testing.assert_array_equal(other.get().score("q", documents), expected)
+    assert 64 < max(sizes) <= own_backend.OwnBackend.traits.batch_tokens
+    assert len(loads) == 1
