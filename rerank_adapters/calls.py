@@ -48,9 +48,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Checked requests, and what comes back of them; those that cannot be asked hold an error."""
+    """Checked requests, and what comes back of them; those that cannot be asked hold an error.
+
+    good: the requests that can be asked
+    """
 
     checked: list[RerankRequest | InputError]
+    good: list[RerankRequest]
     selection: Selection
     deadline: float | None
     return_exceptions: bool
@@ -65,12 +69,8 @@ class Plan:
     ) -> Plan:
         """Check *requests*; InputError names the one at fault, or stands in its place."""
         checked = checked_requests(requests, return_exceptions=return_exceptions)
-        return cls(checked, selection, deadline_of(timeout), return_exceptions)
-
-    @property
-    def good(self) -> list[RerankRequest]:
-        """The requests that can be asked."""
-        return [request for request in self.checked if isinstance(request, RerankRequest)]
+        good = [request for request in checked if isinstance(request, RerankRequest)]
+        return cls(checked, good, selection, deadline_of(timeout), return_exceptions)
 
     @property
     def pairs(self) -> int:
