@@ -50,11 +50,11 @@ def pdf(text: str) -> bytes:
         f"<</Length {len(stream)}>>stream\n{stream}\nendstream",
         "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
     ]
-    body, places = "%PDF-1.4\n", []
+    body, offsets = "%PDF-1.4\n", []
     for number, content in enumerate(objects, 1):
-        places.append(len(body))
+        offsets.append(len(body))
         body += f"{number} 0 obj{content}endobj\n"
-    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
     count = len(objects) + 1
     end = f"xref\n0 {count}\n0000000000 65535 f \n{table}trailer<</Root 1 0 R/Size {count}>>\n"
     return (body + end + f"startxref\n{len(body)}\n%%EOF").encode()
@@ -85,7 +85,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("query", "place", "piece"),
+    ("query", "source", "piece"),
     [
         ("tide gauge", "notes.txt:1", "every ten minutes"),
         ("when do kites fly", "guide.md:", "Kites fly best at noon"),
@@ -94,13 +94,13 @@ def folder(tmp_path: Path) -> Path:
         ("kelp barometer", "paper.pdf, page 1", "kelp barometer rises"),
     ],
 )
-def test_search_reads_every_kind_of_file(folder: Path, query: str, place: str, piece: str) -> None:
+def test_search_reads_every_kind_of_file(folder: Path, query: str, source: str, piece: str) -> None:
     """Text, Markdown, HTML, source code and PDF; the hit names its file and line or page."""
     answer = json.loads(run("search", query, str(folder), "--json").stdout)
     best = answer["results"][0]
-    assert place in best["place"]
+    assert source in best["source"]
     assert piece in best["text"]
-    assert not any(".hidden" in hit["place"] for hit in answer["results"])
+    assert not any(".hidden" in hit["source"] for hit in answer["results"])
 
 
 def test_search_shows_what_moved_and_the_best_passage(folder: Path) -> None:
@@ -133,9 +133,9 @@ def test_unreadable_files_are_named_or_passed_over(folder: Path) -> None:
     whole = excerpts([folder])
     (folder / "broken.pdf").write_bytes(b"not a pdf")
     (folder / "binary.txt").write_bytes(b"\x00\x01")
-    told: list[str] = []
-    assert excerpts([folder], skipped=told.append) == whole
-    assert [Path(line.split("'")[1]).name for line in told] == ["binary.txt", "broken.pdf"]
+    skipped: list[str] = []
+    assert excerpts([folder], skipped=skipped.append) == whole
+    assert [Path(line.split("'")[1]).name for line in skipped] == ["binary.txt", "broken.pdf"]
     with pytest.raises(InputError, match=r"PATH must be a readable PDF: got '.*broken\.pdf'"):
         excerpts([folder / "broken.pdf"])
     with pytest.raises(InputError, match=r"PATH must be text: got '.*binary\.txt'"):
@@ -157,11 +157,11 @@ def test_text_is_decoded(tmp_path: Path, encoding: str) -> None:
 def test_places_name_the_lines_of_the_file(tmp_path: Path) -> None:
     """Windows newlines split like others; HTML counts its own lines; scripts are not text."""
     (tmp_path / "a.txt").write_bytes(b"\r\n".join([b"one " * 200, b"", b"two " * 200]))
-    assert [it.place.rpartition(":")[2] for it in excerpts([tmp_path / "a.txt"])] == ["1", "3"]
+    assert [it.source.rpartition(":")[2] for it in excerpts([tmp_path / "a.txt"])] == ["1", "3"]
     page = "<html>\n<script>var x;</script>\n<!-- no -->\n<p>Bees\ndance</p></html>"
     (tmp_path / "b.html").write_text(page)
     (found,) = excerpts([tmp_path / "b.html"])
-    assert (found.place.rpartition(":")[2], found.text) == ("4", "Bees dance")
+    assert (found.source.rpartition(":")[2], found.text) == ("4", "Bees dance")
 
 
 @pytest.mark.parametrize("query", ["zzz", "the", "..."])
@@ -182,7 +182,7 @@ LINES = ["bread and butter", "the tower is 70 m tall", "", "rain"]
 
 
 def test_rerank_ranks_lines_as_the_library_does() -> None:
-    """JSON lines come out, best first, with the library's own scores and the lines' places."""
+    """JSON lines come out, best first, with the library's own scores and the lines' indices."""
     rows = [
         json.loads(line)
         for line in run(
@@ -193,7 +193,7 @@ def test_rerank_ranks_lines_as_the_library_does() -> None:
     with Reranker.from_pretrained() as reranker:
         ranking = reranker.rerank("how tall is the tower", texts)
     assert [row["text"] for row in rows] == ranking.select(texts)
-    assert [row["relevance_score"] for row in rows] == [place.score for place in ranking]
+    assert [row["relevance_score"] for row in rows] == [document.score for document in ranking]
 
 
 def test_rerank_keeps_every_field_of_json_lines() -> None:
@@ -364,15 +364,15 @@ def test_evaluate_agrees_with_ir_measures_and_writes_the_run(tmp_path: Path) -> 
     os.umask(mask)
     assert stat.S_IMODE(output.stat().st_mode) == 0o666 & ~mask, "an ordinary file"
     collection = list(passages(CORPUS))
-    index = Bm25([passage.full_text for passage in collection])
+    retriever = Bm25([passage.full_text for passage in collection])
     texts = {
         row["_id"]: row["text"]
         for row in map(json.loads, (CORPUS / "queries.jsonl").read_text().splitlines())
     }
     bm25 = [
-        ir_measures.ScoredDoc(query, collection[place].id, score)
+        ir_measures.ScoredDoc(query, collection[index].id, score)
         for query, text in texts.items()
-        for place, score in index.search(text, 20)
+        for index, score in retriever.search(text, 20)
     ]
     expected = ir_measures.calc_aggregate([measure], qrels, bm25)[measure]
     assert by_name["nDCG@10"]["before"] == pytest.approx(expected, abs=1e-6)
@@ -663,12 +663,12 @@ def test_demo_runs_both_frameworks_offline() -> None:
 def test_the_demos_block_holds_and_ends() -> None:
     """Connecting, sending and looking up a name raise inside, and are themselves again after."""
     saved = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex", "sendto")}
-    place = ("127.0.0.1", 9)
+    address = ("127.0.0.1", 9)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, no_network():
         for reach in (
-            lambda: one.connect(place),
-            lambda: one.connect_ex(place),
-            lambda: one.sendto(b"x", place),
+            lambda: one.connect(address),
+            lambda: one.connect_ex(address),
+            lambda: one.sendto(b"x", address),
             lambda: socket.getaddrinfo("localhost", 80),
         ):
             with pytest.raises(OSError, match="reached for the network"):

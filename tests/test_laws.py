@@ -37,12 +37,12 @@ TEXTS = [text for _, text in PAIRS]
 def test_scores_are_finite_python_floats_that_survive_json_and_pickle(reranker: Reranker):
     """Law 3: no NumPy scalar leaves the library in a ranking, and nothing is lost on the way."""
     ranking = reranker.rerank(QUERY, TEXTS)
-    for place in ranking:
-        assert type(place.index) is int
-        assert type(place.score) is float
-        assert type(place.truncated) is bool
-        assert math.isfinite(place.score)
-        assert json.loads(json.dumps(place.score)) == place.score
+    for document in ranking:
+        assert type(document.index) is int
+        assert type(document.score) is float
+        assert type(document.truncated) is bool
+        assert math.isfinite(document.score)
+        assert json.loads(json.dumps(document.score)) == document.score
     returned = pickle.loads(pickle.dumps(ranking))
     assert isinstance(returned, Ranking)
     assert returned == ranking
@@ -52,11 +52,11 @@ def test_scores_are_finite_python_floats_that_survive_json_and_pickle(reranker: 
 def test_a_ranking_holds_every_text_once_best_first_ties_in_order(reranker: Reranker):
     """Law 3: a permutation of the indices, scores falling, equal texts in the order given."""
     ranking = reranker.rerank(QUERY, TEXTS + TEXTS)
-    scores = [place.score for place in ranking]
-    assert sorted(place.index for place in ranking) == list(range(2 * len(TEXTS)))
+    scores = [document.score for document in ranking]
+    assert sorted(document.index for document in ranking) == list(range(2 * len(TEXTS)))
     assert scores == sorted(scores, reverse=True)
-    places = {place.index: at for at, place in enumerate(ranking)}
-    assert all(places[index] < places[index + len(TEXTS)] for index in range(len(TEXTS)))
+    positions = {document.index: at for at, document in enumerate(ranking)}
+    assert all(positions[index] < positions[index + len(TEXTS)] for index in range(len(TEXTS)))
 
 
 def test_callers_objects_are_equal_before_and_after(reranker: Reranker):

@@ -59,7 +59,7 @@ def _plain(value, names):
     if isinstance(value, torch.Tensor):
         return value.numpy()
     if isinstance(value, Ranking):
-        return [(place.index, place.score) for place in value]
+        return [(document.index, document.score) for document in value]
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [(row["corpus_id"], row["score"]) for row in value]
     if isinstance(value, list) and value and isinstance(value[0], list | Ranking):

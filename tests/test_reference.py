@@ -100,12 +100,12 @@ def test_no_link_leads_nowhere(pages: dict[str, str]) -> None:
     """
     for name, page in pages.items():
         for link in BeautifulSoup(page, "html.parser").find_all("a", href=True):
-            path, place = urldefrag(urljoin(f"/{name.replace('.', '/')}.html", link["href"]))
+            path, fragment = urldefrag(urljoin(f"/{name.replace('.', '/')}.html", link["href"]))
             target = path.removeprefix("/").removesuffix(".html").replace("/", ".")
             if not path.startswith("https:"):
                 assert target in pages, f"{name} links to {path}"
-                owner = place.partition(".")[0]
-                assert not owner or owner in anchors(pages[target]), f"{name}: {path}#{place}"
+                owner = fragment.partition(".")[0]
+                assert not owner or owner in anchors(pages[target]), f"{name}: {path}#{fragment}"
 
 
 def found(module: str, name: str) -> object:
@@ -133,8 +133,8 @@ def says_something(thing: object) -> bool:
 
 def test_every_public_name_and_method_says_its_job() -> None:
     """A docstring of its own, not one inherited from a framework's base class."""
-    told = {f"{module}.{name}": found(module, name) for module, name in NAMES}
-    things = {name: thing for name, thing in told.items() if not isinstance(thing, str)}
+    seen = {f"{module}.{name}": found(module, name) for module, name in NAMES}
+    things = {name: thing for name, thing in seen.items() if not isinstance(thing, str)}
     for name, thing in list(things.items()):
         things |= {f"{name}.{method}": it for method, it in own_methods(thing).items()}
     assert len(things) > 50

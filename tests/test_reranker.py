@@ -231,19 +231,19 @@ def test_numbers_of_numpy_are_numbers(counting) -> None:
 
 
 def test_the_threshold_is_compared_with_the_scores_handed_out() -> None:
-    """float32 rounds 0.7 down: its place scores below 0.7, so 0.7 drops it, and it is not kept."""
+    """float32 rounds 0.7 down: its score is below 0.7, so 0.7 drops it."""
     with reranker_over(ConstantBackend(0.7)) as reranker:
-        (place,) = reranker.rerank("q", ["a"])
-        assert place.score < 0.7
+        (document,) = reranker.rerank("q", ["a"])
+        assert document.score < 0.7
         assert len(reranker.rerank("q", ["a"], score_threshold=0.7)) == 0
-        assert len(reranker.rerank("q", ["a"], score_threshold=place.score)) == 1
+        assert len(reranker.rerank("q", ["a"], score_threshold=document.score)) == 1
         assert len(reranker.rerank("q", ["a"], score_threshold=1e300)) == 0
         assert len(reranker.rerank("q", ["a"], score_threshold=-math.inf)) == 1
 
 
 @pytest.mark.parametrize("load", [Reranker.from_config, acquire])
 def test_a_configuration_that_is_none_is_refused(load) -> None:
-    """The model's name in its place is named, and nothing is kept of it."""
+    """The model's name in its stead is named, and nothing is kept of it."""
     with pytest.raises(ConfigError, match="config must be a RerankerConfig: got 'default'"):
         load("default")
 
@@ -311,7 +311,7 @@ def test_a_nan_is_an_error_and_never_a_place_in_the_ranking() -> None:
 
 
 def test_truncated_documents_are_told(counting) -> None:
-    """The place says which texts the model did not see whole."""
+    """The document says which texts the model did not see whole."""
     reranker, _ = counting
     ranking = reranker.rerank("q", ["short", "word " * 500])
     assert {it.index: it.truncated for it in ranking} == {0: False, 1: True}

@@ -31,9 +31,9 @@ def mypy(code: str, folder: Path) -> list[str]:
     options = ["--config-file", str(folder / "mypy.ini"), "--cache-dir", str(folder / "cache")]
     command = [sys.executable, "-m", "mypy", "--no-pretty", *options, str(_written(code, folder))]
     done = _run(command)
-    told = re.findall(r"user\.py:(.*)$", done.stdout, re.MULTILINE)
-    assert len(told) == len(done.stdout.splitlines()) - 1, done.stdout + done.stderr
-    return told
+    seen = re.findall(r"user\.py:(.*)$", done.stdout, re.MULTILINE)
+    assert len(seen) == len(done.stdout.splitlines()) - 1, done.stdout + done.stderr
+    return seen
 
 
 def pyright(code: str, folder: Path) -> list[str]:

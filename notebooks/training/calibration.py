@@ -56,6 +56,6 @@ def expected_calibration_error(
     """Mean gap of probability and share of answers over equal-width bins (Guo et al. 2017)."""
     z, y, weight = flatten(groups, scores)
     p = 1 / (1 + np.exp(-(fit[0] * z + fit[1])))
-    place = np.minimum((p * bins).astype(int), bins - 1)
-    gaps = [abs(float((weight * (p - y))[place == b].sum())) for b in range(bins)]
+    bin_of = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = [abs(float((weight * (p - y))[bin_of == b].sum())) for b in range(bins)]
     return round(sum(gaps) / float(weight.sum()), 4)

@@ -49,8 +49,8 @@ class GroupMaker:
         self.union, self.mixture, self.rng = union, mixture, random.Random(seed)
         self.queries: dict[str, int] = {}
 
-    def place(self, query: str) -> int:
-        """The position of the query, which is stored once."""
+    def index_of(self, query: str) -> int:
+        """The index of the query, which is stored once."""
         return self.queries.setdefault(query, len(self.queries))
 
     def make(self) -> list[Group]:
@@ -83,7 +83,9 @@ class GroupMaker:
         taught = retriever.teacher(texts, near, [rows for rows, _ in made])
         offset = self.union.offsets[found.name]
         return [
-            Group(found.name, self.place(text), tuple(offset + p for p in rows), *teacher, labels)
+            Group(
+                found.name, self.index_of(text), tuple(offset + p for p in rows), *teacher, labels
+            )
             for text, (rows, labels), teacher in zip(texts, made, taught, strict=True)
         ]
 
@@ -170,7 +172,7 @@ class GroupMaker:
         ]
         taught = retriever.teacher(queries, vectors, chosen)
         return [
-            Group(f"{found.name}:unlabelled", self.place(query), tuple(rows), *teacher)
+            Group(f"{found.name}:unlabelled", self.index_of(query), tuple(rows), *teacher)
             for found, query, rows, teacher in zip(sources, queries, chosen, taught, strict=True)
         ]
 
@@ -222,5 +224,5 @@ def held_groups(maker: GroupMaker, per_set: int, depth: int, seed: int) -> list[
             (teacher,) = retriever.teacher([question.text], [vector], [chosen])
             where = tuple(union.offsets[found.name] + p for p in chosen)
             labels = tuple(int(p in question.positives) for p in chosen)
-            made.append(Group(found.name, maker.place(question.text), where, *teacher, labels))
+            made.append(Group(found.name, maker.index_of(question.text), where, *teacher, labels))
     return made

@@ -28,7 +28,7 @@ class Targets(NamedTuple):
     answered: Tensor
 
     def spread(self, z: Tensor) -> Tensor:
-        """Logits (pairs,) in their places (groups, k)."""
+        """Logits (pairs,) in their cells (groups, k)."""
         flat = z.new_full((self.there.numel(),), NEVER)
         return flat.index_copy(0, self.cells, z).view_as(self.there)
 

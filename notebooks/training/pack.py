@@ -48,20 +48,20 @@ def pack(checkpoint: Path, folder: Path) -> None:
     roles = _roles(model, state)
     factors = smooth(model, [probe.feed for probe in probes])
     tensors = _stored(state, roles, {roles[name][0]: factor for name, factor in factors.items()})
-    with draft(folder) as place:
+    with draft(folder) as target:
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(checkpoint / name, place / name)
-        starts = bundled.write_safetensors(place / bundled.WEIGHTS, tensors)
+            shutil.copyfile(checkpoint / name, target / name)
+        starts = bundled.write_safetensors(target / bundled.WEIGHTS, tensors)
         for dtype in ("float32", "int8"):
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
             quantize(copy, weights_only=dtype == "float32")
             helper.set_model_props(copy, {"rerank_adapters.dtype": dtype})
             _refer(copy, tensors, starts)
-            onnx.save(copy, place / FILE_NAMES[dtype])
-        _check(place, tensors, probes)
-        write_json(place / bundled.CHECKSUMS, _checksums(place))
-        size = sum(file.stat().st_size for file in place.iterdir())
+            onnx.save(copy, target / FILE_NAMES[dtype])
+        _check(target, tensors, probes)
+        write_json(target / bundled.CHECKSUMS, _checksums(target))
+        size = sum(file.stat().st_size for file in target.iterdir())
         if size > LIMIT:
             raise RuntimeError(f"the files take {size} bytes of at most {LIMIT}")
 
@@ -112,10 +112,10 @@ def _stored(
 
 def _refer(model: onnx.ModelProto, tensors: Mapping[str, Array], starts: Mapping[str, int]) -> None:
     """Points the graph's constants at the bytes they have in model.safetensors."""
-    places = {_key(values): starts[name] for name, values in tensors.items()}
+    offsets = {_key(values): starts[name] for name, values in tensors.items()}
     for constant in model.graph.initializer:
         values = numpy_helper.to_array(constant)
-        start = places.get(_key(values))
+        start = offsets.get(_key(values))
         if start is None:
             if values.nbytes > INLINE:
                 raise RuntimeError(f"{constant.name} {values.shape} is not in {bundled.WEIGHTS}")
@@ -133,21 +133,21 @@ def _key(values: Array) -> tuple[str, tuple[int, ...], bytes]:
     return str(values.dtype), shape, np.ascontiguousarray(values).tobytes()
 
 
-def _check(place: Path, tensors: Mapping[str, Array], probes: list[gate.Probe]) -> None:
+def _check(folder: Path, tensors: Mapping[str, Array], probes: list[gate.Probe]) -> None:
     """Both graphs against torch: on the packed weights, and int8 on the trained ones as well."""
     with tempfile.TemporaryDirectory() as temporary:
         plain = Path(temporary)
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(place / name, plain / name)
-        bundled.write_safetensors(plain / bundled.WEIGHTS, bundled.plain(tensors))
+            shutil.copyfile(folder / name, plain / name)
+        bundled.write_safetensors(plain / bundled.WEIGHTS, bundled.dequantize(tensors))
         packed = gate.probe(network.load(plain))
-    gate.check(place / FILE_NAMES["float32"], packed, "float32")
-    gate.check(place / FILE_NAMES["int8"], packed, "int8")
-    gate.check(place / FILE_NAMES["int8"], probes, "int8")
+    gate.check(folder / FILE_NAMES["float32"], packed, "float32")
+    gate.check(folder / FILE_NAMES["int8"], packed, "int8")
+    gate.check(folder / FILE_NAMES["int8"], probes, "int8")
 
 
-def _checksums(place: Path) -> dict[str, str]:
-    return {file.name: bundled.checksum_of(file) for file in sorted(place.iterdir())}
+def _checksums(folder: Path) -> dict[str, str]:
+    return {file.name: bundled.checksum_of(file) for file in sorted(folder.iterdir())}
 
 
 if __name__ == "__main__":

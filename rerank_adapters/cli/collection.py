@@ -98,7 +98,7 @@ def _form(file: Path, sgml: _Form) -> _Form:
 
 
 def _records(file: Path, form: _Form) -> Iterator[tuple[int, str, str]]:
-    """(place in the file, id, text) of each record. InputError names file and line."""
+    """(offset in the file, id, text) of each record. InputError names file and line."""
     with file.open("rb") as lines:
         number, start = 1, 0
         while record := form.read(lines):
@@ -118,27 +118,27 @@ def _parsed(file: Path, form: _Form, record: bytes, number: int) -> Record:
 
 
 class Documents:
-    """The texts of a corpus by id, kept as places in the file, not as text."""
+    """The texts of a corpus by id, kept as offsets in the file, not as text."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._form = _form(file, DOCUMENTS)
-        self._places: dict[str, int] = {}
-        for place, name, _ in _records(file, self._form):
-            if name in self._places:
+        self._offsets: dict[str, int] = {}
+        for offset, name, _ in _records(file, self._form):
+            if name in self._offsets:
                 raise InputError(f"{file} must name each document once: got {name!r} twice")
-            self._places[name] = place
+            self._offsets[name] = offset
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._offsets
 
     @property
     def ids(self) -> list[str]:
         """Document ids, in the order of the file."""
-        return list(self._places)
+        return list(self._offsets)
 
     def stream(self) -> Iterator[str]:
         """Title and text of every document, in the order of the file, one at a time."""
@@ -147,13 +147,13 @@ class Documents:
     def texts(self, ids: Sequence[str]) -> list[str]:
         """Title and text of each of *ids*. InputError names an id the corpus lacks."""
         for name in ids:
-            if name not in self._places:
+            if name not in self._offsets:
                 raise InputError(f"run names a document that is not in {self._file}: got {name!r}")
         with self._file.open("rb") as lines:
-            return [self._at(lines, self._places[name]) for name in ids]
+            return [self._at(lines, self._offsets[name]) for name in ids]
 
-    def _at(self, lines: IO[bytes], place: int) -> str:
-        lines.seek(place)
+    def _at(self, lines: IO[bytes], offset: int) -> str:
+        lines.seek(offset)
         return self._form.parse(self._form.read(lines).removeprefix(b"\xef\xbb\xbf"))[1]
 
 

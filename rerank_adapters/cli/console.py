@@ -37,8 +37,8 @@ def note(line: str) -> None:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """An aligned table; cells are text, never markup, and numbers stand to the right."""
     shown = Table(box=None, pad_edge=False)
-    for place, column in enumerate(columns):
-        numeric = bool(rows) and all(_numeric(row[place]) for row in rows)
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_numeric(row[index]) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))

@@ -58,8 +58,8 @@ class Bm25:
         found, scores = self._index.retrieve(
             self._tokens([query]), k=min(count, self._count), show_progress=False
         )
-        places = zip(found[0].tolist(), scores[0].tolist(), strict=True)
-        return [(int(index), float(score)) for index, score in places if score > 0]
+        hits = zip(found[0].tolist(), scores[0].tolist(), strict=True)
+        return [(int(index), float(score)) for index, score in hits if score > 0]
 
     @staticmethod
     def _tokens(texts: Iterable[str]) -> Any:

@@ -173,15 +173,15 @@ def trec_writer(file: Path | None) -> Iterator[Callable[[str, list[Row]], None]]
         raise InputError(f"--output must be a file in a folder that exists: got {str(file)!r}")
     special = file.exists() and not file.is_file()  # a pipe or /dev/null is written, not replaced
     target = file.resolve()  # a link stays a link
-    place = target if special else target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target if special else target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with place.open("w", encoding="utf-8") as out:
+        with part.open("w", encoding="utf-8") as out:
             yield lambda query, rows: out.writelines(_run_lines(query, rows))
         if not special:
-            place.replace(target)
+            part.replace(target)
     except BaseException:
         if not special:
-            place.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         raise
 
 

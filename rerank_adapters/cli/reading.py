@@ -58,7 +58,7 @@ SUFFIXES = {*CODE, *PLAIN, ".html", ".htm", ".pdf"}
 class Excerpt:
     """A passage and where it stands: "file:line", or "file, page n"."""
 
-    place: str
+    source: str
     text: str
 
 

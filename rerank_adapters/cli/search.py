@@ -34,7 +34,7 @@ class Hit:
     score: float
     bm25_rank: int | None
     bm25_score: float
-    place: str
+    source: str
     text: str
     truncated: bool
 
@@ -55,7 +55,7 @@ def search(
         retrieved = _filled(matching, len(found), candidates)
     with progress("reranking"):
         start = time.perf_counter()
-        texts = [found[place].text for place, _ in retrieved]
+        texts = [found[index].text for index, _ in retrieved]
         (ranking,) = ranker.rerank_many([(query, texts)], top_n=top_n)
         milliseconds = (time.perf_counter() - start) * 1e3
     hits = _hits(found, retrieved, ranking)
@@ -75,8 +75,8 @@ def _filled(
     matching: list[tuple[int, float]], passages: int, candidates: int
 ) -> list[tuple[int, float]]:
     """BM25's candidates, then passages that share no word, in order, while there is room."""
-    taken = {place for place, _ in matching}
-    rest = [(place, 0.0) for place in range(passages) if place not in taken]
+    taken = {index for index, _ in matching}
+    rest = [(index, 0.0) for index in range(passages) if index not in taken]
     return (matching + rest)[:candidates]
 
 
@@ -84,18 +84,18 @@ def _hits(
     found: Sequence[Excerpt], retrieved: Sequence[tuple[int, float]], ranking: Ranking
 ) -> list[Hit]:
     hits = []
-    for rank, place in enumerate(ranking, 1):
-        index, bm25_score = retrieved[place.index]
-        before = place.index + 1 if bm25_score > 0 else None
-        where, text = found[index].place, found[index].text
-        hits.append(Hit(rank, place.score, before, bm25_score, where, text, place.truncated))
+    for rank, document in enumerate(ranking, 1):
+        index, bm25_score = retrieved[document.index]
+        before = document.index + 1 if bm25_score > 0 else None
+        source, text = found[index].source, found[index].text
+        hits.append(Hit(rank, document.score, before, bm25_score, source, text, document.truncated))
     return hits
 
 
 def _show(hits: Sequence[Hit]) -> None:
     rows: list[list[str | Text]] = []
     for hit in hits:
-        passage = Text(one_line(hit.place), style="cyan").append(
+        passage = Text(one_line(hit.source), style="cyan").append(
             "\n" + one_line(hit.text, SNIPPET), style="bold" if hit.rank == 1 else "default"
         )
         mark = "▶" if hit.rank == 1 else " "
@@ -105,7 +105,7 @@ def _show(hits: Sequence[Hit]) -> None:
     table(["rank", "was", "score", "passage"], rows)
     best = hits[0]
     text = "\n".join(map(one_line, best.text.splitlines()))
-    title = Text(f"best passage: {one_line(best.place)}")
+    title = Text(f"best passage: {one_line(best.source)}")
     Console().print(Panel(Text(text), title=title, title_align="left"))
 
 
@@ -136,13 +136,13 @@ def rerank(
     if not as_json and sys.stdout.isatty():
         say(ranking.show(texts, width=max(Console().width, 40)))
         return
-    for place in ranking:
+    for document in ranking:
         emit(
-            rows[place.index]
+            rows[document.index]
             | {
-                "index": place.index,
-                "relevance_score": place.score,
-                "truncated": place.truncated,
+                "index": document.index,
+                "relevance_score": document.score,
+                "truncated": document.truncated,
             }
         )
 

@@ -217,15 +217,15 @@ def _info(
     facts: Mapping[str, Any],
     max_batch_tokens: int | None,
 ) -> ModelInfo:
-    told = [backend.info() for backend in loaded.backends]
+    infos = [backend.info() for backend in loaded.backends]
     values: dict[str, Any] = {
-        **told[0],
+        **infos[0],
         "max_length": tokenizer.max_length,
         "max_batch_tokens": max_batch_tokens or loaded.backends[0].traits.batch_tokens,
         "activation": family.activation,
         "labels": family.labels,
         "workers": loaded.engine.workers,
-        "devices": tuple(str(info.get("device")) for info in told) if len(told) > 1 else (),
+        "devices": tuple(str(info.get("device")) for info in infos) if len(infos) > 1 else (),
         **facts,
     }
     known = {field.name for field in fields(ModelInfo)}

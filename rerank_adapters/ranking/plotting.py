@@ -17,7 +17,7 @@ except ImportError as error:
 from matplotlib.axes import Axes
 
 ROSE, FELL, STAYED = "#0072b2", "#d55e00", "#999999"
-"""Told apart by every kind of colour sight (Okabe & Ito, 2008)."""
+"""Distinct for every kind of colour vision (Okabe & Ito, 2008)."""
 
 LABEL = 34
 """Terminal cells of a label's text."""
@@ -35,19 +35,19 @@ def plot_rank_changes(
 ) -> Axes:
     """Draw where each document stood when it was given and where the ranking put it.
 
-    One line per document of *ranking*, or of its first *top_n*: from (0, its place among the
+    One line per document of *ranking*, or of its first *top_n*: from (0, its rank among the
     texts given) to (1, its rank), both from 1, best on top. Blue rose, orange fell, grey stayed.
-    Labels hold the place, the score (left: *scores_before*, the retriever's own, one per text
+    Labels hold the rank, the score (left: *scores_before*, the retriever's own, one per text
     given; right: the ranking's) and the document's text, or its index where *texts* are None.
     Draws into *ax*, or into a new pyplot figure, and returns the axes. Raises InputError.
     """
-    places = _checked(ranking, texts, scores_before, top_n)
-    lowest = max(max(place.index + 1 for place in places), len(places))
+    documents = _checked(ranking, texts, scores_before, top_n)
+    lowest = max(max(document.index + 1 for document in documents), len(documents))
     if ax is None:
         size = (10, min(max(0.32 * lowest + 0.8, 2), 14))
         _, ax = plt.subplots(figsize=size, layout="constrained")  # leaves room for the labels
-    for rank, place in enumerate(places, 1):
-        _draw(ax, place, rank, texts, scores_before)
+    for rank, document in enumerate(documents, 1):
+        _draw(ax, document, rank, texts, scores_before)
     ax.set(xlim=(0, 1), ylim=(lowest + 0.5, 0.5), xticks=(0, 1), yticks=())
     ax.set_xticklabels(["before", "after"])
     ax.xaxis.tick_top()
@@ -58,16 +58,16 @@ def plot_rank_changes(
 
 def _draw(
     ax: Axes,
-    place: RankedDocument,
+    document: RankedDocument,
     rank: int,
     texts: Sequence[str] | None,
     scores_before: Sequence[float] | None,
 ) -> None:
-    before = place.index + 1
+    before = document.index + 1
     colour = STAYED if before == rank else ROSE if rank < before else FELL
     ax.plot((0, 1), (before, rank), color=colour, marker="o", linewidth=2, clip_on=False)
-    name = f"[{place.index}]" if texts is None else one_line(texts[place.index], LABEL)
-    old = "" if scores_before is None else f"{scores_before[place.index]:.3f}  "
+    name = f"[{document.index}]" if texts is None else one_line(texts[document.index], LABEL)
+    old = "" if scores_before is None else f"{scores_before[document.index]:.3f}  "
     # parse_math: a text's "$" is money, not mathematics
     ax.annotate(
         f"{name}  {old}{before}",
@@ -80,7 +80,7 @@ def _draw(
         annotation_clip=False,
     )
     ax.annotate(
-        f"{rank}  {place.score:.3f}  {name}",
+        f"{rank}  {document.score:.3f}  {name}",
         (1, rank),
         (8, 0),
         textcoords="offset points",
@@ -103,9 +103,9 @@ def _checked(
         raise InputError(f"top_n must be at least 1: got {top_n}")
     if not ranking:
         raise InputError("ranking must hold a document: got none")
-    places = ranking[:top_n]
-    places.show(texts)  # checks the texts
-    last = max(place.index for place in places)
+    documents = ranking[:top_n]
+    documents.show(texts)  # checks the texts
+    last = max(document.index for document in documents)
     if scores_before is not None and last >= len(scores_before):
         raise InputError(
             f"scores_before must have a score of every text ranked, also of texts[{last}]: "
@@ -113,4 +113,4 @@ def _checked(
         )
     if not all(math.isfinite(score) for score in scores_before or ()):
         raise InputError("scores_before must be finite")
-    return places
+    return documents

@@ -46,7 +46,7 @@ class Table(str):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One place of a ranking, as it is drawn; `text` is None where no texts were given."""
+    """One document of a ranking, as it is drawn; `text` is None where no texts were given."""
 
     index: int
     score: float
@@ -100,12 +100,12 @@ def _safe(letter: str) -> str:
 
 def _plain(rows: Sequence[Row], shares: Sequence[float], width: int) -> str:
     scores = _column([number(row.score) for row in rows], least=8)
-    places = _column([f"[{row.index}]" for row in rows])
+    indices = _column([f"[{row.index}]" for row in rows])
     cuts = _column([" …cut" if row.truncated else "" for row in rows])
     lines = []
     for rank, (row, share) in enumerate(zip(rows, shares, strict=True), 1):
         bar = ("█" * round(share * BAR)).ljust(BAR, "·")
-        head = f"{rank:>3}  {scores[rank - 1]}  {bar}  {places[rank - 1]}{cuts[rank - 1]}  "
+        head = f"{rank:>3}  {scores[rank - 1]}  {bar}  {indices[rank - 1]}{cuts[rank - 1]}  "
         text = "" if row.text is None else one_line(row.text, max(width - len(head), 1))
         lines.append((head + text).rstrip())
     return "\n".join(lines)

@@ -27,21 +27,21 @@ def main() -> None:
     print("| install | MB on disk | packages |\n|---|---:|---:|")
     for extra in options.extras:
         with tempfile.TemporaryDirectory() as temporary:
-            place = Path(temporary)
-            empty = _megabytes(_environment(place))
-            _install(place, extra)
-            packages = len(list(_site(place).glob("*.dist-info"))) - 1  # pip
+            folder = Path(temporary)
+            empty = _megabytes(_environment(folder))
+            _install(folder, extra)
+            packages = len(list(_site(folder).glob("*.dist-info"))) - 1  # pip
             name = f"`rerank-adapters[{extra}]`" if extra else "`rerank-adapters`"
-            print(f"| {name} | {_megabytes(place) - empty:.0f} | {packages} |", flush=True)
+            print(f"| {name} | {_megabytes(folder) - empty:.0f} | {packages} |", flush=True)
 
 
-def _environment(place: Path) -> Path:
-    venv.create(place, with_pip=True)
-    return place
+def _environment(folder: Path) -> Path:
+    venv.create(folder, with_pip=True)
+    return folder
 
 
-def _install(place: Path, extra: str) -> None:
-    pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
+def _install(folder: Path, extra: str) -> None:
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
     pip += ["--disable-pip-version-check", "--constraint", CONSTRAINTS]
     if extra == "torch":
         pin = next(it for it in CONSTRAINTS.read_text().splitlines() if it.startswith("torch=="))
@@ -50,12 +50,12 @@ def _install(place: Path, extra: str) -> None:
     subprocess.run([*pip, target], check=True, capture_output=True)
 
 
-def _site(place: Path) -> Path:
-    return next(place.glob("lib/*/site-packages"))
+def _site(folder: Path) -> Path:
+    return next(folder.glob("lib/*/site-packages"))
 
 
-def _megabytes(place: Path) -> float:
-    return sum(file.lstat().st_size for file in place.rglob("*") if file.is_file()) / 1e6
+def _megabytes(folder: Path) -> float:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
 
 if __name__ == "__main__":

@@ -38,31 +38,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        checkpoint = options.checkpoint or bundled.unpack(place)
+        folder = Path(temporary)
+        checkpoint = options.checkpoint or bundled.unpack(folder)
         encoder = network.load(checkpoint)
         cases = _cases(encoder)
-        graphs = _graphs(checkpoint, encoder, place)
+        graphs = _graphs(checkpoint, encoder, folder)
         sessions = {name: _session(file) for name, file in graphs.items()}
         print(f"# int8\n\n{machine()}\n")
         _report(graphs, sessions, cases, options.rounds)
 
 
-def _graphs(checkpoint: Path, encoder: CrossEncoder, place: Path) -> dict[str, Path]:
+def _graphs(checkpoint: Path, encoder: CrossEncoder, folder: Path) -> dict[str, Path]:
     traced = graph.trace(network.build(encoder))
-    onnx.save(traced, place / "traced.onnx")
+    onnx.save(traced, folder / "traced.onnx")
     del traced.graph.value_info[:]  # onnxruntime's quantizer infers shapes again and disagrees
-    onnx.save(traced, place / "bare.onnx")
+    onnx.save(traced, folder / "bare.onnx")
     quantize_dynamic(
-        place / "bare.onnx", place / "dynamic.onnx", per_channel=True, weight_type=QuantType.QInt8
+        folder / "bare.onnx", folder / "dynamic.onnx", per_channel=True, weight_type=QuantType.QInt8
     )
-    ours = {name: place / FILE_NAMES[name] for name in ("float32", "int8")}
+    ours = {name: folder / FILE_NAMES[name] for name in ("float32", "int8")}
     for name in ("float32", "int8"):
-        export_onnx(checkpoint, place, name)
+        export_onnx(checkpoint, folder, name)
     return {
-        "float32 as torch.onnx writes it": place / "traced.onnx",
+        "float32 as torch.onnx writes it": folder / "traced.onnx",
         "float32, ours": ours["float32"],
-        "int8, onnxruntime dynamic (per tensor)": place / "dynamic.onnx",
+        "int8, onnxruntime dynamic (per tensor)": folder / "dynamic.onnx",
         "int8, ours (per token)": ours["int8"],
     }
 

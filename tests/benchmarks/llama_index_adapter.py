@@ -96,7 +96,7 @@ def _many_queries(it: BaseNodePostprocessor, texts: list[str]) -> Callable[[], o
     )
 
     async def together() -> None:
-        await asyncio.gather(*(engine.aquery(f"{QUERY} {place}") for place in range(QUERIES)))
+        await asyncio.gather(*(engine.aquery(f"{QUERY} {number}") for number in range(QUERIES)))
 
     return lambda: asyncio.run(together())
 

@@ -30,7 +30,7 @@ def documents(count: int = 50, *, mean_tokens: float = 154, seed: int = 0) -> li
     rng = np.random.default_rng(seed)
     median = mean_tokens / np.exp(0.6**2 / 2)
     normal = NormalDist(np.log(median), 0.6)
-    logs = [normal.inv_cdf((place + 0.5) / count) for place in range(count)]
+    logs = [normal.inv_cdf((rank + 0.5) / count) for rank in range(count)]
     tokens = np.clip(np.exp(rng.permutation(logs)), 4, 512)
     lengths = np.maximum(1, (tokens / TOKENS_PER_WORD).astype(int))
     starts = rng.integers(0, len(words) - lengths.max(), count)

@@ -98,11 +98,11 @@ def _folder(named: Path | None) -> Iterator[Path]:
     if named is not None:
         yield named
         return
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as temporary:
         try:
-            folder = bundled.unpack(Path(place))
+            folder = bundled.unpack(Path(temporary))
         except ModelError:
-            folder = _seeded(Path(place) / "minilm")
+            folder = _seeded(Path(temporary) / "minilm")
         yield folder
 
 

@@ -239,17 +239,17 @@ Reranker("org/name", max_lenght=256)
 MISSPELT = range(10, 15)
 
 
-def assert_told(told: list[str], *beginnings: str) -> None:
+def assert_warned(lines: list[str], *beginnings: str) -> None:
     """These lines and no other."""
-    assert len(told) == len(beginnings), told
-    for line, beginning in zip(told, beginnings, strict=True):
+    assert len(lines) == len(beginnings), lines
+    for line, beginning in zip(lines, beginnings, strict=True):
         assert line.startswith(beginning)
 
 
 def test_mypy_sees_them(tmp_path: Path) -> None:
     """On a user's module, with --strict: what comes back, what is refused, and nothing else."""
     misspelt = 'error: Unexpected keyword argument "max_lenght"'
-    assert_told(
+    assert_warned(
         type_checkers.mypy(USER, tmp_path),
         '6: note: Revealed type is "list[langchain_core.documents.base.Document]"',
         '7: note: Revealed type is "int | None"',
@@ -264,7 +264,7 @@ def test_mypy_sees_them(tmp_path: Path) -> None:
 def test_pyright_sees_them(tmp_path: Path) -> None:
     """The same from the other checker that is widely used."""
     misspelt = 'error: No parameter named "max_lenght"'
-    assert_told(
+    assert_warned(
         type_checkers.pyright(USER, tmp_path),
         '6: information: Type of "compressor.compress_documents',
         '7: information: Type of "compressor.max_length" is "int | None"',

@@ -57,7 +57,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def as_default(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny packed model in the place of the default one."""
+    """The tiny packed model in place of the default one."""
     monkeypatch.setattr(bundled, "folder", lambda: packed)
     return packed
 
@@ -67,9 +67,9 @@ def as_default(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_shipped_files() -> None:
     """The installed package holds the whole model, as its checksums say, in at most 30 MB."""
-    place = bundled.folder()
-    assert set(bundled.verify(place)) == FILES - {"checksums.json"}
-    assert sum((place / name).stat().st_size for name in FILES) <= LIMIT
+    folder = bundled.folder()
+    assert set(bundled.verify(folder)) == FILES - {"checksums.json"}
+    assert sum((folder / name).stat().st_size for name in FILES) <= LIMIT
 
 
 def test_shipped_model_scores(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_one_weights_file(packed: Path) -> None:
         graph = onnx.load(packed / name, load_external_data=False).graph
         outside = [t for t in graph.initializer if external_data_helper.uses_external_data(t)]
         inside = [t for t in graph.initializer if t not in outside]
-        places = {external_data_helper.ExternalDataInfo(t).location for t in outside}
-        assert places == {"model.safetensors"}
+        locations = {external_data_helper.ExternalDataInfo(t).location for t in outside}
+        assert locations == {"model.safetensors"}
         assert max(len(t.raw_data) for t in inside) <= 4096
         matrices = [t for t in outside if t.data_type == onnx.TensorProto.INT8]
         assert len(matrices) == 2 * 6 + 1 + 2  # six per layer, the pooler, words and positions
@@ -123,7 +123,7 @@ def test_weights_under_their_usual_names(packed: Path) -> None:
     """Values · scale / factor is the trained weight to half a step, all else to the bit."""
     stored = load_file(packed / "model.safetensors")  # the format's own reader reads ours
     trained = load_file(build("bert") / "model.safetensors")
-    unpacked = bundled.plain(bundled.read_safetensors(packed / "model.safetensors"))
+    unpacked = bundled.dequantize(bundled.read_safetensors(packed / "model.safetensors"))
     assert set(unpacked) == set(trained)
     for name, weight in trained.items():
         assert unpacked[name].dtype == np.float32

@@ -41,7 +41,7 @@ def test_select_puts_any_items_in_the_rankings_order() -> None:
 
 def test_scores_survive_json() -> None:
     """They are plain Python floats."""
-    assert json.dumps([place.score for place in RANKING]) == "[0.75, 0.5, 0.25]"
+    assert json.dumps([document.score for document in RANKING]) == "[0.75, 0.5, 0.25]"
 
 
 def test_show_draws_ranks_scores_bars_and_cuts() -> None:
@@ -74,7 +74,7 @@ def test_show_aligns_indices_and_scores_of_any_width() -> None:
 )
 def test_bars_stand_whatever_the_scores(scores: list[float], bars: list[int]) -> None:
     """Infinite, absent, extreme and equal scores draw; the finite ones span the bar."""
-    ranking = Ranking([RankedDocument(place, score) for place, score in enumerate(scores)])
+    ranking = Ranking([RankedDocument(index, score) for index, score in enumerate(scores)])
     assert [line.count("█") for line in ranking.show().splitlines()] == bars
 
 
@@ -137,7 +137,7 @@ def test_show_refuses_a_width_without_room() -> None:
 
 
 def test_the_notebook_table_has_what_the_ranking_holds() -> None:
-    """Rank, index and score of each place, and bars of 8, 4 and 0 em; no text was given."""
+    """Rank, index and score of each document, and bars of 8, 4 and 0 em; no text was given."""
     table = RANKING._repr_html_()
     assert table.count("<tr>") == 4
     for piece in (

@@ -178,11 +178,11 @@ def test_a_shorter_max_length_truncates_as_sentence_transformers_does(
 def test_only_second_truncates_as_transformers_does(load: Load, kind: str):
     """truncation="only_second" cuts the document alone, where the query leaves it room."""
     reranker = load(kind, "onnx", activation="identity", max_length=48, truncation="only_second")
-    short = [place for place, (query, _) in enumerate(PAIRS) if len(query) < 40]
-    scores = reranker.score_pairs([PAIRS[place] for place in short])
+    short = [index for index, (query, _) in enumerate(PAIRS) if len(query) < 40]
+    scores = reranker.score_pairs([PAIRS[index] for index in short])
     wanted = oracle(
         build(kind),
-        [PAIRS[place] for place in short],
+        [PAIRS[index] for index in short],
         activation="identity",
         max_length=48,
         truncation="only_second",
@@ -330,7 +330,7 @@ def _padding_attended(batch: TokenBatch) -> TokenBatch:
 
 
 def _positions_shifted(batch: TokenBatch) -> TokenBatch:
-    """The second half of each pair stands one place further on, behind a token nobody attends to.
+    """The second half of each pair stands one position on, behind a token nobody attends to.
 
     Moving a whole text would change nothing where positions are relative; moving half of it does,
     for every kind. The filler is a real token, because RoBERTa counts tokens that are not padding.
@@ -350,7 +350,7 @@ def _positions_shifted(batch: TokenBatch) -> TokenBatch:
 
 
 def _causal_positions_shifted(file: Path) -> Path:
-    """A copy of a causal graph in which every token after the 60th stands one place further on.
+    """A copy of a causal graph in which every token after the 60th stands one position further on.
 
     Our causal exports count positions by the mask, so no input can shift them: the graph must.
     """
@@ -363,9 +363,9 @@ def _causal_positions_shifted(file: Path) -> Path:
         helper.make_node("Cast", ["late"], ["one_more"], to=onnx.TensorProto.INT64),
         helper.make_node("Add", ["counted", "one_more"], [right]),
     ]
-    place = list(model.graph.node).index(counting) + 1
+    index = list(model.graph.node).index(counting) + 1
     for offset, node in enumerate(nodes):
-        model.graph.node.insert(place + offset, node)
+        model.graph.node.insert(index + offset, node)
     shifted = file.with_name("shifted.onnx")
     onnx.save(model, shifted)
     return shifted
@@ -393,7 +393,7 @@ def _mutant(kind: str, mutant: str, parts: Parts, folder: Path) -> Backend:
 
 
 def _scores_of(parts: Parts, backend: Backend, pairs: Sequence[tuple[str, str]]) -> Scores:
-    """Scores of *pairs* by *backend* in place of the model's own, in batches of 8 mixed lengths."""
+    """Scores of *pairs* by *backend* instead of the model's own, in batches of 8 mixed lengths."""
     batch = parts.encode(pairs)
     slices = [range(at, min(at + 8, len(batch))) for at in range(0, len(batch), 8)]
     logits = np.concatenate([backend.logits(batch.take(rows)) for rows in slices])

@@ -41,23 +41,23 @@ def folder() -> Path:
     return Path(str(files(__package__)))
 
 
-def verify(place: Path) -> dict[str, str]:
+def verify(folder: Path) -> dict[str, str]:
     """The sha256 of each file that `checksums.json` names, all as it says.
 
     Raises ModelError naming the file that is missing, damaged or not of this model. Reads every
     byte: about 20 ms for 24 MB.
     """
     try:
-        expected: dict[str, str] = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
+        expected: dict[str, str] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _broken(place / CHECKSUMS, f"it cannot be read ({error})") from error
+        raise _broken(folder / CHECKSUMS, f"it cannot be read ({error})") from error
     for name, checksum in expected.items():
         try:
-            found = checksum_of(place / name)
+            found = checksum_of(folder / name)
         except OSError as error:
-            raise _broken(place / name, f"it cannot be read ({error})") from error
+            raise _broken(folder / name, f"it cannot be read ({error})") from error
         if found != checksum:
-            raise _broken(place / name, f"its sha256 is {found}, expected {checksum}")
+            raise _broken(folder / name, f"its sha256 is {found}, expected {checksum}")
     return expected
 
 
@@ -79,7 +79,7 @@ def unpack(cache_folder: str | Path | None = None) -> Path:
     try:
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(source / name, draft / name)
-        write_safetensors(draft / WEIGHTS, plain(read_safetensors(source / WEIGHTS)))
+        write_safetensors(draft / WEIGHTS, dequantize(read_safetensors(source / WEIGHTS)))
         try:
             draft.rename(target)
         except OSError:
@@ -90,7 +90,7 @@ def unpack(cache_folder: str | Path | None = None) -> Path:
     return target
 
 
-def plain(tensors: Mapping[str, Array]) -> dict[str, Array]:
+def dequantize(tensors: Mapping[str, Array]) -> dict[str, Array]:
     """Float32 tensors under their usual names in their usual layout: linear ones (out, in)."""
     unpacked: dict[str, Array] = {}
     for name, values in tensors.items():
