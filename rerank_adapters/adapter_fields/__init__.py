@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from .fallback import (
+    FallbackFields,
+    OnBlankQuery,
+    OnError,
+    is_kept,
+    plain_count,
+    warn_kept,
+)
 from .fields import FIELDS_CONFIG, Carried, RerankerFields
 from .rankings import checked_rankings, split_empty
 from .rules import (
@@ -12,12 +20,16 @@ from .rules import (
     check_word,
     plain_selection,
 )
-from .source import Warmable
+from .source import RankerSource, Warmable
 
 __all__ = [
     "FIELDS_CONFIG",
     "Carried",
+    "FallbackFields",
+    "OnBlankQuery",
     "OnEmptyText",
+    "OnError",
+    "RankerSource",
     "RerankerFields",
     "Warmable",
     "as_config_errors",
@@ -25,6 +37,9 @@ __all__ = [
     "check_text_fn",
     "check_word",
     "checked_rankings",
+    "is_kept",
+    "plain_count",
     "plain_selection",
     "split_empty",
+    "warn_kept",
 ]

@@ -37,6 +37,11 @@ class RankerSource:
         self._owner = owner
         self._lease = acquire(config)
 
+    @property
+    def loaded(self) -> Ranker | None:
+        """The ranker, where it was given or is loaded."""
+        return self._lease.loaded if self.ranker is None else self.ranker
+
     def get(self) -> Ranker:
         """The ranker, loaded where it is not yet. Raises ClosedError, and what loading raises."""
         self._check_open()

@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
-from langchain_core.callbacks import Callbacks
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+    Callbacks,
+)
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import get_config_list
+from langchain_core.runnables.config import ensure_config, get_config_list
 from typing_extensions import TypedDict
 
-from ..adapter_fields import checked_rankings, plain_selection
+from ..adapter_fields import RankerSource, checked_rankings, plain_selection
 from ..config import RerankerConfig
 from ..errors import RerankError
 from ..protocols import Ranked, Ranker, RerankRequest
-from . import tracing
+from . import hooks, tracing
 from .fields import FIELDS_CONFIG, Carried, RankingFields
-from .request import DocumentRequest, deliver, outcomes
+from .request import DocumentRequest, deliver, only, outcomes, parts
 from .settings import Overrides
-from .tracing import Facts
+from .tracing import Facts, Outcome
+
+HOOKS = ("compress_documents", "acompress_documents")
+"""What subclasses of BaseDocumentCompressor override."""
+
+Inputs = Sequence[Mapping[str, Any]]
+Configs = RunnableConfig | list[RunnableConfig] | None
 
 FACTS = ("model", "backend", "device", "dtype")
 
@@ -64,8 +74,9 @@ class CrossEncoderCompressor(
         callbacks: Callbacks | None = None,
         **overrides: Unpack[Overrides],
     ) -> list[Document]:
-        """Rerank *documents* for *query*."""
-        return self.invoke(_input(documents, query), _config(callbacks), **overrides)
+        """Rerank *documents* for *query*. A subclass that overrides this is asked per query."""
+        results = self._pool([_input(documents, query)], _config(callbacks), dict(overrides))
+        return only(results)
 
     async def acompress_documents(
         self,
@@ -75,7 +86,15 @@ class CrossEncoderCompressor(
         **overrides: Unpack[Overrides],
     ) -> list[Document]:
         """`compress_documents`, awaited; nothing blocks the event loop, loading included."""
-        return await self.ainvoke(_input(documents, query), _config(callbacks), **overrides)
+        arguments = dict(overrides)
+        if hooks.only_sync(type(self), CrossEncoderCompressor, *HOOKS):
+            config = ensure_config(_config(callbacks))
+            own = {"callbacks": callbacks}
+            return await hooks.thread_hook(
+                self.compress_documents, documents, query, config=config, arguments=arguments, **own
+            )
+        results = await self._apool([_input(documents, query)], _config(callbacks), arguments)
+        return only(results)
 
     def invoke(
         self,
@@ -84,7 +103,15 @@ class CrossEncoderCompressor(
         **overrides: Any,
     ) -> list[Document]:
         """Rerank input["documents"] for input["query"]."""
-        return self.batch([input], config, **overrides)[0]
+        if not self._overrides(HOOKS[0]):
+            results = self._pool([input], config, overrides)
+            return only(results)
+        query, documents = parts(input)
+        config = ensure_config(config)
+        own = {"callbacks": config.get("callbacks")}
+        return hooks.call_hook(
+            self.compress_documents, documents, query, config=config, arguments=overrides, **own
+        )
 
     async def ainvoke(
         self,
@@ -93,7 +120,15 @@ class CrossEncoderCompressor(
         **overrides: Any,
     ) -> list[Document]:
         """`invoke`, awaited."""
-        return (await self.abatch([input], config, **overrides))[0]
+        if not self._overrides(*HOOKS):
+            results = await self._apool([input], config, overrides)
+            return only(results)
+        query, documents = parts(input)
+        config = ensure_config(config)
+        own = {"callbacks": config.get("callbacks")}
+        return await hooks.acall_hook(
+            self.acompress_documents, documents, query, config=config, arguments=overrides, **own
+        )
 
     def batch(
         self,
@@ -103,17 +138,13 @@ class CrossEncoderCompressor(
         return_exceptions: bool = False,
         **overrides: Any,
     ) -> list[list[Document]]:
-        """`invoke` for each of *inputs*: one pool of pairs, one plan of batches."""
-        requests = self._requests(inputs, config, overrides)
-        runs = [
-            tracing.start(one.query, one.config, name=self.get_name(), facts=self._facts(one))
-            for one in requests
-        ]
-        with tracing.closing(runs):
-            rankings, facts = self._rank(_asked(requests))
-            results = outcomes(requests, rankings)
-        for run, result in zip(runs, results, strict=True):
-            tracing.end(run, result, facts)
+        """`invoke` for each of *inputs*: one pool of pairs, one plan of batches.
+
+        Where a subclass overrides `compress_documents` or `invoke`, each by itself, in threads.
+        """
+        if self._overrides("invoke", HOOKS[0]):
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **overrides)
+        results = self._pool(inputs, config, overrides)
         return deliver(results, return_exceptions=return_exceptions)
 
     async def abatch(
@@ -125,69 +156,101 @@ class CrossEncoderCompressor(
         **overrides: Any,
     ) -> list[list[Document]]:
         """`batch`, awaited."""
-        requests = self._requests(inputs, config, overrides)
-        runs = [
-            await tracing.astart(
-                one.query, one.config, name=self.get_name(), facts=self._facts(one)
+        if self._overrides("ainvoke", *HOOKS):
+            return await super().abatch(
+                inputs, config, return_exceptions=return_exceptions, **overrides
             )
-            for one in requests
-        ]
-        async with tracing.aclosing(runs):
-            rankings, facts = await self._arank(_asked(requests))
-            results = outcomes(requests, rankings)
-        for run, result in zip(runs, results, strict=True):
-            await tracing.aend(run, result, facts)
+        results = await self._apool(inputs, config, overrides)
         return deliver(results, return_exceptions=return_exceptions)
 
+    def _overrides(self, *names: str) -> bool:
+        return hooks.overrides(type(self), CrossEncoderCompressor, *names)
+
+    def _pool(self, inputs: Inputs, config: Configs, overrides: Mapping[str, Any]) -> list[Outcome]:
+        """Documents or error of each of *inputs*, scored together, each in a run of its own."""
+        source, requests = self._requests(inputs, config, overrides)
+        runs: list[CallbackManagerForRetrieverRun] = []
+        with tracing.closing(runs):
+            for one in requests:
+                facts = self._facts(source, one)
+                runs.append(tracing.start(one.query, one.config, name=self.get_name(), facts=facts))
+            rankings, facts = _rank(source, _asked(requests))
+            results = outcomes(requests, rankings, self.get_name())
+            for one, result in zip(requests, results, strict=True):
+                tracing.end(runs.pop(0), result, facts, one.caught)
+        return results
+
+    async def _apool(
+        self, inputs: Inputs, config: Configs, overrides: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """`_pool`, awaited."""
+        source, requests = self._requests(inputs, config, overrides)
+        runs: list[AsyncCallbackManagerForRetrieverRun] = []
+        async with tracing.aclosing(runs):
+            for one in requests:
+                facts = self._facts(source, one)
+                runs.append(
+                    await tracing.astart(one.query, one.config, name=self.get_name(), facts=facts)
+                )
+            rankings, facts = await _arank(source, _asked(requests))
+            results = outcomes(requests, rankings, self.get_name())
+            for one, result in zip(requests, results, strict=True):
+                await tracing.aend(runs.pop(0), result, facts, one.caught)
+        return results
+
     def _requests(
-        self,
-        inputs: Sequence[Mapping[str, Any]],
-        config: RunnableConfig | list[RunnableConfig] | None,
-        overrides: dict[str, Any],
-    ) -> list[DocumentRequest]:
-        self._prepared()
-        settings = self._settings()
+        self, inputs: Inputs, config: Configs, overrides: Mapping[str, Any]
+    ) -> tuple[RankerSource, list[DocumentRequest]]:
+        """What ranks and what is asked, as the fields say now: a change is the next call's."""
+        source, settings = self._prepared(), self._settings()
         configs = get_config_list(config, len(inputs)) if inputs else []
-        return [
+        return source, [
             DocumentRequest(given, config, settings, overrides)
             for given, config in zip(inputs, configs, strict=True)
         ]
 
-    def _rank(self, requests: Sequence[RerankRequest]) -> tuple[list[Ranked], Facts]:
-        """A ranking or an error for each of *requests*, and what traces say of the model."""
-        if not requests:
-            return [], {}
-        ranker: Ranker | None = None
-        try:
-            ranker = self._ranker()
-            found = checked_rankings(ranker.rerank_many(requests, return_exceptions=True), requests)
-        except Exception as error:  # noqa: BLE001 (it is the outcome of every input)
-            found = [error for _ in requests]
-        return found, {} if ranker is None else _facts(ranker)
-
-    async def _arank(self, requests: Sequence[RerankRequest]) -> tuple[list[Ranked], Facts]:
-        """`_rank`, awaited."""
-        if not requests:
-            return [], {}
-        ranker: Ranker | None = None
-        try:
-            ranker = await self._aranker()
-            found = checked_rankings(
-                await ranker.arerank_many(requests, return_exceptions=True), requests
-            )
-        except Exception as error:  # noqa: BLE001 (it is the outcome of every input)
-            found = [error for _ in requests]
-        return found, {} if ranker is None else _facts(ranker)
-
-    def _facts(self, request: DocumentRequest) -> Facts:
-        """What is known before the model is: the configuration, and how much came in."""
-        asked = {name: getattr(self, name) for name in FACTS}
-        return (asked if self.reranker is None else _facts(self.reranker)) | request.facts
+    def _facts(self, source: RankerSource, request: DocumentRequest) -> Facts:
+        """What is known at the start: what runs, or what was asked for, and how much came in."""
+        if (ranker := source.loaded) is not None:
+            return _facts(ranker) | request.facts
+        return {name: getattr(source.config, name) for name in FACTS} | request.facts
 
     def _judge(self) -> RerankerConfig:
         config = super()._judge()
         self.__dict__["top_n"], _ = plain_selection(self.top_n, None)
         return config
+
+
+def _rank(
+    source: RankerSource, requests: Sequence[RerankRequest]
+) -> tuple[list[Ranked], dict[str, Any]]:
+    """A ranking or an error for each of *requests*, and what traces say of the model."""
+    if not requests:
+        return [], {}
+    ranker: Ranker | None = None
+    try:
+        ranker = source.get()
+        found = checked_rankings(ranker.rerank_many(requests, return_exceptions=True), requests)
+    except Exception as error:  # noqa: BLE001 (it is the outcome of every input)
+        found = [error for _ in requests]
+    return found, {} if ranker is None else _facts(ranker)
+
+
+async def _arank(
+    source: RankerSource, requests: Sequence[RerankRequest]
+) -> tuple[list[Ranked], dict[str, Any]]:
+    """`_rank`, awaited."""
+    if not requests:
+        return [], {}
+    ranker: Ranker | None = None
+    try:
+        ranker = await source.aget()
+        found = checked_rankings(
+            await ranker.arerank_many(requests, return_exceptions=True), requests
+        )
+    except Exception as error:  # noqa: BLE001 (it is the outcome of every input)
+        found = [error for _ in requests]
+    return found, {} if ranker is None else _facts(ranker)
 
 
 def _asked(requests: Sequence[DocumentRequest]) -> list[RerankRequest]:

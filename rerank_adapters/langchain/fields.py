@@ -15,6 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from ..adapter_fields import (
     FIELDS_CONFIG,
     Carried,
+    FallbackFields,
     OnEmptyText,
     RerankerFields,
     as_config_errors,
@@ -26,7 +27,7 @@ from .settings import Dedupe, Settings
 __all__ = ["FIELDS_CONFIG", "Carried", "RankingFields", "RerankerFields"]
 
 
-class RankingFields(RerankerFields, Serializable):
+class RankingFields(FallbackFields, Serializable):
     """What is scored, and what comes back. All of it but the model can be overridden per call."""
 
     score_threshold: Carried[float | None] = None

@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 
-from ..adapter_fields import split_empty
+from ..adapter_fields import is_kept, split_empty, warn_kept
 from ..errors import InputError
 from ..protocols import Ranked, RerankRequest
 from ..ranking import Ranking
@@ -19,7 +19,11 @@ LCEL_FORM = "RunnableParallel(documents=retriever, query=RunnablePassthrough()) 
 
 
 class DocumentRequest:
-    """One input of a batch, read as far as it can be: `error` is what kept it from being asked."""
+    """One input of a batch, read as far as it can be.
+
+    error   what kept it from being asked
+    caught  what its documents came back unranked in spite of
+    """
 
     def __init__(
         self,
@@ -32,6 +36,8 @@ class DocumentRequest:
         self.query = ""
         self.texts: list[str] = []
         self.error: Exception | None = None
+        self.caught: Exception | None = None
+        self._unranked = False
         self._settings = settings
         self._n_in: int | None = None
         self._documents: list[Document] = []
@@ -50,24 +56,32 @@ class DocumentRequest:
     @property
     def to_rank(self) -> RerankRequest | None:
         """What a ranker is asked, None where nothing is to be scored."""
-        return RerankRequest(self.query, self.texts) if self.texts and not self.error else None
+        if self.error is not None or self._unranked or not self.texts:
+            return None
+        return RerankRequest(self.query, self.texts, self._settings.prompt)
 
     def outcome(self, ranked: Ranked) -> Outcome:
         """New documents, best first, each with its score, or the error that stands for them."""
         if self.error is not None:
             return self.error
-        if isinstance(ranked, Exception):
-            return ranked
         try:
-            return self._answer(ranked)
+            if self._unranked:
+                return self._kept()
+            if not isinstance(ranked, Exception):
+                return self._answer(ranked)
+            if not is_kept(ranked, self._settings.on_error):
+                return ranked
+            self.caught = ranked
+            return self._kept()
         except Exception as error:  # noqa: BLE001 (a Document subclass may refuse to be copied)
             return error
 
     def _read(self, given: object, overrides: Mapping[str, Any]) -> None:
-        query, documents = _parts(given)
+        query, documents = parts(given)
         self.query = query if isinstance(query, str) else ""
         self._settings = settings = self._settings.override(_configurable(self.config), overrides)
-        if not self.query.strip():
+        self._unranked = isinstance(query, str) and not query.strip()
+        if not isinstance(query, str) or (self._unranked and settings.on_blank_query == "error"):
             raise InputError(f"query must be a str that is not blank: got {query!r:.80}")
         every = _checked(documents)
         self._documents = _distinct(every, settings.dedupe)
@@ -87,21 +101,44 @@ class DocumentRequest:
         last = self._blank if top_n is None else self._blank[: top_n - len(answer)]
         return answer + [self._copy(index, lowest) for index in last]
 
-    def _copy(self, index: int, score: float) -> Document:
+    def _kept(self) -> list[Document]:
+        """The documents as they came, cut, with no score: not even an earlier one."""
+        order = sorted([*self._scored, *self._blank])[: self._settings.top_n]
+        return [self._copy(index, None) for index in order]
+
+    def _copy(self, index: int, score: float | None) -> Document:
         document, key = self._documents[index], self._settings.score_key
         metadata = dict(document.metadata)
-        if key is not None:
+        if key is not None and score is None:
+            metadata.pop(key, None)
+        elif key is not None and score is not None:
             metadata[key] = float(score)
         return document.model_copy(update={"metadata": metadata})
 
 
-def outcomes(requests: Sequence[DocumentRequest], rankings: Sequence[Ranked]) -> list[Outcome]:
-    """Each one's documents or error; *rankings* are those of what was asked, in order."""
+def outcomes(
+    requests: Sequence[DocumentRequest], rankings: Sequence[Ranked], owner: str
+) -> list[Outcome]:
+    """Each one's documents or error; *rankings* are those of what was asked, in order.
+
+    A log names *owner* where documents come back unranked because of an error.
+    """
     rest = iter(rankings)
-    return [
-        request.outcome(next(rest) if request.to_rank is not None else Ranking([]))
-        for request in requests
-    ]
+    found: list[Outcome] = []
+    for request in requests:
+        outcome = request.outcome(next(rest) if request.to_rank is not None else Ranking([]))
+        if request.caught is not None and not isinstance(outcome, Exception):
+            warn_kept(owner, request.caught, len(outcome))
+        found.append(outcome)
+    return found
+
+
+def only(results: Sequence[Outcome]) -> list[Document]:
+    """The documents of a call with one input, or its error raised."""
+    (result,) = results
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def deliver(results: Sequence[Outcome], *, return_exceptions: bool) -> list[Any]:
@@ -112,7 +149,8 @@ def deliver(results: Sequence[Outcome], *, return_exceptions: bool) -> list[Any]
     return list(results)
 
 
-def _parts(given: object) -> tuple[Any, Any]:
+def parts(given: object) -> tuple[Any, Any]:
+    """The query and the documents of a Runnable's input. Raises InputError."""
     if isinstance(given, Mapping) and {"query", "documents"} <= given.keys():
         return given["query"], given["documents"]
     raise InputError(

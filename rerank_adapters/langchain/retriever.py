@@ -9,42 +9,51 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
     CallbackManagerForRetrieverRun,
 )
-from langchain_core.documents import Document
+from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list, patch_config
-from langchain_core.vectorstores import VectorStoreRetriever
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config, get_config_list, patch_config
 from pydantic import PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
-from ..adapter_fields import Warmable, plain_selection
+from ..adapter_fields import Warmable, plain_count, plain_selection
 from ..config import RerankerConfig
 from ..errors import ConfigError
-from . import tracing
+from . import hooks, tracing
 from .compressor import CrossEncoderCompressor
+from .compressors import Compressor, as_runnable
 from .fields import FIELDS_CONFIG, Carried, RankingFields
-from .request import deliver
+from .request import deliver, only
+from .routing import Route
 from .settings import Settings
 from .tracing import Facts, Outcome
 
-Compressor = Runnable[Any, list[Document]]
+HOOKS = ("_get_relevant_documents", "_aget_relevant_documents")
+"""What subclasses of BaseRetriever override."""
+
+Configs = RunnableConfig | list[RunnableConfig] | None
 
 
 class RerankingRetriever(RankingFields, BaseRetriever):
     """Asks *base_retriever* for candidates and returns the best of them, scored.
 
-    The compressor is made from this class's own fields, or given: a `CrossEncoderCompressor`, or
-    any Runnable from {"query", "documents"} to documents, such as `compressor.with_retry()`.
-    Arguments of `invoke` (`top_n=1`) go to it. `batch` asks for all candidates and then scores all
-    pairs as one pool.
+    The compressor is made from this class's own fields, or given: a `CrossEncoderCompressor`, any
+    other document compressor, or any Runnable from {"query", "documents"} to documents, such as
+    `compressor.with_retry()`. Of the arguments of `invoke`, our own names (`top_n=1`) go to it,
+    those that the base retriever takes (`filter=...`) to that; what is in `base_kwargs` is the base
+    retriever's alone. `batch` asks for all candidates and then scores all pairs as one pool.
+
+    A subclass that overrides `_get_relevant_documents` (or its async twin) is asked on every path,
+    per query; an override that is only sync is awaited in a thread.
     """
 
     model_config = FIELDS_CONFIG
 
     base_retriever: SkipJsonSchema[RetrieverLike]
     """Finds the candidates: any Runnable from a query to documents."""
-    compressor: SkipJsonSchema[Compressor | None] = None
-    """Reranks them, with settings and a model of its own. None: this class's fields do."""
+    compressor: SkipJsonSchema[Carried[Compressor | BaseDocumentCompressor | None]] = None
+    """Reranks them, with settings and a model of its own: any document compressor, such as a
+    pipeline, or a Runnable from {"query", "documents"}. None: this class's fields do."""
     rerank_count: Carried[int | None] = None
     """At most so many candidates are scored, the first ones. A vector store's retriever is asked
     for just as many; others have a setting of their own for what they find. None: all of it."""
@@ -70,19 +79,23 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         self,
         input: str,  # noqa: A002 (the name is Runnable's)
         config: RunnableConfig | None = None,
-        **overrides: Any,
+        **arguments: Any,
     ) -> list[Document]:
         """The documents most relevant to *input*, best first."""
-        return self.batch([input], config, **overrides)[0]
+        if self._overrides(HOOKS[0]):
+            return self._by_hook(input, ensure_config(config), arguments)
+        return only(self._pool([input], config, arguments))
 
     async def ainvoke(
         self,
         input: str,  # noqa: A002 (the name is Runnable's)
         config: RunnableConfig | None = None,
-        **overrides: Any,
+        **arguments: Any,
     ) -> list[Document]:
         """`invoke`, awaited."""
-        return (await self.abatch([input], config, **overrides))[0]
+        if self._overrides(*HOOKS):
+            return await self._aby_hook(input, ensure_config(config), arguments)
+        return only(await self._apool([input], config, arguments))
 
     def batch(
         self,
@@ -90,22 +103,15 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         config: RunnableConfig | list[RunnableConfig] | None = None,
         *,
         return_exceptions: bool = False,
-        **overrides: Any,
+        **arguments: Any,
     ) -> list[list[Document]]:
-        """`invoke` for each of *inputs*: one pool of pairs, one plan of batches."""
-        configs = get_config_list(config, len(inputs)) if inputs else []
-        runs = [
-            tracing.start(query, config, name=self.get_name(), facts=self._facts(), tags=self.tags)
-            for query, config in zip(inputs, configs, strict=True)
-        ]
-        with tracing.closing(runs):
-            children = [
-                patch_config(config, callbacks=run.get_child())
-                for config, run in zip(configs, runs, strict=True)
-            ]
-            results = self._retrieve(inputs, children, overrides)
-        for run, result in zip(runs, results, strict=True):
-            tracing.end(run, result, {})
+        """`invoke` for each of *inputs*: one pool of pairs, one plan of batches.
+
+        Each by itself where a subclass overrides `_get_relevant_documents` or `invoke`.
+        """
+        if self._overrides("invoke", HOOKS[0]):
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **arguments)
+        results = self._pool(inputs, config, arguments)
         return deliver(results, return_exceptions=return_exceptions)
 
     async def abatch(
@@ -114,84 +120,143 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         config: RunnableConfig | list[RunnableConfig] | None = None,
         *,
         return_exceptions: bool = False,
-        **overrides: Any,
+        **arguments: Any,
     ) -> list[list[Document]]:
         """`batch`, awaited."""
-        configs = get_config_list(config, len(inputs)) if inputs else []
-        runs = [
-            await tracing.astart(
-                query, config, name=self.get_name(), facts=self._facts(), tags=self.tags
+        if self._overrides("ainvoke", *HOOKS):
+            return await super().abatch(
+                inputs, config, return_exceptions=return_exceptions, **arguments
             )
-            for query, config in zip(inputs, configs, strict=True)
-        ]
-        async with tracing.aclosing(runs):
-            children = [
-                patch_config(config, callbacks=run.get_child())
-                for config, run in zip(configs, runs, strict=True)
-            ]
-            results = await self._aretrieve(inputs, children, overrides)
-        for run, result in zip(runs, results, strict=True):
-            await tracing.aend(run, result, {})
+        results = await self._apool(inputs, config, arguments)
         return deliver(results, return_exceptions=return_exceptions)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **overrides: Any
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **arguments: Any
     ) -> list[Document]:
-        # What BaseRetriever asks of its subclasses; invoke above does not come this way.
-        return self.invoke(query, {"callbacks": run_manager.get_child()}, **overrides)
+        # What BaseRetriever asks of its subclasses: `super()` of one that overrides it ends here.
+        configs = get_config_list({"callbacks": run_manager.get_child()}, 1)
+        results = self._retrieve([query], configs, self._route(arguments))
+        return only(results)
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **arguments: Any
     ) -> list[Document]:
-        return await self.ainvoke(query, {"callbacks": run_manager.get_child()}, **overrides)
+        configs = get_config_list({"callbacks": run_manager.get_child()}, 1)
+        if hooks.only_sync(type(self), RerankingRetriever, *HOOKS):
+            own = {"run_manager": run_manager.get_sync()}
+            return await hooks.thread_hook(
+                self._get_relevant_documents, query, config=configs[0], arguments=arguments, **own
+            )
+        results = await self._aretrieve([query], configs, self._route(arguments))
+        return only(results)
+
+    def _overrides(self, *names: str) -> bool:
+        return hooks.overrides(type(self), RerankingRetriever, *names)
+
+    def _by_hook(
+        self, query: str, config: RunnableConfig, arguments: Mapping[str, Any]
+    ) -> list[Document]:
+        """What a subclass's `_get_relevant_documents` gives, in a run of its own."""
+        runs = [self._start(query, config)]
+        with tracing.closing(runs):
+            found: list[Document] = hooks.call_hook(
+                self._get_relevant_documents,
+                query,
+                config=patch_config(config, callbacks=runs[0].get_child()),
+                arguments=arguments,
+                run_manager=runs[0],
+            )
+            tracing.end(runs.pop(), found, {})
+        return found
+
+    async def _aby_hook(
+        self, query: str, config: RunnableConfig, arguments: Mapping[str, Any]
+    ) -> list[Document]:
+        """`_by_hook`, awaited."""
+        runs = [await self._astart(query, config)]
+        async with tracing.aclosing(runs):
+            found: list[Document] = await hooks.acall_hook(
+                self._aget_relevant_documents,
+                query,
+                config=patch_config(config, callbacks=runs[0].get_child()),
+                arguments=arguments,
+                run_manager=runs[0],
+            )
+            await tracing.aend(runs.pop(), found, {})
+        return found
+
+    def _pool(
+        self, queries: list[str], config: Configs, arguments: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """Documents or error of each of *queries*, scored together, each in a run of its own."""
+        route = self._route(arguments)
+        configs = get_config_list(config, len(queries)) if queries else []
+        runs: list[CallbackManagerForRetrieverRun] = []
+        with tracing.closing(runs):
+            for query, own in zip(queries, configs, strict=True):
+                runs.append(self._start(query, own))
+            results = self._retrieve(queries, _children(configs, runs), route)
+            for result in results:
+                tracing.end(runs.pop(0), result, {})
+        return results
+
+    async def _apool(
+        self, queries: list[str], config: Configs, arguments: Mapping[str, Any]
+    ) -> list[Outcome]:
+        """`_pool`, awaited."""
+        route = self._route(arguments)
+        configs = get_config_list(config, len(queries)) if queries else []
+        runs: list[AsyncCallbackManagerForRetrieverRun] = []
+        async with tracing.aclosing(runs):
+            for query, own in zip(queries, configs, strict=True):
+                runs.append(await self._astart(query, own))
+            results = await self._aretrieve(queries, _children(configs, runs), route)
+            for result in results:
+                await tracing.aend(runs.pop(0), result, {})
+        return results
+
+    def _start(self, query: str, config: RunnableConfig) -> CallbackManagerForRetrieverRun:
+        return tracing.start(
+            query, config, name=self.get_name(), facts=self._facts(), tags=self.tags
+        )
+
+    async def _astart(
+        self, query: str, config: RunnableConfig
+    ) -> AsyncCallbackManagerForRetrieverRun:
+        return await tracing.astart(
+            query, config, name=self.get_name(), facts=self._facts(), tags=self.tags
+        )
 
     def _retrieve(
-        self, queries: list[str], configs: list[RunnableConfig], overrides: Mapping[str, Any]
+        self, queries: list[str], configs: list[RunnableConfig], route: Route
     ) -> list[Outcome]:
         """Documents or error per query."""
-        found = self.base_retriever.batch(
-            queries, configs, return_exceptions=True, **self._base_arguments()
-        )
-        indices, inputs = _inputs(queries, found, self.rerank_count)
-        configs, arguments = self._directions(configs, overrides)
-        ranked = self._reranking().batch(
-            inputs,
-            [configs[index] for index in indices],
-            return_exceptions=True,
-            **arguments,
-        )
+        found = route.base.batch(queries, configs, return_exceptions=True, **route.to_base)
+        indices, inputs = _inputs(queries, found, route.rerank_count)
+        ranked = route.rank(inputs, [configs[index] for index in indices])
         return _merged(found, indices, ranked)
 
     async def _aretrieve(
-        self, queries: list[str], configs: list[RunnableConfig], overrides: Mapping[str, Any]
+        self, queries: list[str], configs: list[RunnableConfig], route: Route
     ) -> list[Outcome]:
         """`_retrieve`, awaited."""
-        found = await self.base_retriever.abatch(
-            queries, configs, return_exceptions=True, **self._base_arguments()
-        )
-        indices, inputs = _inputs(queries, found, self.rerank_count)
-        configs, arguments = self._directions(configs, overrides)
-        ranked = await self._reranking().abatch(
-            inputs,
-            [configs[index] for index in indices],
-            return_exceptions=True,
-            **arguments,
-        )
+        found = await route.base.abatch(queries, configs, return_exceptions=True, **route.to_base)
+        indices, inputs = _inputs(queries, found, route.rerank_count)
+        ranked = await route.arank(inputs, [configs[index] for index in indices])
         return _merged(found, indices, ranked)
 
-    def _base_arguments(self) -> dict[str, int]:
-        # The one retriever in langchain-core that takes the number of results in a call.
-        if self.rerank_count is None or not isinstance(self.base_retriever, VectorStoreRetriever):
-            return {}
-        return {"k": self.rerank_count}
+    def _route(self, arguments: Mapping[str, Any]) -> Route:
+        """What a call goes by, as the fields say now: later changes are the next call's.
 
-    def _directions(
-        self, configs: list[RunnableConfig], overrides: Mapping[str, Any]
-    ) -> tuple[list[RunnableConfig], dict[str, Any]]:
-        """Configs and arguments for the compressor; our own top_n yields to that of the call."""
-        if self.compressor is None or self.top_n == "compressor":
-            return configs, dict(overrides)
-        return _with_top_n(self.top_n, configs, overrides)
+        Raises InputError for *arguments* that go nowhere.
+        """
+        return Route.of(
+            self.base_retriever,
+            self._reranking(),
+            arguments,
+            top_n="compressor" if self.compressor is None else self.top_n,
+            rerank_count=self.rerank_count,
+        )
 
     def _facts(self) -> Facts:
         return {**self._get_ls_params(), **(self.metadata or {})}
@@ -205,9 +270,11 @@ class RerankingRetriever(RankingFields, BaseRetriever):
 
     def _judge(self) -> RerankerConfig:
         config = super()._judge()
+        if self.compressor is not None:
+            as_runnable(self.compressor)
         if self.top_n != "compressor":
             self.__dict__["top_n"], _ = plain_selection(self.top_n, None)
-        _check_count(self.rerank_count)
+        self.__dict__["rerank_count"] = plain_count("rerank_count", self.rerank_count)
         fields = RankingFields.model_fields
         given = [name for name, field in fields.items() if getattr(self, name) != field.default]
         if self.compressor is not None and given:
@@ -218,7 +285,9 @@ class RerankingRetriever(RankingFields, BaseRetriever):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._compressor = self._own_compressor() if self.compressor is None else self.compressor
+        self._compressor = (
+            self._own_compressor() if self.compressor is None else as_runnable(self.compressor)
+        )
 
     def _own_compressor(self) -> CrossEncoderCompressor:
         fields = {name: getattr(self, name) for name in RankingFields.model_fields}
@@ -227,20 +296,6 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         compressor = CrossEncoderCompressor(**fields)
         compressor._source = self._source  # one lease, which closing either of the two gives back
         return compressor
-
-
-def _with_top_n(
-    top_n: int | None, configs: list[RunnableConfig], overrides: Mapping[str, Any]
-) -> tuple[list[RunnableConfig], dict[str, Any]]:
-    """*configs* and *overrides* with *top_n*, where they say none of their own."""
-    own = {"top_n": top_n}
-    asked = [config.get("configurable") or {} for config in configs]
-    if not any("top_n" in configurable for configurable in asked):
-        return configs, own | dict(overrides)
-    return [
-        patch_config(config, configurable=own | configurable)
-        for config, configurable in zip(configs, asked, strict=True)
-    ], dict(overrides)
 
 
 def _inputs(
@@ -258,12 +313,15 @@ def _first(found: Any, count: int | None) -> Any:
     return list(found)[:count] if count is not None and isinstance(found, Iterable) else found
 
 
-def _check_count(rerank_count: object) -> None:
-    whole = isinstance(rerank_count, int) and not isinstance(rerank_count, bool)
-    if rerank_count is not None and (not whole or rerank_count < 1):  # type: ignore[operator]  # an int then
-        raise ConfigError(
-            f"rerank_count must be an int of at least 1, or None for all: got {rerank_count!r:.80}"
-        )
+def _children(
+    configs: Sequence[RunnableConfig],
+    runs: Sequence[CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun],
+) -> list[RunnableConfig]:
+    """*configs* for what runs inside *runs*."""
+    return [
+        patch_config(config, callbacks=run.get_child())
+        for config, run in zip(configs, runs, strict=True)
+    ]
 
 
 def _merged(found: Sequence[Any], indices: Sequence[int], ranked: Sequence[Any]) -> list[Outcome]:

@@ -10,7 +10,14 @@ from typing import Any, Literal, get_args
 from langchain_core.documents import Document
 from typing_extensions import TypedDict
 
-from ..adapter_fields import OnEmptyText, check_on_empty_text, check_text_fn, check_word
+from ..adapter_fields import (
+    OnBlankQuery,
+    OnEmptyText,
+    OnError,
+    check_on_empty_text,
+    check_text_fn,
+    check_word,
+)
 from ..checks import check_selection
 from ..errors import InputError
 
@@ -19,7 +26,10 @@ Dedupe = Literal["id", "content"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a call may set; the fields are explained in `RankingFields`. Raises InputError."""
+    """What a call may set; the fields are explained in `RankingFields`. Raises InputError.
+
+    prompt: this call's instruction, for models that take one; None: the model's own.
+    """
 
     top_n: int | None = 3
     score_threshold: float | None = None
@@ -28,12 +38,19 @@ class Settings:
     rank_fields: Sequence[str] | None = None
     on_empty_text: OnEmptyText = "keep_last"
     dedupe: Dedupe | None = None
+    on_blank_query: OnBlankQuery = "error"
+    on_error: OnError = "raise"
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         check_selection(self.top_n, self.score_threshold)
         _check_key(self.score_key)
         check_on_empty_text(self.on_empty_text)
         check_word("dedupe", self.dedupe, (*get_args(Dedupe), None))
+        check_word("on_blank_query", self.on_blank_query, get_args(OnBlankQuery))
+        check_word("on_error", self.on_error, get_args(OnError))
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise InputError(f"prompt must be a str or None: got {self.prompt!r:.80}")
         check_text_fn(self.text_fn)
         if self.text_fn is not None and self.rank_fields is not None:
             raise InputError("text_fn builds the whole text: give either it or rank_fields")
@@ -42,7 +59,8 @@ class Settings:
     @classmethod
     def of(cls, fields: object, **changes: Any) -> Settings:
         """The settings in an adapter's fields, with *changes*."""
-        return cls(**{name: getattr(fields, name) for name in SETTINGS} | changes)
+        names = [name for name in SETTINGS if name != "prompt"]  # that field is the model's own
+        return cls(**{name: getattr(fields, name) for name in names} | changes)
 
     def override(self, *sources: Mapping[str, Any]) -> Settings:
         """These settings with those of *sources*, of which the last wins. InputError for others."""
@@ -83,6 +101,9 @@ class Overrides(TypedDict, total=False):
     rank_fields: Sequence[str] | None
     on_empty_text: OnEmptyText
     dedupe: Dedupe | None
+    on_blank_query: OnBlankQuery
+    on_error: OnError
+    prompt: str | None
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -57,46 +57,62 @@ async def astart(
 
 
 def end(
-    run: CallbackManagerForRetrieverRun, outcome: Outcome | BaseException, facts: Facts
+    run: CallbackManagerForRetrieverRun,
+    outcome: Outcome | BaseException,
+    facts: Facts,
+    caught: Exception | None = None,
 ) -> None:
-    """Close *run* with its documents, or as an error."""
+    """Close *run* with its documents, or as an error; *caught* is one that has documents."""
     _add_facts(run, outcome, facts)
     if isinstance(outcome, BaseException):
         run.on_retriever_error(outcome)
+    elif caught is not None:
+        run.on_retriever_error(caught)
     else:
         run.on_retriever_end(outcome)
 
 
 async def aend(
-    run: AsyncCallbackManagerForRetrieverRun, outcome: Outcome | BaseException, facts: Facts
+    run: AsyncCallbackManagerForRetrieverRun,
+    outcome: Outcome | BaseException,
+    facts: Facts,
+    caught: Exception | None = None,
 ) -> None:
     """`end`, awaited."""
     _add_facts(run, outcome, facts)
     if isinstance(outcome, BaseException):
         await run.on_retriever_error(outcome)
+    elif caught is not None:
+        await run.on_retriever_error(caught)
     else:
         await run.on_retriever_end(outcome)
 
 
 @contextmanager
-def closing(runs: Sequence[CallbackManagerForRetrieverRun]) -> Iterator[None]:
-    """Close all *runs* as errors should the block raise, an interrupt included."""
+def closing(runs: list[CallbackManagerForRetrieverRun]) -> Iterator[None]:
+    """Close as errors what is in *runs* should the block raise, an interrupt included.
+
+    A run leaves the list when it is ended by itself. The block may open them, too: a handler that
+    raises where one starts or ends leaves none of the others open.
+    """
     try:
         yield
     except BaseException as error:
         for run in runs:
-            end(run, error, {})
+            with suppress(Exception):  # a handler's; the first error is the one to raise
+                end(run, error, {})
         raise
 
 
 @asynccontextmanager
-async def aclosing(runs: Sequence[AsyncCallbackManagerForRetrieverRun]) -> AsyncIterator[None]:
+async def aclosing(runs: list[AsyncCallbackManagerForRetrieverRun]) -> AsyncIterator[None]:
     """`closing`, awaited; a cancelled task closes its runs as well."""
     try:
         yield
     except BaseException as error:
         for run in runs:
-            await aend(run, error, {})
+            with suppress(Exception):
+                await aend(run, error, {})
         raise
 
 
