@@ -35,6 +35,7 @@ class Checkpoint:
     sentence   sentence_bert_config.json, empty where there is no modules.json of any kind
     tokenizer  tokenizer_config.json, completed from special_tokens_map.json
     manifest   rerank_adapters.json, which an export leaves: it answers before all others
+    embedding  whether modules.json is that of an embedding model
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Checkpoint:
     sentence: dict[str, Any]
     tokenizer: dict[str, Any]
     manifest: Manifest
+    embedding: bool = False
 
     @classmethod
     def read(cls, folder: Path | str) -> Checkpoint:
@@ -67,6 +69,7 @@ class Checkpoint:
             sentence=read_json(folder / "sentence_bert_config.json", {}) if stored else {},
             tokenizer={**special, **read_json(folder / "tokenizer_config.json", {})},
             manifest=Manifest.read(folder) or Manifest(),
+            embedding=stored and not entries,
         )
 
     @property
@@ -80,6 +83,15 @@ class Checkpoint:
         return tuple(self.config.get("architectures") or ())
 
     @property
+    def code(self) -> dict[str, str]:
+        """The classes that code of a repository brings: `auto_map`, as "file.Class" by its use.
+
+        Code of another repository is "owner/name--file.Class".
+        """
+        stated = self.config.get("auto_map") or {}
+        return {use: path for use, path in stated.items() if isinstance(path, str)}
+
+    @property
     def causal(self) -> bool:
         """Whether the model generates text, and so is read at its last token.
 
@@ -87,13 +99,16 @@ class Checkpoint:
         """
         if self.manifest.causal is not ABSENT:
             return self.manifest.causal
-        return any(name.endswith("ForCausalLM") for name in self.architectures[:1])
+        named = any(name.endswith("ForCausalLM") for name in self.architectures[:1])
+        return named and not self.embedding
 
     @property
     def classifies(self) -> bool:
         """Whether a class named *ForSequenceClassification, a module or an export gives scores."""
         named = any(name.endswith("ForSequenceClassification") for name in self.architectures)
-        return named or bool(self.modules) or self.manifest.labels is not ABSENT
+        # Files of before 2020 state no class; what is loaded says whether the head is there.
+        unnamed = not self.architectures and not self.embedding
+        return named or unnamed or bool(self.modules) or self.manifest.labels is not ABSENT
 
     @property
     def reranks(self) -> bool:
@@ -102,6 +117,11 @@ class Checkpoint:
 
     def no_reranker(self) -> ModelError:
         """Return what to raise where it does not."""
+        if self.embedding:
+            return ModelError(
+                f"expected a reranker: {self.folder} is an embedding model, as its modules.json "
+                "says, and what one would say of a pair means nothing"
+            )
         return ModelError(
             "expected a reranker (*ForSequenceClassification, *ForCausalLM, or the modules.json of "
             f"a CrossEncoder): {self.folder} has architectures {list(self.architectures)}"

@@ -14,8 +14,8 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..backends.torch.whole import load_whole
 from ..checkpoints import Checkpoint
-from ..errors import ModelError
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -82,24 +82,16 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
 
     Raises ModelError where it is no reranker or sentence-transformers cannot load it.
     """
-    checkpoint = Checkpoint.read(folder)
-    if not checkpoint.reranks:
-        raise checkpoint.no_reranker()
-    try:
-        oracle: CrossEncoder = CrossEncoder(
-            str(folder),
-            device="cpu",
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            model_kwargs={"dtype": torch.float32},
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder} could not be loaded for export: {error}") from error
-    limit = checkpoint.position_limit
+    oracle = load_whole(
+        folder,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        trust_remote_code=trust_remote_code,
+    )
+    limit = Checkpoint.read(folder).position_limit
     if limit is not None and limit < oracle.tokenizer.model_max_length:
         # Where the tokenizer states none, RoBERTa's kin would be asked for positions they lack.
         oracle.tokenizer.model_max_length = limit
-    oracle.eval()
     return oracle
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import math
+from collections.abc import Callable, Mapping
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +14,54 @@ from ..config import Activation
 from ..errors import ConfigError, ModelError
 from ..tokens import Scores
 
-AppliedActivation = Literal["sigmoid", "identity", "softmax"]
-"""What is really applied; `config.Activation` is what may be asked for."""
-
-_BY_CLASS: dict[str, AppliedActivation] = {
-    "Sigmoid": "sigmoid",
-    "Identity": "identity",
-    "Softmax": "softmax",
-}
-
 
 def sigmoid(logits: NDArray[np.float32]) -> Scores:
     """Return 1 / (1 + exp(-x)) in float32, without overflow for any finite x."""
     small = np.exp(-np.abs(logits, dtype=np.float32))
     return np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
+
+
+def _softsign(x: Scores) -> Scores:
+    return np.asarray(x / (1 + np.abs(x)), dtype=np.float32)
+
+
+def _softplus(x: Scores) -> Scores:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def _elu(x: Scores) -> Scores:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def _gelu(x: Scores) -> Scores:
+    shares = [math.erf(value / math.sqrt(2)) / 2 + 0.5 for value in x.tolist()]
+    return x * np.array(shares, dtype=np.float32)
+
+
+FUNCTIONS: Mapping[str, Callable[[Scores], Scores]] = {
+    "sigmoid": sigmoid,
+    "identity": lambda x: x,
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "leakyrelu": lambda x: np.where(x > 0, x, x * 0.01),
+    "softplus": _softplus,
+    "logsigmoid": lambda x: -_softplus(-x),
+    "softsign": _softsign,
+    "hardtanh": lambda x: np.clip(x, -1, 1),
+    "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "elu": _elu,
+    "celu": _elu,
+    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * _elu(x)),
+    "gelu": _gelu,
+    "silu": lambda x: x * sigmoid(x),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+}
+"""What sentence-transformers may store for one label: torch's, made without arguments."""
+
+TURNING = frozenset({"gelu", "silu", "mish", "hardswish"})
+"""Those that fall before they rise: a higher logit may score lower, so scores are the order."""
 
 
 def keys(logits: NDArray[np.float32]) -> Scores:
@@ -43,17 +79,17 @@ def keys(logits: NDArray[np.float32]) -> Scores:
     return np.clip(lead, bound.min, bound.max).astype(np.float32)
 
 
-def scores(logits: NDArray[np.float32], activation: AppliedActivation) -> Scores:
+def scores(logits: NDArray[np.float32], activation: str) -> Scores:
     """Return float32 scores of shape (pairs,) from logits of shape (pairs, 1) or (pairs, 2).
 
     Of two labels: softmax[1], which is the sigmoid of their difference, or for "identity" the lead
     itself. Finite logits give finite scores.
     """
-    one_per_pair = keys(logits)
-    return one_per_pair if activation == "identity" else sigmoid(one_per_pair)
+    function = sigmoid if activation == "softmax" else FUNCTIONS[activation]
+    return np.asarray(function(keys(logits)), dtype=np.float32)
 
 
-def resolve(checkpoint: Checkpoint, activation: str, labels: int) -> AppliedActivation:
+def resolve(checkpoint: Checkpoint, activation: str, labels: int) -> str:
     """Return the activation asked for, or for "default" the one the checkpoint states.
 
     Of one label: rerank_adapters.json, then config_sentence_transformers.json, then config.json's
@@ -74,19 +110,19 @@ def resolve(checkpoint: Checkpoint, activation: str, labels: int) -> AppliedActi
     if labels == 2:
         return "identity" if activation == "identity" else "softmax"
     if activation != "default":
-        return _BY_CLASS[activation.capitalize()]
+        return activation
     if checkpoint.manifest.activation is not ABSENT:
         return _exported(checkpoint.manifest.activation)
     return _stored(checkpoint)
 
 
-def _exported(name: str) -> AppliedActivation:
-    if name.capitalize() not in _BY_CLASS or name == "softmax":
+def _exported(name: str) -> str:
+    if name not in FUNCTIONS:
         raise ModelError(f"the checkpoint's activation {name!r} is not known: pass activation=")
-    return _BY_CLASS[name.capitalize()]
+    return name
 
 
-def _stored(checkpoint: Checkpoint) -> AppliedActivation:
+def _stored(checkpoint: Checkpoint) -> str:
     older = checkpoint.config.get("sentence_transformers") or {}
     if (path := checkpoint.settings.get("activation_fn")) is None:
         if "activation_fn" in older:
@@ -96,10 +132,9 @@ def _stored(checkpoint: Checkpoint) -> AppliedActivation:
     if path is None:
         return "sigmoid"
     package, _, name = str(path).rpartition(".")
-    known = _BY_CLASS.get(name) if package.split(".")[0] == "torch" else None
-    if known is None or known == "softmax":
+    if package.split(".")[0] != "torch" or name.lower() not in FUNCTIONS:
         raise ModelError(
             f"the checkpoint's activation {str(path)!r} is not one for 1 label that is known here: "
             "pass activation='sigmoid' or activation='identity'"
         )
-    return known
+    return name.lower()

@@ -19,7 +19,7 @@ class Family:
     """What a checkpoint means: how a pair is written, and what its logits say.
 
     labels          columns of the logits: 1 or 2
-    activation      "sigmoid", "identity" or "softmax": what is really applied
+    activation      what is really applied: "sigmoid", "identity", "softmax", "tanh", …
     template        the text around a pair, None where pairs go through the tokenizer's own frame
     prompt          the text to put before each query, None where the template has it
     position_limit  most tokens of a pair the model has positions for, None for any
@@ -27,7 +27,7 @@ class Family:
     """
 
     labels: int
-    activation: activations.AppliedActivation
+    activation: str
     template: TextTemplate | None = None
     prompt: str | None = None
     position_limit: int | None = None
@@ -35,6 +35,8 @@ class Family:
 
     def keys(self, logits: NDArray[np.float32]) -> Scores:
         """Return the float32 (pairs,) that rankings sort by, from logits of (pairs, labels)."""
+        if self.activation in activations.TURNING:
+            return self.scores(logits)
         return activations.keys(logits)
 
     def scores(self, logits: NDArray[np.float32]) -> Scores:

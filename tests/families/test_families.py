@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from rerank_adapters.checkpoints import Checkpoint
@@ -122,7 +123,7 @@ def test_activation_of_a_modular_save_goes_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["torch.nn.modules.activation.Tanh", "my_package.Sigmoid", "torch.nn.Softmax"]
+    "name", ["torch.nn.modules.activation.GLU", "my_package.Sigmoid", "torch.nn.Softmax"]
 )
 def test_an_unknown_activation_is_an_error_with_a_cure(tmp_path: Path, name: str) -> None:
     """It is named, and activation= cures it; it is never replaced in silence."""
@@ -130,6 +131,27 @@ def test_an_unknown_activation_is_an_error_with_a_cure(tmp_path: Path, name: str
     with pytest.raises(ModelError, match=f"{name}.*activation="):
         family_in(tmp_path)
     assert family_in(tmp_path, activation="sigmoid").activation == "sigmoid"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Sigmoid", "Identity", "Tanh", "ReLU", "ReLU6", "LeakyReLU", "Softplus", "LogSigmoid"),
+        *("Softsign", "Hardtanh", "Hardsigmoid", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish"),
+        "Hardswish",
+    ],
+)
+def test_every_stored_activation_of_one_label_is_torch_s(tmp_path: Path, name: str) -> None:
+    """Numbers are torch's own, and the order is that of scores wherever logits tell them apart."""
+    path = f"torch.nn.modules.activation.{name}"
+    folder_with(tmp_path, config={**BERT, "sentence_transformers": {"activation_fn": path}})
+    family = family_in(tmp_path)
+    logits = np.linspace(-9, 9, 61, dtype=np.float32)[:, None]
+    scores = family.scores(logits)
+    expected = getattr(torch.nn, name)()(torch.from_numpy(logits[:, 0])).numpy()
+    np.testing.assert_allclose(scores, expected, rtol=2e-6, atol=1e-6)
+    ranked = scores[np.argsort(-family.keys(logits), kind="stable")]
+    assert (np.diff(ranked) <= 1e-6).all()
 
 
 def test_activations_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...checkpoints import NO_LIMIT, Checkpoint
 from ...errors import BackendError, ConfigError, ModelError
+from .whole import load_whole
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -132,18 +133,9 @@ class LoadedCrossEncoder:
         trust_remote_code: bool,
     ) -> LoadedCrossEncoder:
         """Load *folder* in *dtype*, whatever dtype it is stored in. Raises ModelError."""
-        try:
-            cross_encoder = CrossEncoder(
-                str(folder),
-                device=str(device),
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                model_kwargs={"dtype": dtype},
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise ModelError(f"sentence-transformers cannot load {folder}: {error}") from error
+        cross_encoder = load_whole(
+            folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        )
         loaded = cls(cross_encoder, max_length=max_length)
         if loaded._modular:
             _forget_limit(cross_encoder[0])

@@ -1,0 +1,228 @@
+"""Load a CrossEncoder whose every weight is the checkpoint's, or refuse it; one load at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import CrossEncoder
+from transformers import PreTrainedModel
+
+from ...checkpoints import Checkpoint
+from ...errors import ModelError
+
+# transformers keeps what it ties and what it initialises per process, so two threads that load at
+# once leave weights without values (transformers issue 41782).
+_LOADING = threading.RLock()
+
+# What other code left beside the weights of a network, by rule: buffers that are computed, heads of
+# pretraining, and a pooler that the class does not have. No score reads any of it.
+_LEFT_OVER = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|num_batches_tracked)$"
+    r"|(^|\.)attn\.bias$|(^|\.)pooler\.|^qa_outputs\."
+    r"|^(cls|lm_head|lm_predictions|mask_predictions|vocab_\w+|generator_\w+|discriminator_\w+)\."
+)
+
+_SHOWN = 6
+"""Weights that an error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What transformers says of one network that it loaded."""
+
+    network: PreTrainedModel
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+
+
+def load_whole(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> CrossEncoder:
+    """Load the checkpoint in *folder* through sentence-transformers, in eval mode.
+
+    Raises ModelError where weights are missing, unread or of another shape, where the class is not
+    the files', where answers are no tokens of its vocabulary, and where nothing can load it.
+    """
+    checkpoint = Checkpoint.read(folder)
+    if not checkpoint.reranks:
+        raise checkpoint.no_reranker()
+    with _LOADING, _reports() as reports:
+        cross_encoder = _load(
+            checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    for report in reports:
+        _check_class(checkpoint, report.network, trust_remote_code)
+        _check_weights(checkpoint, report, trust_remote_code)
+    _check_answers(checkpoint, cross_encoder)
+    _give_pad_token(cross_encoder)
+    cross_encoder.eval()
+    return cross_encoder
+
+
+def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
+    folder, dtype = checkpoint.folder, options.pop("dtype")
+    stated = checkpoint.architectures or checkpoint.modules
+    try:
+        return CrossEncoder(
+            str(folder),
+            device=str(options["device"]),
+            # Without a class in config.json one label would be assumed; the files say how many.
+            num_labels=None if stated else checkpoint.labels,
+            trust_remote_code=options["trust_remote_code"],
+            local_files_only=True,
+            model_kwargs={"dtype": dtype},
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a library that runs other people's code raises anything
+        said = f"{type(error).__name__}: {error}"
+        raise ModelError(f"sentence-transformers cannot load {folder}: {said}") from error
+
+
+@contextmanager
+def _reports() -> Iterator[list[_Report]]:
+    """Collect what transformers reports of the networks that this thread loads meanwhile.
+
+    Its report is `from_pretrained(..., output_loading_info=True)`, which sentence-transformers does
+    not ask for; so the question is put in between. Other threads' loads are left as they are.
+    """
+    collected: list[_Report] = []
+    usual: Any = PreTrainedModel.__dict__["from_pretrained"]
+    thread = threading.get_ident()
+
+    def from_pretrained(cls: Any, *arguments: Any, **options: Any) -> Any:
+        if threading.get_ident() != thread or options.get("output_loading_info"):
+            return usual.__func__(cls, *arguments, **options)
+        # Weights of another shape are judged with the rest, by name.
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        network, said = usual.__func__(cls, *arguments, **options)
+        names = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        collected.append(_Report(network, *(_names(said.get(name)) for name in names)))
+        return network
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign, assignment]
+    try:
+        yield collected
+    finally:
+        PreTrainedModel.from_pretrained = usual  # type: ignore[method-assign]
+
+
+def _names(keys: Any) -> list[str]:
+    """Return weight names, sorted; of another shape they come as (name, stored, wanted)."""
+    return sorted(
+        key if isinstance(key, str) else f"{key[0]} ({_shape(key[1])}, not {_shape(key[2])})"
+        for key in keys or ()
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _check_class(checkpoint: Checkpoint, network: PreTrainedModel, trusted: bool) -> None:
+    """Refuse a network of a class that config.json does not name."""
+    name, stated = type(network).__name__, checkpoint.architectures
+    code = [str(path).rpartition(".")[2] for path in checkpoint.code.values()]
+    if not stated or name in (*stated, *code):
+        return
+    if checkpoint.modules and stated[0].startswith(name.removesuffix("Model")):
+        return  # a chain of modules takes the backbone out of whatever class was saved
+    cure = (
+        "pass trust_remote_code=True to run the repository's own class, once you have read it, or "
+        'backend="onnx" where it has an ONNX file'
+        if checkpoint.code and not trusted
+        else "correct architectures or model_type in config.json"
+    )
+    raise ModelError(
+        f"the weights of {checkpoint.folder} are those of {stated[0]}, and transformers makes a "
+        f"{name} of its config.json: {cure}"
+    )
+
+
+def _check_weights(checkpoint: Checkpoint, report: _Report, trusted: bool) -> None:
+    """Refuse a network that has weights of its own making, or does not read all that there are."""
+    backbone = bool(checkpoint.modules) and not type(report.network).__name__.endswith(
+        ("ForCausalLM", "ForSequenceClassification")
+    )
+    # A chain of modules pools token embeddings itself, whatever pooler and head its class brings.
+    missing = [it for it in report.missing if not (backbone and it.startswith("pooler."))]
+    unread = [] if backbone else [it for it in report.unexpected if not _LEFT_OVER.search(it)]
+    if backbone:
+        unread = [it for it in report.unexpected if re.search(r"(^|\.)(layers?|h)\.\d+\.", it)]
+    found = {
+        "has no": missing,
+        "has weights that its class does not read:": unread,
+        "has weights of another shape:": report.mismatched,
+    }
+    told = [f"{what} {_listed(names)}" for what, names in found.items() if names]
+    if not told:
+        return
+    cure = "get the whole checkpoint, or correct config.json"
+    if checkpoint.code and not trusted:
+        cure = "pass trust_remote_code=True to run the repository's own class, or " + cure
+    raise ModelError(
+        f"{checkpoint.folder} is not the whole of a {type(report.network).__name__}, and scores "
+        f"from made-up weights mean nothing: it {'; it '.join(told)}; {cure}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _check_answers(checkpoint: Checkpoint, cross_encoder: CrossEncoder) -> None:
+    """Refuse a language model whose answers are no tokens of its own vocabulary."""
+    tokenizer: Any = cross_encoder.tokenizer
+    first: Any = cross_encoder[0] if checkpoint.modules else None
+    stages: list[Any] = list(cross_encoder.children())
+    for stage in stages:
+        if not hasattr(stage, "true_token_id"):
+            continue
+        ids = [stage.true_token_id, getattr(stage, "false_token_id", None)]
+        words = ("yes", "no")
+        if checkpoint.modules:
+            rows = first.model.config.get_text_config().vocab_size
+            bad = [it for it in ids if it is not None and not 0 <= int(it) < rows]
+            if bad:
+                raise ModelError(
+                    f"{checkpoint.folder} reads answers at the token ids {bad}, and its vocabulary "
+                    f"has {rows}: correct the config.json of its LogitScore"
+                )
+        elif lacking := [word for word in words if word not in tokenizer.get_vocab()]:
+            raise ModelError(
+                f"a language model answers with a token, and {' and '.join(map(repr, lacking))} "
+                f"is none of {checkpoint.folder}: pass answers= with tokens of its vocabulary"
+            )
+
+
+def _give_pad_token(cross_encoder: CrossEncoder) -> None:
+    """Let a decoder whose config.json names no pad token take its tokenizer's."""
+    tokenizer: Any = cross_encoder.tokenizer
+    if tokenizer is None:
+        return
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    first: Any = cross_encoder[0] if hasattr(cross_encoder, "preprocess") else cross_encoder
+    config: Any = first.model.config.get_text_config()
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _renew() -> None:
+    """In a forked child: the thread that was loading did not come along."""
+    global _LOADING
+    _LOADING = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
