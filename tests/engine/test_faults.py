@@ -107,7 +107,8 @@ def test_02_oom_split_budget_grows_back():
 # -- wrong answers --------------------------------------------------------------------------------
 
 
-def test_a_forward_error_names_the_pair_and_keeps_the_cause():
+@pytest.mark.parametrize("max_batch_tokens", [100, 9], ids=["in one batch", "in five"])
+def test_a_forward_error_names_the_pair_and_keeps_the_cause(max_batch_tokens):
     """The caller reads which pair of its request failed, and finds the original exception."""
     poison = request([7])
 
@@ -119,7 +120,7 @@ def test_a_forward_error_names_the_pair_and_keeps_the_cause():
 
     encoded = type(poison).join([request([9, 9, 9], seed=1), poison, request([9], seed=2)])
     with (
-        Scheduler([forward]) as scheduler,
+        Scheduler([forward], max_batch_tokens=max_batch_tokens) as scheduler,
         pytest.raises(BackendError, match=r"pair 3 failed: KeyError\('poison'\)") as caught,
     ):
         scheduler.submit(encoded).result(PATIENCE)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rerank_adapters import futures as preparing
+from rerank_adapters.engine.line import Limits, Line
 from rerank_adapters.errors import ClosedError, OverloadedError
 from tests.engine.traffic import PATIENCE, Held, Scheduler, checksum, request, until
 
@@ -281,3 +282,13 @@ def test_17_overload_closed_lets_go_of_the_line(one_thread):
     held.release.set()
     closer.join(PATIENCE)
     assert held.sizes == [1]
+
+
+def test_a_limit_is_what_the_queue_may_hold():
+    """5 pairs and 10 tokens are full with 5 and 10, not before; where nothing waits, all fits."""
+    line = Line(threading.RLock(), Limits(pairs=5, tokens=10), lambda request, load: None)
+    assert line.fits(500, 1000)
+    line.load.pairs, line.load.tokens = 2, 4
+    assert line.fits(3, 6)
+    assert not line.fits(4, 6)
+    assert not line.fits(3, 7)

@@ -285,9 +285,9 @@ def test_long_metadata_do_not_cut_the_passage_away(reranker: Reranker):
 
 
 def test_where_metadata_goes_depends_on_its_tokens(reranker: Reranker):
-    """§5.7: before the body up to METADATA_SHARE of what the query leaves, after it beyond that."""
+    """§5.7: before the body up to a quarter of what the query leaves, after it beyond that."""
     left = reranker.info().max_length - reranker.count_tokens([QUERY])[0]
-    room = int(left * METADATA_SHARE)
+    room = left // 4  # as the migration page says
     lead = reranker.count_tokens(["file: the"])[0]
     fits, over = (
         TextNode(text=TEXTS[2], metadata={"file": " ".join(["the"] * (count - lead + 1))})

@@ -255,6 +255,23 @@ def test_the_revision_asked_for_is_the_one_fetched(
     assert not (refs / "v3").exists()
 
 
+def test_the_second_download_is_of_the_commit_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push in between moves the branch: the weights are still those of the configuration."""
+    asked: list[str | None] = []
+
+    def download(model: str, *, revision: str | None, **_: object) -> str:
+        asked.append(revision)
+        return str(tmp_path / COMMIT)
+
+    (tmp_path / COMMIT).mkdir()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    source = open_model("org/reranker", revision="main", local_files_only=True)
+    source.fetch(["*.safetensors"])
+    assert asked == ["main", COMMIT]
+
+
 def test_a_dead_hub_leaves_the_cache(tmp_path: Path) -> None:
     """Without network and without any flag a cached model loads; another names the cures."""
     lay_out_cache(tmp_path, "org/reranker", FILES)

@@ -167,6 +167,14 @@ def test_top_applies_the_bound_and_then_the_cut(n, threshold, indices) -> None:
     assert [it.index for it in RANKING.top(n, score_threshold=threshold)] == indices
 
 
+def test_the_bound_is_compared_with_the_floats_handed_out() -> None:
+    """float32 rounds 0.7 down, to a Python float below 0.7, which 0.7 therefore drops."""
+    score = np.array([0.7], np.float32)
+    assert score.item() < 0.7
+    assert not ranked(score, score, np.array([False]), score_threshold=0.7)
+    assert len(ranked(score, score, np.array([False]), score_threshold=score.item())) == 1
+
+
 def test_ranked_sorts_by_keys_and_shows_scores() -> None:
     """Float32's sigmoid is 1.0 from 17.4 on: logits still tell those apart, and ties keep order."""
     logits = np.array([20.0, 25.0, -1.0, 25.0], np.float32)
