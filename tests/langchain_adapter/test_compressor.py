@@ -22,6 +22,7 @@ from rerank_adapters import (
 )
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.langchain.settings import Overrides, Settings
+from rerank_adapters.testing import ranker_of
 from tests.fakes import ConstantBackend, CountingBackend, reranker_over
 from tests.langchain_adapter.samples import (
     KEY,
@@ -240,6 +241,15 @@ def test_documents_without_text_go_last(compressor: CrossEncoderCompressor) -> N
     assert ids(compressor.compress_documents(given, QUERY, top_n=4))[3:] == ["d0"]
     # What was not scored cannot meet a threshold.
     assert len(compressor.compress_documents(given, QUERY, score_threshold=-1e9, top_n=None)) == 3
+
+
+def test_documents_without_text_carry_no_more_than_nothing() -> None:
+    """Where every score is above 0 they carry 0, and the lowest score where one is below."""
+    for lowest, carried in ((0.25, 0.0), (-0.5, -0.5)):
+        table = {(QUERY, TEXTS[0]): 0.75, (QUERY, TEXTS[1]): lowest}
+        over = CrossEncoderCompressor(reranker=ranker_of(table), top_n=None)
+        found = over.compress_documents(documents([" ", *TEXTS[:2]]), QUERY)
+        assert scores(found) == [0.75, lowest, carried]
 
 
 def test_documents_without_text_are_dropped_or_refused(compressor: CrossEncoderCompressor) -> None:

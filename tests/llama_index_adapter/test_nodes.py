@@ -27,6 +27,7 @@ from llama_index.core.schema import (
 from rerank_adapters import BackendError, InputError, Reranker
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from rerank_adapters.llama_index.metadata import METADATA_SHARE
+from rerank_adapters.testing import ranker_from
 from tests.checkpoints import build, oracle
 from tests.exported import exported
 from tests.fakes import ConstantBackend, CountingBackend, FaultyBackend, reranker_over
@@ -154,6 +155,11 @@ def test_queries_are_stripped(counting):
         assert outcome(postprocessor.postprocess_nodes(nodes(), query_str=query)) == wanted
         bundle = QueryBundle(query)
         assert outcome(postprocessor.postprocess_nodes(nodes(), bundle)) == wanted
+    # BERT's tokenizer sees no blanks; a ranker that counts them is given none.
+    counted = CrossEncoderPostprocessor(reranker=ranker_from(lambda query, _: len(query)))
+    spaced = f" {QUERY}\n\n"
+    for given in ({"query_str": spaced}, {"query_bundle": QueryBundle(spaced)}):
+        assert counted.postprocess_nodes(nodes(), **given)[0].score == len(QUERY)
 
 
 @pytest.mark.parametrize("query", [None, "", " \n", 3])
