@@ -63,6 +63,11 @@ class Lease:
         held = self._held
         return None if held is None or held[1].closed else held[1]
 
+    @property
+    def serving(self) -> Reranker | None:
+        """The ranker, where it serves already: through this lease, or another of equal options."""
+        return self.loaded or _REGISTRY.serving(self._config)
+
     def get(self) -> Reranker:
         """The ranker, loaded once for equal weights. Raises as `Reranker` does, and ClosedError.
 
@@ -193,6 +198,13 @@ class _Registry:
             raise
         self._start_reaper()
         return view, ranker
+
+    def serving(self, config: RerankerConfig) -> Reranker | None:
+        """The ranker of *config*'s view, where it is loaded."""
+        with self._lock:
+            view = self._views.get(config)
+        ranker = None if view is None else view.ranker
+        return None if ranker is None or ranker.closed else ranker
 
     def drop(self, view: _View) -> None:
         """One lease less on *view*."""

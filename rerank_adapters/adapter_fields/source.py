@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from ..config import RerankerConfig
-from ..errors import ClosedError, ConfigError
-from ..protocols import Ranker
+from ..errors import ClosedError, ConfigError, RerankError
+from ..protocols import ModelInfo, Ranker
 from ..sharing import acquire
 
 
@@ -39,8 +39,16 @@ class RankerSource:
 
     @property
     def loaded(self) -> Ranker | None:
-        """The ranker, where it was given or is loaded."""
-        return self._lease.loaded if self.ranker is None else self.ranker
+        """The ranker, where it was given or serves already, for another adapter perhaps."""
+        return self._lease.serving if self.ranker is None else self.ranker
+
+    @property
+    def running(self) -> ModelInfo | None:
+        """What really runs, where that is known: nothing is loaded to say it."""
+        try:
+            return None if self.loaded is None else self.loaded.info()
+        except RerankError:  # it is closed; asked to score, it says so
+            return None
 
     def get(self) -> Ranker:
         """The ranker, loaded where it is not yet. Raises ClosedError, and what loading raises."""

@@ -1,11 +1,12 @@
-"""Where a node's metadata stand in the text that is scored: never in the passage's way."""
+"""The text of a node that is scored; long metadata stand where they are not in its way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import DEFAULT_TEXT_NODE_TMPL, BaseNode, MetadataMode
 
 RETRIEVAL_SCORE = "retrieval_score"
 """Where `keep_retrieval_score` writes, as LlamaIndex's own rerankers do."""
@@ -15,6 +16,35 @@ METADATA_SHARE = 0.25
 body: truncation cuts the end, so it costs metadata and never the passage."""
 
 AnyNode = TypeVar("AnyNode", bound=BaseNode)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeText:
+    """What a node shows a model. *metadata*, where they may stand after the *body*, else ""."""
+
+    shown: str
+    body: str = ""
+    metadata: str = ""
+
+    @property
+    def body_first(self) -> str:
+        """The text with its metadata after the body."""
+        return f"{self.body}\n\n{self.metadata}"
+
+    @classmethod
+    def of(cls, node: BaseNode, mode: MetadataMode) -> NodeText:
+        """*node*'s text under *mode*; "" where it has no body, whatever its metadata say.
+
+        A template or a `get_content` of the node's own decides what is shown and where: metadata
+        may move only where LlamaIndex's own template has put them in front.
+        """
+        body = node.get_content(metadata_mode=MetadataMode.NONE)
+        shown = node.get_content(metadata_mode=mode)
+        if not body.strip() or not shown.strip():
+            return cls("")
+        metadata = node.get_metadata_str(mode).strip()
+        usual = DEFAULT_TEXT_NODE_TMPL.format(metadata_str=metadata, content=body).strip()
+        return cls(shown, body, metadata) if metadata and shown == usual else cls(shown)
 
 
 def texts_to_count(asked: Iterable[tuple[str, Sequence[str]]], max_length: int) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Self, Unpack
 
 from llama_index.core.bridge.pydantic import (
     Field,
@@ -25,6 +26,7 @@ from ..adapter_fields import (
     FIELDS_CONFIG,
     Carried,
     OnEmptyText,
+    RankerSource,
     RerankerFields,
     as_config_errors,
     checked_rankings,
@@ -32,12 +34,26 @@ from ..adapter_fields import (
 )
 from ..config import RerankerConfig
 from ..errors import ConfigError
-from ..protocols import Ranked, Ranker, RerankRequest, TokenCounter
-from .events import rerank_events
+from ..protocols import Ranker, RerankRequest, TokenCounter
+from .events import Trace, told, traced
+from .hooks import ASYNC, SYNC, all_of, follow_sync, overrides
 from .metadata import long_metadata, texts_to_count
-from .request import NodeRequest, Options, Requests, read_requests
+from .request import (
+    NodeRequest,
+    Options,
+    Overrides,
+    Requests,
+    outcomes,
+    read_bundles,
+    read_requests,
+    settle,
+)
 
 dispatcher = get_dispatcher(__name__)
+
+Hook = Callable[..., object]
+
+_GIVEN: ContextVar[tuple[object, Mapping[str, Any]]] = ContextVar("given", default=(None, {}))
 
 
 class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
@@ -67,6 +83,9 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
     """Keep the score that came in as metadata["retrieval_score"], unseen by embeddings and LLMs."""
     on_empty_text: Carried[OnEmptyText] = "keep_last"
     """Nodes without text: after all others and unscored, left out, or an InputError."""
+    keep_unscored: bool = False
+    """Nodes without text (images) come back beside the others, whatever `top_n` and
+    `score_threshold` say."""
     reranker: SkipJsonSchema[Carried[Ranker | None]] = Field(default=None, repr=False)
 
     @classmethod
@@ -74,59 +93,122 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
         """The name under which configurations are saved."""
         return "CrossEncoderPostprocessor"
 
-    @dispatcher.span
-    def postprocess_nodes_batch(self, requests: Requests) -> list[list[NodeWithScore]]:
-        """`postprocess_nodes` for each (query, nodes) of *requests*: one pool of pairs."""
-        return self._run(read_requests(requests, Options.of(self)))
+    def postprocess_nodes(
+        self,
+        nodes: list[NodeWithScore],
+        query_bundle: QueryBundle | None = None,
+        query_str: str | None = None,
+        **options: Unpack[Overrides],
+    ) -> list[NodeWithScore]:
+        """Rerank *nodes* for the query; *options* are for this call alone."""
+        with self._given(options):
+            return super().postprocess_nodes(nodes, query_bundle, query_str)
 
-    @dispatcher.span
-    async def apostprocess_nodes_batch(self, requests: Requests) -> list[list[NodeWithScore]]:
-        """`postprocess_nodes_batch`, awaited."""
-        return await self._arun(read_requests(requests, Options.of(self)))
+    async def apostprocess_nodes(
+        self,
+        nodes: list[NodeWithScore],
+        query_bundle: QueryBundle | None = None,
+        query_str: str | None = None,
+        **options: Unpack[Overrides],
+    ) -> list[NodeWithScore]:
+        """`postprocess_nodes`, awaited; nothing blocks the event loop, loading included."""
+        with self._given(options):
+            return await super().apostprocess_nodes(nodes, query_bundle, query_str)
+
+    def postprocess_nodes_batch(
+        self, requests: Requests, **options: Unpack[Overrides]
+    ) -> list[list[NodeWithScore]]:
+        """`postprocess_nodes` for each (query, nodes) of *requests*: one pool of pairs.
+
+        Where a subclass has a `_postprocess_nodes` of its own, each goes through that, by itself.
+        """
+        with self._given(options):
+            if overrides(type(self), CrossEncoderPostprocessor, SYNC):
+                return [self.postprocess_nodes(nodes, it) for it, nodes in read_bundles(requests)]
+            return self._run(read_requests(requests, self._options()), self._postprocess_nodes)
+
+    async def apostprocess_nodes_batch(
+        self, requests: Requests, **options: Unpack[Overrides]
+    ) -> list[list[NodeWithScore]]:
+        """`postprocess_nodes_batch`, awaited; calls of a subclass's own hook wait together."""
+        with self._given(options):
+            if overrides(type(self), CrossEncoderPostprocessor, ASYNC):
+                return await all_of(
+                    self.apostprocess_nodes(nodes, it) for it, nodes in read_bundles(requests)
+                )
+            read = read_requests(requests, self._options())
+            return await self._arun(read, self._apostprocess_nodes)
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return self._run([NodeRequest(query_bundle, nodes, Options.of(self))])[0]
+        return self._run([NodeRequest(query_bundle, nodes, self._options())])[0]
 
     @dispatcher.span
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return (await self._arun([NodeRequest(query_bundle, nodes, Options.of(self))]))[0]
+        return (await self._arun([NodeRequest(query_bundle, nodes, self._options())]))[0]
 
-    def _run(self, requests: Sequence[NodeRequest]) -> list[list[NodeWithScore]]:
-        with self._events(requests) as asked:
+    def _run(
+        self, requests: Sequence[NodeRequest], spanned: Hook | None = None
+    ) -> list[list[NodeWithScore]]:
+        source = self._prepared()
+        with self._traced(requests, source, spanned) as asked, outcomes(asked):
             if asked:
-                ranker = self._ranker()
-                texts = _texts_to_count(asked, ranker)
-                to_rank = _to_rank(asked, ranker, texts)
-                _answer(asked, to_rank, ranker.rerank_many(to_rank, **self._selection()))
+                ranker = source.get()
+                to_rank = _to_rank(asked, ranker, _texts_to_count(asked, ranker))
+                found = ranker.rerank_many(to_rank, **asked[0].selection)
+                settle(asked, checked_rankings(found, to_rank))
         return [request.output for request in requests]
 
-    async def _arun(self, requests: Sequence[NodeRequest]) -> list[list[NodeWithScore]]:
-        with self._events(requests) as asked:
+    async def _arun(
+        self, requests: Sequence[NodeRequest], spanned: Hook | None = None
+    ) -> list[list[NodeWithScore]]:
+        source = self._prepared()
+        with self._traced(requests, source, spanned) as asked, outcomes(asked):
             if asked:
-                ranker = await self._aranker()
+                ranker = await source.aget()
                 texts = _texts_to_count(asked, ranker)
                 if texts:
                     to_rank = await asyncio.to_thread(_to_rank, asked, ranker, texts)
                 else:
                     to_rank = _to_rank(asked, ranker, texts)
-                _answer(asked, to_rank, await ranker.arerank_many(to_rank, **self._selection()))
+                found = await ranker.arerank_many(to_rank, **asked[0].selection)
+                settle(asked, checked_rankings(found, to_rank))
         return [request.output for request in requests]
 
-    def _events(self, requests: Sequence[NodeRequest]) -> AbstractContextManager[list[NodeRequest]]:
-        model = self.model if self.reranker is None else self.reranker.info().model
-        return rerank_events(
-            requests,
-            callback_manager=self.callback_manager,
-            model_name=str(model),
-            top_n=self.top_n,
-        )
+    @contextmanager
+    def _traced(
+        self, requests: Sequence[NodeRequest], source: RankerSource, spanned: Hook | None
+    ) -> Iterator[list[NodeRequest]]:
+        """The requests to rank; all are told of, whatever comes of them."""
+        running = source.running
+        facts = told(self if running is None and self.reranker is None else running)
+        traces = [Trace(one, self, facts, spanned) for one in requests]
+        with traced(traces, lambda: source.running):
+            yield [one for one in requests if one.nodes]
 
-    def _selection(self) -> dict[str, Any]:
-        return {"top_n": self.top_n, "score_threshold": self.score_threshold}
+    @contextmanager
+    def _given(self, options: Overrides) -> Iterator[None]:
+        """Keep what a call was given for the hooks under it, which have no argument for it."""
+        token = _GIVEN.set((self, {**self._overrides(), **options}))
+        try:
+            yield
+        finally:
+            _GIVEN.reset(token)
+
+    def _overrides(self) -> Mapping[str, Any]:
+        owner, given = _GIVEN.get()
+        return given if owner is self else {}
+
+    def _options(self) -> Options:
+        return Options.of(self, self._overrides())
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        follow_sync(cls)
 
     def _judge(self) -> RerankerConfig:
         config = super()._judge()
@@ -188,12 +270,3 @@ def _to_rank(
     counts = dict(zip(texts, ranker.count_tokens(texts), strict=True))
     window = ranker.max_length
     return [one.to_rank(long_metadata(one.query, one.metadata, counts, window)) for one in asked]
-
-
-def _answer(
-    asked: Sequence[NodeRequest], to_rank: Sequence[RerankRequest], found: Sequence[Ranked]
-) -> None:
-    for request, ranking in zip(asked, checked_rankings(found, to_rank), strict=True):
-        if isinstance(ranking, Exception):
-            raise ranking
-        request.answer(ranking)

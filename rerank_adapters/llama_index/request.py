@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from ..adapter_fields import OnEmptyText, check_on_empty_text, check_text_fn, split_empty
 from ..checks import check_selection
 from ..errors import InputError
-from ..protocols import RerankRequest
+from ..hints import option_hint
+from ..protocols import Ranked, RerankRequest
 from ..ranking import Ranking
-from .metadata import with_retrieval_score, without_retrieval_score
+from .metadata import NodeText, with_retrieval_score, without_retrieval_score
 
 Query = str | QueryBundle
 Requests = Iterable[tuple[Query, Sequence[NodeWithScore]]]
+
+
+class Overrides(TypedDict, total=False):
+    """What a call may set, for itself alone."""
+
+    top_n: int | None
+    score_threshold: float | None
+    prompt: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,17 +44,35 @@ class Options:
     text_fn: Callable[[BaseNode], str] | None
     keep_retrieval_score: bool
     on_empty_text: OnEmptyText
+    keep_unscored: bool
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         check_selection(self.top_n, self.score_threshold)
         check_text_fn(self.text_fn)
         check_on_empty_text(self.on_empty_text)
+        if self.keep_unscored and self.on_empty_text != "keep_last":
+            raise InputError(
+                "keep_unscored keeps nodes without text, which "
+                f"on_empty_text={self.on_empty_text!r} does not: give one of them"
+            )
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise InputError(f"prompt must be a str or None: got {self.prompt!r:.80}")
 
     @classmethod
-    def of(cls, fields: object) -> Options:
-        """The options in a postprocessor's fields."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: getattr(fields, name) for name in names})
+    def of(cls, fields: object, given: Mapping[str, Any] | None = None) -> Options:
+        """The options in a postprocessor's fields, with those *given* for one call."""
+        if unknown := sorted(set(given or {}) - set(CALL_OPTIONS)):
+            raise InputError(
+                f"a call takes {', '.join(CALL_OPTIONS)}: got {', '.join(unknown)}"
+                f"{option_hint(unknown[0])}"
+            )
+        # The prompt in the fields is the model's own, in its configuration.
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "prompt"]
+        return cls(**{name: getattr(fields, name) for name in names} | dict(given or {}))
+
+
+CALL_OPTIONS = tuple(Overrides.__annotations__)
 
 
 class NodeRequest:
@@ -59,53 +88,64 @@ class NodeRequest:
         options: Options,
         where: str = "",
     ) -> None:
-        self.query = _checked_query(query, f"{where}query")
+        self.given, self.query = _checked_query(query, f"{where}query")
         self.nodes = _checked_nodes(nodes, f"{where}nodes")
         self.output: list[NodeWithScore] = []
+        self.error: BaseException | None = None
+        self.kept_from: BaseException | None = None
+        self.top_n = None if options.top_n is None else int(options.top_n)
         self._options = options
-        self._bodies = [
-            self._body(given.node, f"{where}nodes[{index}]")
+        self._texts = [
+            self._text(given.node, f"{where}nodes[{index}]")
             for index, given in enumerate(self.nodes)
         ]
         self._scored, self._blank = split_empty(
-            self._bodies, options.on_empty_text, name=f"{where}nodes"
+            [text.shown for text in self._texts], options.on_empty_text, name=f"{where}nodes"
         )
-        mode = MetadataMode.NONE if options.text_fn else options.metadata_mode
-        self.metadata = [
-            without_retrieval_score(self.nodes[index].node).get_metadata_str(mode).strip()
-            for index in self._scored
-        ]
+
+    @property
+    def metadata(self) -> list[str]:
+        """The metadata of each text to score that may stand after the body; "" where none may."""
+        return [self._texts[index].metadata for index in self._scored]
 
     def to_rank(self, after_body: AbstractSet[str]) -> RerankRequest:
-        """What a ranker is asked; metadata in *after_body* stand there, others before it."""
-        pairs = zip(self._scored, self.metadata, strict=True)
-        texts = [self._text(index, metadata, metadata in after_body) for index, metadata in pairs]
-        return RerankRequest(self.query, texts)
+        """What a ranker is asked; metadata in *after_body* stand there, others as the node says."""
+        texts = [self._texts[index] for index in self._scored]
+        documents = [
+            text.body_first if text.metadata in after_body else text.shown for text in texts
+        ]
+        return RerankRequest(self.query, documents, self._options.prompt)
 
     def answer(self, ranking: Ranking) -> None:
         """Set the output: the nodes of *ranking*, then those without text, cut to top_n."""
         options = self._options
         output = [self._copy(self._scored[one.index], float(one.score)) for one in ranking]
-        if options.score_threshold is None:  # what was not scored cannot meet it
-            output += [self._copy(index, None) for index in self._blank]
-        self.output = output[: options.top_n]
+        last = [self._copy(index, None) for index in self._blank]
+        if options.keep_unscored:
+            self.output = [*output[: self.top_n], *last]
+        elif options.score_threshold is None:  # what was not scored cannot meet it
+            self.output = [*output, *last][: self.top_n]
+        else:
+            self.output = output[: self.top_n]
 
-    def _body(self, node: BaseNode, name: str) -> str:
-        text_fn = self._options.text_fn
-        if text_fn is None:
-            return node.get_content(metadata_mode=MetadataMode.NONE)
-        text = text_fn(node)
+    @property
+    def selection(self) -> dict[str, Any]:
+        """What a ranker is told beside the texts."""
+        threshold = self._options.score_threshold
+        return {"top_n": self.top_n, "score_threshold": threshold, "return_exceptions": True}
+
+    def fail(self, error: Exception) -> None:
+        """Set what came in place of a ranking."""
+        self.error = error
+
+    def _text(self, node: BaseNode, name: str) -> NodeText:
+        options = self._options
+        if options.text_fn is None:
+            return NodeText.of(without_retrieval_score(node), options.metadata_mode)
+        text = options.text_fn(node)
         if not isinstance(text, str):
             raise InputError(f"text_fn({name}.node) must give a str: got {text!r:.80}")
-        return text
-
-    def _text(self, index: int, metadata: str, after_body: bool) -> str:
-        if not metadata:
-            return self._bodies[index]
-        if after_body:
-            return f"{self._bodies[index]}\n\n{metadata}"
-        node = without_retrieval_score(self.nodes[index].node)
-        return node.get_content(metadata_mode=self._options.metadata_mode)
+        return NodeText(text)
 
     def _copy(self, index: int, score: float | None) -> NodeWithScore:
         given = self.nodes[index]
@@ -115,32 +155,65 @@ class NodeRequest:
         return given.model_copy(update={"score": score, "node": node})
 
 
+@contextmanager
+def outcomes(asked: Sequence[NodeRequest]) -> Iterator[None]:
+    """What the block raises is the outcome of every request of *asked*."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # raised again once all are told of
+        for request in asked:
+            request.fail(error)
+
+
+def settle(asked: Sequence[NodeRequest], found: Sequence[Ranked]) -> None:
+    """Give each request of *asked* its own of *found*."""
+    for request, ranking in zip(asked, found, strict=True):
+        if isinstance(ranking, Exception):
+            request.fail(ranking)
+        else:
+            request.answer(ranking)
+
+
 def read_requests(requests: Requests, options: Options) -> list[NodeRequest]:
     """One for each (query, nodes) of *requests*; an InputError names the one at fault."""
-    if isinstance(requests, str) or not isinstance(requests, Iterable):
-        raise InputError(f"requests must be (query, nodes) pairs: got {requests!r:.80}")
     return [
-        _read_request(request, options, f"requests[{index}]")
-        for index, request in enumerate(requests)
+        NodeRequest(query, nodes, options, where=f"requests[{index}]: ")
+        for index, (query, nodes) in enumerate(read_pairs(requests))
     ]
 
 
-def _read_request(request: object, options: Options, name: str) -> NodeRequest:
+def read_pairs(requests: Requests) -> list[tuple[Query, Sequence[NodeWithScore]]]:
+    """(query, nodes) for each of *requests*, read once; an InputError names the one at fault."""
+    if isinstance(requests, str) or not isinstance(requests, Iterable):
+        raise InputError(f"requests must be (query, nodes) pairs: got {requests!r:.80}")
+    return [_read_pair(request, f"requests[{index}]") for index, request in enumerate(requests)]
+
+
+def read_bundles(requests: Requests) -> list[tuple[QueryBundle, list[NodeWithScore]]]:
+    """`read_pairs`, as LlamaIndex's own methods take them."""
+    return [
+        (query if isinstance(query, QueryBundle) else QueryBundle(query), list(nodes))
+        for query, nodes in read_pairs(requests)
+    ]
+
+
+def _read_pair(request: object, name: str) -> tuple[Query, Sequence[NodeWithScore]]:
     if not isinstance(request, tuple | list) or len(request) != 2:
         raise InputError(f"{name} must be a (query, nodes) pair: got {request!r:.80}")
     query, nodes = request
-    return NodeRequest(query, nodes, options, where=f"{name}: ")
+    return query, nodes
 
 
-def _checked_query(query: Query | None, name: str) -> str:
+def _checked_query(query: Query | None, name: str) -> tuple[Query, str]:
+    """The query as it was given, and the text of it that is scored."""
     text = query.query_str if isinstance(query, QueryBundle) else query
-    if not isinstance(text, str):
+    if query is None or not isinstance(text, str):
         raise InputError(
             f"{name} must be a str or a QueryBundle: got {query!r:.80}; pass query_str="
         )
     if not text.strip():
         raise InputError(f"{name} must not be blank: got {text!r:.80}")
-    return text.strip()  # RetrieverTool hands over "query\n\n"
+    return query, text.strip()  # RetrieverTool hands over "query\n\n"
 
 
 def _checked_nodes(nodes: Sequence[NodeWithScore], name: str) -> list[NodeWithScore]:

@@ -13,7 +13,7 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
-from llama_index.core.instrumentation.span import BaseSpan
+from llama_index.core.instrumentation.span import BaseSpan, active_span_id
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from pydantic import Field
 
@@ -30,12 +30,19 @@ class EventLog(BaseEventHandler):
 class SpanLog(BaseSpanHandler[BaseSpan]):
     """Every span: those that ended well, and those that were dropped with their errors."""
 
+    parents: dict[str, str | None] = Field(default_factory=dict)
     ended: list[str] = Field(default_factory=list)
     dropped: list[tuple[str, BaseException | None]] = Field(default_factory=list)
 
     def new_span(
-        self, id_: str, bound_args: inspect.BoundArguments, *args: Any, **kwargs: Any
+        self,
+        id_: str,
+        bound_args: inspect.BoundArguments,
+        instance: Any = None,
+        parent_span_id: str | None = None,
+        **kwargs: Any,
     ) -> BaseSpan:
+        self.parents[id_] = parent_span_id
         return BaseSpan(id_=id_)
 
     def prepare_to_exit_span(self, id_: str, *args: Any, **kwargs: Any) -> BaseSpan | None:
@@ -69,6 +76,14 @@ class Recording:
         return [name for name in self._spans.ended if name.startswith("CrossEncoder")]
 
     @property
+    def open(self) -> list[str]:
+        return list(self._spans.open_spans)
+
+    @property
+    def parents(self) -> dict[str, str | None]:
+        return self._spans.parents
+
+    @property
     def dropped(self) -> list[tuple[str, BaseException | None]]:
         return [(name, error) for name, error in self._spans.dropped if name[:12] == "CrossEncoder"]
 
@@ -87,12 +102,23 @@ def recording() -> Iterator[Recording]:
         root.span_handlers.remove(spans)
 
 
+@contextmanager
+def instrumented(name: str) -> Iterator[str]:
+    """A span of the caller's own around the block; its id."""
+    token = active_span_id.set(name)
+    try:
+        yield name
+    finally:
+        active_span_id.reset(token)
+
+
 class CallbackLog(BaseCallbackHandler):
     """The older callbacks: (event id, payload) of each RERANKING start and end."""
 
     def __init__(self) -> None:
         super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
         self.starts: list[tuple[str, dict[EventPayload, Any]]] = []
+        self.parents: list[str] = []
         self.ends: list[tuple[str, dict[EventPayload, Any] | None]] = []
 
     @property
@@ -104,6 +130,7 @@ class CallbackLog(BaseCallbackHandler):
     ) -> str:
         if event_type == CBEventType.RERANKING:
             self.starts.append((event_id, payload))
+            self.parents.append(kwargs["parent_id"])
         return event_id
 
     def on_event_end(

@@ -134,6 +134,47 @@ async def test_a_cancelled_waiter_leaves_the_others():
                 assert outcome(result) == outcome(alone)
 
 
+async def test_settings_are_those_of_the_calls_start():
+    """What is assigned while a call waits for the device changes the next one, not that one."""
+    backend = HeldBackend()
+    with reranker_over(backend) as reranker:
+        postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=3)
+        task = asyncio.ensure_future(
+            postprocessor.apostprocess_nodes(nodes(EQUAL), query_str=QUERY)
+        )
+        await began(backend.entered)
+        postprocessor.top_n, postprocessor.score_threshold = 1, 1e9
+        postprocessor.keep_retrieval_score = True
+        backend.release.set()
+        result = await task
+        assert len(result) == 3
+        assert not any("retrieval_score" in it.metadata for it in result)
+        assert await postprocessor.apostprocess_nodes(nodes(EQUAL), query_str=QUERY) == []
+
+
+async def test_the_model_is_that_of_the_calls_start(monkeypatch: pytest.MonkeyPatch):
+    """A field of the model assigned while it loads does not change what the call runs on."""
+    asked, go = threading.Event(), threading.Event()
+    find = sharing.find
+
+    def slow_find(config: object) -> object:
+        asked.set()
+        assert go.wait(60), "nobody let the loading go on within 60 s"
+        return find(config)
+
+    fields = {"model": str(exported("bert")), "backend": "onnx", "max_length": 45}
+    with CrossEncoderPostprocessor(**fields) as usual:
+        wanted = outcome(usual.postprocess_nodes(nodes(), query_str=QUERY))
+    sharing.close_all()
+    monkeypatch.setattr(sharing, "find", slow_find)
+    with CrossEncoderPostprocessor(**fields) as postprocessor:
+        task = asyncio.ensure_future(postprocessor.apostprocess_nodes(nodes(), query_str=QUERY))
+        await began(asked)
+        postprocessor.activation = "sigmoid"
+        go.set()
+        assert outcome(await task) == wanted
+
+
 async def test_long_metadata_are_counted_off_the_loop(monkeypatch: pytest.MonkeyPatch):
     """Tokens of long metadata are counted in a thread: the loop runs on; sync and async agree."""
     threads = []

@@ -52,7 +52,8 @@ CHANGED = {
     "score_threshold": 0.25,
     "metadata_mode": MetadataMode.LLM,
     "keep_retrieval_score": True,
-    "on_empty_text": "drop",
+    "on_empty_text": "keep_last",
+    "keep_unscored": True,
 }
 
 
@@ -78,6 +79,7 @@ def test_fields_are_the_configurations():
         "text_fn",
         "keep_retrieval_score",
         "on_empty_text",
+        "keep_unscored",
         "reranker",
     }
 

@@ -24,7 +24,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from rerank_adapters import BackendError, InputError, Reranker
+from rerank_adapters import BackendError, ConfigError, InputError, Reranker
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from rerank_adapters.llama_index.metadata import METADATA_SHARE
 from rerank_adapters.testing import ranker_from
@@ -316,6 +316,67 @@ def test_where_metadata_goes_depends_on_its_tokens(reranker: Reranker):
     }
 
 
+NOTES = {"notes": "half fare for kids. " * 80, "file": "a.txt"}
+
+
+class Bare(TextNode):
+    """A node with a text of its own making."""
+
+    def get_content(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> str:
+        return self.text
+
+
+OWN = {
+    "hidden": TextNode(text=TEXTS[2], metadata=NOTES, text_template="{content}"),
+    "hidden, a Node": Node(
+        text_resource=MediaResource(text=TEXTS[2]), metadata=NOTES, text_template="{content}"
+    ),
+    "hidden by a method": Bare(text=TEXTS[2], metadata=NOTES),
+    "after": TextNode(text=TEXTS[2], metadata=NOTES, text_template="{content} | {metadata_str}"),
+    "between": TextNode(
+        text=TEXTS[2], metadata=NOTES, text_template="{content}\n{metadata_str}\n{content}"
+    ),
+    "in front, named": TextNode(
+        text=TEXTS[2], metadata=NOTES, text_template="[{metadata_str}] {content}"
+    ),
+    "keys alone": TextNode(text=TEXTS[2], metadata=NOTES, metadata_template="{key}"),
+    "excluded": TextNode(
+        text=TEXTS[2], metadata=NOTES, excluded_embed_metadata_keys=["notes", "file"]
+    ),
+    "one excluded": TextNode(text=TEXTS[2], metadata=NOTES, excluded_embed_metadata_keys=["notes"]),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_nodes_own_template_decides(reranker: Reranker, name: str):
+    """Long metadata too: the score is that of get_content(EMBED), however much of it is cut."""
+    shown = OWN[name].get_content(metadata_mode=MetadataMode.EMBED)
+    postprocessor = CrossEncoderPostprocessor(reranker=reranker)
+    (result,) = postprocessor.postprocess_nodes([NodeWithScore(node=OWN[name])], query_str=QUERY)
+    assert result.score == float(reranker.score(QUERY, [shown])[0])
+
+
+@pytest.mark.parametrize("mode", [MetadataMode.LLM, MetadataMode.ALL])
+def test_what_a_mode_excludes_is_not_scored(reranker: Reranker, mode: MetadataMode):
+    """Long metadata excluded for the model of the mode chosen, and they alone, are left out."""
+    node = TextNode(text=TEXTS[2], metadata=NOTES, excluded_llm_metadata_keys=["notes"])
+    postprocessor = CrossEncoderPostprocessor(reranker=reranker, metadata_mode=mode)
+    (result,) = postprocessor.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    after = f"{TEXTS[2]}\n\n{node.get_metadata_str(mode)}"
+    text = after if mode == MetadataMode.ALL else f"file: a.txt\n\n{TEXTS[2]}"
+    assert result.score == float(reranker.score(QUERY, [text])[0])
+
+
+def test_a_template_that_shows_nothing_has_no_score(counting):
+    """There is nothing to score of a node whose template hides its text."""
+    over, backend = counting
+    node = TextNode(id_="hidden", text=TEXTS[2], metadata=NOTES, text_template=" ")
+    postprocessor = CrossEncoderPostprocessor(reranker=over)
+    result = postprocessor.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    assert outcome(result) == [("hidden", None)]
+    assert backend.rows == 0
+
+
 @pytest.mark.parametrize("truncation", ["longest_first", "only_second"])
 def test_a_long_query_leaves_its_share_to_the_passage(truncation: str):
     """§5.7: metadata that would fit the window, but not beside this query, go after the body."""
@@ -465,6 +526,114 @@ def test_nodes_without_text_can_be_dropped_or_an_error(counting):
     only_blank = CrossEncoderPostprocessor(reranker=over)
     result = only_blank.postprocess_nodes(without_text()[:2], query_str=QUERY)
     assert outcome(result) == [("image", None), ("blank", None)]
+
+
+UNSCORED = [("image", None), ("blank", None), ("media", None)]
+
+
+async def test_nodes_without_text_can_stand_beside_top_n(counting):
+    """keep_unscored: images come back after top_n nodes with text, whatever the threshold."""
+    over, _ = counting
+    best = CrossEncoderPostprocessor(reranker=over, top_n=1).postprocess_nodes(
+        nodes(TEXTS[:2]), query_str=QUERY
+    )
+    for threshold, scored in ((None, outcome(best)), (best[0].score, outcome(best)), (99.0, [])):
+        postprocessor = CrossEncoderPostprocessor(
+            reranker=over, top_n=1, score_threshold=threshold, keep_unscored=True
+        )
+        requests = [(QUERY, without_text())]
+        results = [
+            postprocessor.postprocess_nodes(without_text(), query_str=QUERY),
+            await postprocessor.apostprocess_nodes(without_text(), query_str=QUERY),
+            *postprocessor.postprocess_nodes_batch(requests),
+            *await postprocessor.apostprocess_nodes_batch(requests),
+        ]
+        assert [outcome(it) for it in results] == [[*scored, *UNSCORED]] * 4
+
+
+@pytest.mark.parametrize("word", ["drop", "error"])
+def test_nodes_without_text_are_kept_or_not(word: str):
+    """Two fields that say the opposite are a ConfigError that names both."""
+    with pytest.raises(ConfigError, match=r"keep_unscored.*on_empty_text"):
+        CrossEncoderPostprocessor(on_empty_text=word, keep_unscored=True)
+
+
+# ------------------------------------------------------------------------------ options of a call
+
+
+async def ways(postprocessor: CrossEncoderPostprocessor, **options: object) -> list[list]:
+    """What each way in gives with *options*."""
+    requests = [(QUERY, nodes())]
+    return [
+        outcome(postprocessor.postprocess_nodes(nodes(), query_str=QUERY, **options)),
+        outcome(await postprocessor.apostprocess_nodes(nodes(), query_str=QUERY, **options)),
+        *map(outcome, postprocessor.postprocess_nodes_batch(requests, **options)),
+        *map(outcome, await postprocessor.apostprocess_nodes_batch(requests, **options)),
+    ]
+
+
+@pytest.mark.parametrize("count", [3, np.int64(3), np.uint8(3)])
+async def test_a_call_has_a_top_n_and_a_threshold_of_its_own(counting, count: int):
+    """On every way in, for that call alone; None is all, and no bound. NumPy integers count."""
+    over, _ = counting
+    everything = outcome(
+        CrossEncoderPostprocessor(reranker=over, top_n=None).postprocess_nodes(
+            nodes(), query_str=QUERY
+        )
+    )
+    postprocessor = CrossEncoderPostprocessor(
+        reranker=over, top_n=count, score_threshold=np.float32(everything[1][1])
+    )
+    assert type(postprocessor.top_n) is int
+    assert await ways(postprocessor) == [everything[:2]] * 4
+    assert await ways(postprocessor, top_n=np.int64(1)) == [everything[:1]] * 4
+    assert await ways(postprocessor, score_threshold=None) == [everything[:3]] * 4
+    assert await ways(postprocessor, top_n=None, score_threshold=None) == [everything] * 4
+    third = everything[2][1]
+    assert await ways(postprocessor, top_n=None, score_threshold=third) == [everything[:3]] * 4
+    assert await ways(postprocessor) == [everything[:2]] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_n": True}, "top_n"),
+        ({"top_n": "2"}, "top_n"),
+        ({"top_n": 2.0}, "top_n"),
+        ({"top_n": 0}, "top_n"),
+        ({"score_threshold": "0.5"}, "score_threshold"),
+        ({"score_threshold": float("nan")}, "score_threshold"),
+        ({"prompt": 3}, "prompt"),
+        ({"top_k": 3}, "top_k.*top_n"),
+        ({"metadata_mode": "all"}, "a call takes"),
+    ],
+)
+async def test_what_a_call_cannot_take_is_an_input_error(counting, options: dict, message: str):
+    """The same error on every way in, before anything is scored."""
+    over, backend = counting
+    postprocessor = CrossEncoderPostprocessor(reranker=over)
+    with pytest.raises(InputError, match=message):
+        postprocessor.postprocess_nodes(nodes(), query_str=QUERY, **options)
+    with pytest.raises(InputError, match=message):
+        await postprocessor.apostprocess_nodes(nodes(), query_str=QUERY, **options)
+    with pytest.raises(InputError, match=message):
+        postprocessor.postprocess_nodes_batch([(QUERY, nodes())], **options)
+    with pytest.raises(InputError, match=message):
+        await postprocessor.apostprocess_nodes_batch([(QUERY, nodes())], **options)
+    assert backend.rows == 0
+
+
+async def test_a_call_has_a_prompt_of_its_own():
+    """Scores are those of a model configured with that prompt; None is the configuration's."""
+    folder = str(build("qwen3"))
+    fields = {"model": folder, "backend": "torch", "dtype": "float32", "top_n": None}
+    plain, told = (CrossEncoderPostprocessor(**fields, prompt=it) for it in (None, "Find eggs"))
+    wanted = outcome(told.postprocess_nodes(nodes(), query_str=QUERY))
+    usual = outcome(plain.postprocess_nodes(nodes(), query_str=QUERY))
+    assert wanted != usual
+    assert await ways(plain, prompt="Find eggs") == [wanted] * 4
+    assert await ways(plain, prompt=None) == [usual] * 4
+    assert await ways(told, prompt=None) == [wanted] * 4
 
 
 def test_identical_texts_are_scored_once(counting):
