@@ -16,7 +16,9 @@ from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.instrumentation import (  # type: ignore[attr-defined]  # not said so
     get_dispatcher,
 )
-from llama_index.core.instrumentation.dispatcher import active_instrument_tags
+from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]  # likewise
+    active_instrument_tags,
+)
 from llama_index.core.instrumentation.events.exception import ExceptionEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.instrumentation.events.span import (  # type: ignore[attr-defined]  # likewise
@@ -122,10 +124,10 @@ class Trace:
         return errors
 
     def _end(self, error: BaseException | None, facts: Mapping[str, str]) -> list[BaseException]:
-        output, kept_from = self.request.output, self.request.kept_from
-        failure = error or kept_from
-        if kept_from is not None:
-            dispatcher.event(ExceptionEvent(exception=kept_from))
+        output, caught = self.request.output, self.request.caught
+        failure = error or caught
+        if caught is not None:
+            dispatcher.event(ExceptionEvent(exception=caught))
         dispatcher.event(ReRankEndEvent(nodes=output, tags={**self._facts, **facts}))
         return self._callback.end(
             ({} if failure is None else {EventPayload.EXCEPTION: failure})

@@ -25,9 +25,9 @@ from pydantic.json_schema import SkipJsonSchema
 from ..adapter_fields import (
     FIELDS_CONFIG,
     Carried,
+    FallbackFields,
     OnEmptyText,
     RankerSource,
-    RerankerFields,
     as_config_errors,
     checked_rankings,
     plain_selection,
@@ -56,7 +56,7 @@ Hook = Callable[..., object]
 _GIVEN: ContextVar[tuple[object, Mapping[str, Any]]] = ContextVar("given", default=(None, {}))
 
 
-class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
+class CrossEncoderPostprocessor(FallbackFields, BaseNodePostprocessor):
     """Keeps the *top_n* most relevant nodes, best first, with `NodeWithScore.score` set.
 
     Input nodes, their metadata and their list stay as they were: what comes back are new
@@ -154,19 +154,19 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
         self, requests: Sequence[NodeRequest], spanned: Hook | None = None
     ) -> list[list[NodeWithScore]]:
         source = self._prepared()
-        with self._traced(requests, source, spanned) as asked, outcomes(asked):
+        with self._traced(requests, source, spanned) as asked, outcomes(asked, self._owner):
             if asked:
                 ranker = source.get()
                 to_rank = _to_rank(asked, ranker, _texts_to_count(asked, ranker))
                 found = ranker.rerank_many(to_rank, **asked[0].selection)
-                settle(asked, checked_rankings(found, to_rank))
+                settle(asked, checked_rankings(found, to_rank), self._owner)
         return [request.output for request in requests]
 
     async def _arun(
         self, requests: Sequence[NodeRequest], spanned: Hook | None = None
     ) -> list[list[NodeWithScore]]:
         source = self._prepared()
-        with self._traced(requests, source, spanned) as asked, outcomes(asked):
+        with self._traced(requests, source, spanned) as asked, outcomes(asked, self._owner):
             if asked:
                 ranker = await source.aget()
                 texts = _texts_to_count(asked, ranker)
@@ -175,8 +175,13 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
                 else:
                     to_rank = _to_rank(asked, ranker, texts)
                 found = await ranker.arerank_many(to_rank, **asked[0].selection)
-                settle(asked, checked_rankings(found, to_rank))
+                settle(asked, checked_rankings(found, to_rank), self._owner)
         return [request.output for request in requests]
+
+    @property
+    def _owner(self) -> str:
+        """What a log calls it."""
+        return type(self).__name__
 
     @contextmanager
     def _traced(
@@ -187,7 +192,7 @@ class CrossEncoderPostprocessor(RerankerFields, BaseNodePostprocessor):
         facts = told(self if running is None and self.reranker is None else running)
         traces = [Trace(one, self, facts, spanned) for one in requests]
         with traced(traces, lambda: source.running):
-            yield [one for one in requests if one.nodes]
+            yield [one for one in requests if one.asks]
 
     @contextmanager
     def _given(self, options: Overrides) -> Iterator[None]:

@@ -7,11 +7,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from ..adapter_fields import OnEmptyText, check_on_empty_text, check_text_fn, split_empty
+from ..adapter_fields import (
+    OnBlankQuery,
+    OnEmptyText,
+    OnError,
+    check_on_empty_text,
+    check_text_fn,
+    check_word,
+    is_kept,
+    split_empty,
+    warn_kept,
+)
 from ..checks import check_selection
 from ..errors import InputError
 from ..hints import option_hint
@@ -45,12 +55,16 @@ class Options:
     keep_retrieval_score: bool
     on_empty_text: OnEmptyText
     keep_unscored: bool
+    on_blank_query: OnBlankQuery
+    on_error: OnError
     prompt: str | None = None
 
     def __post_init__(self) -> None:
         check_selection(self.top_n, self.score_threshold)
         check_text_fn(self.text_fn)
         check_on_empty_text(self.on_empty_text)
+        check_word("on_blank_query", self.on_blank_query, get_args(OnBlankQuery))
+        check_word("on_error", self.on_error, get_args(OnError))
         if self.keep_unscored and self.on_empty_text != "keep_last":
             raise InputError(
                 "keep_unscored keeps nodes without text, which "
@@ -88,11 +102,11 @@ class NodeRequest:
         options: Options,
         where: str = "",
     ) -> None:
-        self.given, self.query = _checked_query(query, f"{where}query")
+        self.given, self.query = _checked_query(query, f"{where}query", options.on_blank_query)
         self.nodes = _checked_nodes(nodes, f"{where}nodes")
         self.output: list[NodeWithScore] = []
         self.error: BaseException | None = None
-        self.kept_from: BaseException | None = None
+        self.caught: BaseException | None = None
         self.top_n = None if options.top_n is None else int(options.top_n)
         self._options = options
         self._texts = [
@@ -102,6 +116,8 @@ class NodeRequest:
         self._scored, self._blank = split_empty(
             [text.shown for text in self._texts], options.on_empty_text, name=f"{where}nodes"
         )
+        if not self.query:
+            self._keep()
 
     @property
     def metadata(self) -> list[str]:
@@ -134,9 +150,27 @@ class NodeRequest:
         threshold = self._options.score_threshold
         return {"top_n": self.top_n, "score_threshold": threshold, "return_exceptions": True}
 
-    def fail(self, error: Exception) -> None:
-        """Set what came in place of a ranking."""
-        self.error = error
+    @property
+    def asks(self) -> bool:
+        """Whether there is something to rank, and a query to rank it by."""
+        return bool(self.nodes and self.query)
+
+    def fail(self, error: Exception, owner: str) -> None:
+        """Set what came in place of a ranking: the error, or the nodes in spite of it."""
+        if not is_kept(error, self._options.on_error):
+            self.error = error
+            return
+        self.caught = error
+        self._keep()
+        warn_kept(owner, error, len(self.output))
+
+    def _keep(self) -> None:
+        """Set the output: the nodes as they came, unscored and cut to top_n."""
+        if self._options.keep_unscored:
+            kept = sorted([*self._scored[: self.top_n], *self._blank])
+        else:
+            kept = sorted([*self._scored, *self._blank])[: self.top_n]
+        self.output = [self._copy(index, None) for index in kept]
 
     def _text(self, node: BaseNode, name: str) -> NodeText:
         options = self._options
@@ -156,20 +190,20 @@ class NodeRequest:
 
 
 @contextmanager
-def outcomes(asked: Sequence[NodeRequest]) -> Iterator[None]:
+def outcomes(asked: Sequence[NodeRequest], owner: str) -> Iterator[None]:
     """What the block raises is the outcome of every request of *asked*."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  # raised again once all are told of
         for request in asked:
-            request.fail(error)
+            request.fail(error, owner)
 
 
-def settle(asked: Sequence[NodeRequest], found: Sequence[Ranked]) -> None:
+def settle(asked: Sequence[NodeRequest], found: Sequence[Ranked], owner: str) -> None:
     """Give each request of *asked* its own of *found*."""
     for request, ranking in zip(asked, found, strict=True):
         if isinstance(ranking, Exception):
-            request.fail(ranking)
+            request.fail(ranking, owner)
         else:
             request.answer(ranking)
 
@@ -204,15 +238,19 @@ def _read_pair(request: object, name: str) -> tuple[Query, Sequence[NodeWithScor
     return query, nodes
 
 
-def _checked_query(query: Query | None, name: str) -> tuple[Query, str]:
-    """The query as it was given, and the text of it that is scored."""
+def _checked_query(
+    query: Query | None, name: str, on_blank_query: OnBlankQuery
+) -> tuple[Query, str]:
+    """The query as it was given, and the text that is scored: "" where a blank one is kept."""
     text = query.query_str if isinstance(query, QueryBundle) else query
     if query is None or not isinstance(text, str):
         raise InputError(
             f"{name} must be a str or a QueryBundle: got {query!r:.80}; pass query_str="
         )
-    if not text.strip():
-        raise InputError(f"{name} must not be blank: got {text!r:.80}")
+    if not text.strip() and on_blank_query == "error":
+        raise InputError(
+            f'{name} must not be blank: got {text!r:.80}; on_blank_query="keep" lets it pass'
+        )
     return query, text.strip()  # RetrieverTool hands over "query\n\n"
 
 

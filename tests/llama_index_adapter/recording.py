@@ -64,12 +64,16 @@ class Recording:
         self._spans = spans
 
     @property
+    def events(self) -> list[Any]:
+        return self._events.events
+
+    @property
     def starts(self) -> list[ReRankStartEvent]:
-        return [event for event in self._events.events if isinstance(event, ReRankStartEvent)]
+        return [event for event in self.events if isinstance(event, ReRankStartEvent)]
 
     @property
     def ends(self) -> list[ReRankEndEvent]:
-        return [event for event in self._events.events if isinstance(event, ReRankEndEvent)]
+        return [event for event in self.events if isinstance(event, ReRankEndEvent)]
 
     @property
     def ended(self) -> list[str]:

@@ -54,6 +54,8 @@ CHANGED = {
     "keep_retrieval_score": True,
     "on_empty_text": "keep_last",
     "keep_unscored": True,
+    "on_blank_query": "keep",
+    "on_error": "keep",
 }
 
 
@@ -80,6 +82,8 @@ def test_fields_are_the_configurations():
         "keep_retrieval_score",
         "on_empty_text",
         "keep_unscored",
+        "on_blank_query",
+        "on_error",
         "reranker",
     }
 
