@@ -165,6 +165,13 @@ class RerankerConfig:
             None if entry.name == "token" else getattr(self, entry.name) for entry in fields(self)
         ]
 
+    def __copy__(self) -> RerankerConfig:
+        """Itself, token and all: it never changes, and stays in this process."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> RerankerConfig:
+        return self
+
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices asked for, one or several."""

@@ -16,9 +16,18 @@ code spelling, the rule, the value got and the cure.
 
 from __future__ import annotations
 
+from .clean import message as shown
+
 
 class RerankError(Exception):
-    """The base of every error raised on purpose."""
+    """The base of every error raised on purpose.
+
+    Its message is one line, fit for a terminal and a log, and tells no token: what it quotes may
+    come from a stranger's file.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(message))
 
 
 class InputError(RerankError, ValueError):
@@ -36,13 +45,15 @@ class OptionError(ConfigError, TypeError):
 class MissingDependencyError(RerankError, ImportError):
     """An optional library is needed and absent.
 
-    `module` is what could not be imported, `extra` the extra of rerank-adapters that brings it.
+    `module` is what could not be imported, `extra` the extra of rerank-adapters that brings it, ""
+    where it comes with every install.
     """
 
     def __init__(self, module: str, extra: str) -> None:
         self.module = module
         self.extra = extra
-        super().__init__(f"`{module}` is not installed: pip install 'rerank-adapters[{extra}]'")
+        package = f"'rerank-adapters[{extra}]'" if extra else "--force-reinstall rerank-adapters"
+        super().__init__(f"`{module}` is not installed: pip install {package}")
 
     def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
         return type(self), (self.module, self.extra)

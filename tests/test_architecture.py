@@ -108,7 +108,8 @@ THIRD_PARTY = {
     },
     "engine": {"numpy"},
     "export": {
-        *("numpy", "onnx", "onnxruntime", "sentence_transformers", "torch", "transformers"),
+        *("numpy", "onnx", "onnxruntime", "onnxscript", "sentence_transformers", "torch"),
+        "transformers",
     },
     "families": {"numpy"},
     "langchain": {"langchain", "langchain_core", "pydantic", "typing_extensions"},

@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 import rerank_adapters
 from rerank_adapters import InputError, Reranker
+from rerank_adapters.clean import cells
 from rerank_adapters.cli import evaluate as evaluation
 from rerank_adapters.cli import main
 from rerank_adapters.cli import tune as tuning
@@ -33,7 +34,6 @@ from rerank_adapters.cli.corpus import Bm25, example_folder, passages
 from rerank_adapters.cli.demo import no_network
 from rerank_adapters.cli.reading import excerpts
 from rerank_adapters.cli.search import moved
-from rerank_adapters.ranking.table import cells
 from tests.checkpoints import build
 
 CORPUS = example_folder()

@@ -113,4 +113,4 @@ def backend_module(name: str) -> BackendModule:
         return cast("BackendModule", importlib.import_module(entry.module))
     except ImportError as error:
         missing = (error.name or entry.needs).partition(".")[0]
-        raise MissingDependencyError(missing, entry.extra or name) from error
+        raise MissingDependencyError(missing, entry.extra or "") from error

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..clean import one_line
 from ..errors import BackendError, ClosedError, ConfigError, ModelError
 from ..protocols import BackendTraits
 from ..tokens import TokenBatch
@@ -201,7 +202,7 @@ class OnnxBackend:
                 "%s scales int8 activations per batch, which would let a score depend on its batch "
                 "mates: pairs run one by one; `rerank-adapters export --dtype int8` makes a file "
                 "that need not",
-                self._file.name,
+                one_line(self._file.name),
             )
 
 

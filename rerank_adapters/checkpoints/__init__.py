@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from .files import Checkpoint
 from .json import NO_LIMIT
+from .links import check_links, inside
 from .manifest import ABSENT, FILE_NAME, FORMAT, Absent, Manifest
 from .template import TextTemplate
+from .trust import check_files
 
 __all__ = [
     "ABSENT",
@@ -16,4 +18,7 @@ __all__ = [
     "Checkpoint",
     "Manifest",
     "TextTemplate",
+    "check_files",
+    "check_links",
+    "inside",
 ]

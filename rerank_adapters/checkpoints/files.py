@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ModelError
 from .json import NO_LIMIT, read_json
+from .links import inside
 from .manifest import ABSENT, Manifest
 
 # Their positions start at padding_idx + 1, so that many rows of the table are never used.
@@ -185,4 +186,7 @@ def _labels(config: dict[str, Any]) -> int:
 def _module(folder: Path, entry: dict[str, Any]) -> Module:
     name = str(entry.get("type", "")).rpartition(".")[2]
     path = str(entry.get("path", ""))
-    return Module(name, read_json(folder / path / "config.json", {}) if path else {})
+    if not path:
+        return Module(name, {})
+    place = inside(folder, path, said_in=f"path in {folder / 'modules.json'}")
+    return Module(name, read_json(place / "config.json", {}))

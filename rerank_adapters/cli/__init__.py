@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from ..backends import BACKENDS
+from ..clean import one_line
 from ..errors import MissingDependencyError, RerankError
 from ..hints import option_hint
-from ..ranking.table import one_line
 
 EXTRAS = {
     **{entry.needs: entry.extra for entry in BACKENDS.values() if entry.extra},

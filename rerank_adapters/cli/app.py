@@ -257,8 +257,8 @@ def info(
     table(["what", "here"], [[name, _shown(value)] for name, value in facts.items()])
 
 
-def _shown(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+def _shown(value: Any) -> str | list[str]:
+    return list(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @app.command()

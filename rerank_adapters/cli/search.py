@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.panel import Panel
 from rich.text import Text
 
+from ..clean import one_line
 from ..errors import InputError
 from ..protocols import Ranker
 from ..ranking import Ranking
-from ..ranking.table import one_line
-from .console import emit, note, progress, say, table
+from .console import Cell, emit, note, panel, progress, say, table
 from .corpus import Bm25
 from .reading import Excerpt, excerpts
 
@@ -93,7 +92,7 @@ def _hits(
 
 
 def _show(hits: Sequence[Hit]) -> None:
-    rows: list[list[str | Text]] = []
+    rows: list[list[Cell]] = []
     for hit in hits:
         passage = Text(one_line(hit.source), style="cyan").append(
             "\n" + one_line(hit.text, SNIPPET), style="bold" if hit.rank == 1 else "default"
@@ -104,9 +103,7 @@ def _show(hits: Sequence[Hit]) -> None:
         )
     table(["rank", "was", "score", "passage"], rows)
     best = hits[0]
-    text = "\n".join(map(one_line, best.text.splitlines()))
-    title = Text(f"best passage: {one_line(best.source)}")
-    Console().print(Panel(Text(text), title=title, title_align="left"))
+    panel(best.text, f"best passage: {best.source}")
 
 
 def moved(before: int | None, after: int) -> Text:

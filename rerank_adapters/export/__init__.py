@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import onnx
-from sentence_transformers import CrossEncoder
-
 from .. import __version__
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingDependencyError
+
+try:  # before anything else fails for want of them
+    import onnx
+    import onnxscript  # noqa: F401  # torch.onnx needs it
+    from sentence_transformers import CrossEncoder
+except ImportError as error:
+    raise MissingDependencyError((error.name or "onnx").partition(".")[0], "export") from error
+
 from ..loading.hub import CONFIG_FILES, Source, open_model
 from . import files, gate, graph, network
 from .describing import describe
@@ -54,8 +59,8 @@ def export_onnx(
     int8 stores weights in 7 bits, one scale per output column and embedding row, and scales
     activations per token, so a score does not depend on its batch, bit for bit.
 
-    Raises ConfigError for an unknown dtype, and ModelError where the checkpoint cannot be loaded or
-    the graph drifts from torch; then nothing is written.
+    Raises ConfigError for an unknown dtype or a folder that cannot be written, and ModelError where
+    the checkpoint cannot be loaded or the graph drifts from torch; then nothing is written.
     """
     if dtype not in FILE_NAMES:
         raise ConfigError(f"dtype must be one of {', '.join(FILE_NAMES)}: got {dtype!r}")
@@ -67,8 +72,8 @@ def export_onnx(
         local_files_only=local_files_only,
     )
     checkpoint = source.fetch(_wanted(source, trust_remote_code=trust_remote_code))
-    oracle = network.load(checkpoint, trust_remote_code=trust_remote_code)
     with files.draft(Path(folder).resolve()) as draft:
+        oracle = network.load(checkpoint, trust_remote_code=trust_remote_code)
         _write(oracle, checkpoint, draft, dtype)
     return Path(folder)
 

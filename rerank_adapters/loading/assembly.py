@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import LoadOptions, backend_module
+from ..clean import one_line
 from ..config import RerankerConfig
 from ..engine.admission import Admission, Limits
 from ..engine.batching import BatchRule
@@ -96,7 +97,7 @@ def compose(
     if tokenizer.whole_pairs:
         reason = f"pairs are encoded whole, which is slower: {tokenizer.whole_pairs_reason}"
         facts["tokenizer"] = reason
-        logger.info("%s: %s", config.model, reason)
+        logger.info("%s: %s", one_line(config.model), one_line(reason))
     return _chain(
         tokenizer,
         meaning.family,

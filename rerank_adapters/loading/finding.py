@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backends import BACKENDS, Selection, backend_module
+from ..checkpoints import inside
 from ..config import DEFAULT_MODEL, RerankerConfig
 from ..errors import MissingDependencyError
 from . import bundled, hub
@@ -63,6 +64,8 @@ def find(config: RerankerConfig) -> Found:
     selection = module.select(source.files, dtype=dtype, file_name=config.file_name)
     code = ("*.py",) if config.trust_remote_code and entry.reads == "weights" else ()
     folder = source.fetch([*hub.CONFIG_FILES, *selection.patterns, *code])
+    if selection.file is not None:
+        inside(folder, selection.file, said_in="file_name")
     if config.model == DEFAULT_MODEL and entry.reads == "onnx":
         bundled.verify(folder)
     used = fingerprint(folder, selection, code=code)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import ModelError
+from ..checkpoints import check_links
+from ..errors import ConfigError, ModelError, RerankError
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRevisionInfo
@@ -23,6 +25,10 @@ CONFIG_FILES = (
     "additional_chat_templates/*",
 )
 """Everything but weights: small, and read by both backends."""
+
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+"""What the system says of a cache that cannot be written."""
 
 
 class Source(Protocol):
@@ -44,7 +50,10 @@ class Source(Protocol):
         ...
 
     def fetch(self, patterns: Sequence[str]) -> Path:
-        """A local folder that holds the files matching *patterns*; no others are asked for."""
+        """A local folder that holds the files matching *patterns*; no others are asked for.
+
+        Raises ModelError where a link in it leads out of it.
+        """
         ...
 
 
@@ -86,8 +95,9 @@ class LocalFolder:
         return _listing(self.folder)
 
     def fetch(self, patterns: Sequence[str]) -> Path:
-        """The folder itself."""
+        """The folder itself; ModelError where a link in it leads out of it."""
         del patterns  # everything there is, is here
+        check_links(self.folder)
         return self.folder
 
 
@@ -126,9 +136,13 @@ class HubModel:
                 local_files_only=self.local_files_only,
                 allow_patterns=list(patterns),
             )
-        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-            raise ModelError(self._missing(error)) from error
-        return Path(folder)
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError, RuntimeError) as error:
+            # What it quotes of a header or an address may be a secret, so it is told, not chained.
+            refusal = self._refusal(error)
+        else:
+            check_links(Path(folder))
+            return Path(folder)
+        raise refusal
 
     def _remote_files(self) -> frozenset[str]:
         from huggingface_hub import HfApi, constants
@@ -145,8 +159,19 @@ class HubModel:
             return frozenset()
         return frozenset(sibling.rfilename for sibling in info.siblings or ())
 
+    def _refusal(self, error: Exception) -> RerankError:
+        if getattr(error, "errno", None) in UNWRITABLE:
+            return ConfigError(
+                "cache_folder must be a folder that can be written: got "
+                f"{self.cache_folder!r} ({error}); pass cache_folder= another, set HF_HOME to one, "
+                "or make room on the disk"
+            )
+        return ModelError(self._missing(error))
+
     def _missing(self, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if self.token:
+            reason = reason.replace(self.token, "***")
         return (
             f"model {self.model!r} is no local folder and could not be had from the hub "
             f"({reason}): "

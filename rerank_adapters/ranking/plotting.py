@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..clean import one_line
 from ..errors import InputError, MissingDependencyError
 from . import RankedDocument, Ranking
-from .table import one_line
 
 try:
     from matplotlib import pyplot as plt

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import html
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
+
+from ..clean import one_line
 
 BAR = 10
 """Character cells from the lowest score to the highest."""
 
 _EXCERPT = 400
 """Cells of a text that the HTML table holds."""
-
-_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
 
 
 class Table(str):
@@ -60,42 +59,9 @@ def table(rows: Sequence[Row], *, width: int) -> Table:
     return Table(_plain(rows, shares, width), _html(rows, shares))
 
 
-def one_line(text: str, width: int | None = None) -> str:
-    """*text* on one line of at most *width* terminal cells, a cut marked by "…".
-
-    White space is joined; control characters, lone surrogates and marks that reorder text
-    become "\ufffd", so that no document can move the cursor or disguise its neighbours.
-    """
-    line = "".join(map(_safe, " ".join(text.split())))
-    if width is None or cells(line) <= width:
-        return line
-    kept, room = [], width - 1
-    for letter in line:
-        room -= cells(letter)
-        if room < 0:
-            break
-        kept.append(letter)
-    return "".join(kept).rstrip() + "…"
-
-
 def number(score: float) -> str:
     """Four decimals; a score too wide for them has four digits and a power of ten."""
     return f"{score:.4f}" if abs(score) < 1e5 else f"{score:.4g}"
-
-
-def cells(text: str) -> int:
-    """Terminal cells that *text* takes: two for wide characters, none for combining ones."""
-    return sum(
-        0
-        if unicodedata.category(letter) in ("Mn", "Me", "Cf")
-        else 1 + (unicodedata.east_asian_width(letter) in "WF")
-        for letter in text
-    )
-
-
-def _safe(letter: str) -> str:
-    unsafe = unicodedata.category(letter) in ("Cc", "Cs") or letter in _REORDERING
-    return "\ufffd" if unsafe else letter
 
 
 def _plain(rows: Sequence[Row], shares: Sequence[float], width: int) -> str:

@@ -19,7 +19,7 @@ from onnx import external_data_helper
 from safetensors.numpy import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
-from rerank_adapters.errors import ModelError
+from rerank_adapters.errors import ConfigError, ModelError
 from rerank_adapters.export import gate
 from rerank_adapters.loading import bundled
 from tests.checkpoints import PAIRS, build, encoder_for
@@ -235,10 +235,49 @@ def test_failing_midway_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(bundled, "write_safetensors", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ConfigError, match=r"cache_folder must be .*No space left"):
             bundled.unpack(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert (bundled.unpack(tmp_path) / "model.safetensors").exists()
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+SPOILED = {
+    "weights": ("model.safetensors", _flip),
+    "tokenizer": ("tokenizer.json", _flip),
+    "one is gone": ("config.json", Path.unlink),
+    "one too many": ("modules.json", lambda file: file.write_text("[]")),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_an_unpacked_copy_is_checked_as_shipped_files_are(
+    as_default: Path, tmp_path: Path, how: str
+) -> None:
+    """One flipped bit, a file gone or added: an error that says what to remove."""
+    name, spoil = SPOILED[how]
+    folder = bundled.unpack(tmp_path)
+    spoil(folder / name)
+    with pytest.raises(ModelError, match=rf"{name} .*: remove the folder"):
+        bundled.unpack(tmp_path)
+    shutil.rmtree(folder)
+    assert bundled.unpack(tmp_path) == folder
+    assert bundled.unpack(tmp_path) == folder  # and what was written is what is expected
+
+
+@pytest.mark.parametrize("where", ["a file", "/proc/nothing"])
+def test_a_cache_that_cannot_be_written_names_the_cure(
+    as_default: Path, tmp_path: Path, where: str
+) -> None:
+    """The option, what it is, and the two ways out."""
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(ConfigError, match=r"cache_folder must be .*pass cache_folder="):
+        bundled.unpack(tmp_path / where)
 
 
 def test_unpacking_at_once_in_threads(as_default: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from IPython.lib.pretty import pretty
 
 from rerank_adapters import InputError, RankedDocument, Ranking
+from rerank_adapters.clean import cells, one_line
 from rerank_adapters.ranking.ranking import ranked
-from rerank_adapters.ranking.table import cells, one_line
 
 RANKING = Ranking(
     [RankedDocument(2, 0.75), RankedDocument(0, 0.5, truncated=True), RankedDocument(1, 0.25)]

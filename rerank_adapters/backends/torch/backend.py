@@ -18,6 +18,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...clean import one_line
 from ...errors import BackendError, ClosedError, ConfigError
 from ...tokens import PairText, TokenBatch
 from .loading import LoadedCrossEncoder, resolve_device, resolve_dtype
@@ -63,7 +64,8 @@ class TorchBackend:
         )
         self.fallback = "; ".join(filter(None, (proven.why_padded, proven.why_texts)))
         if self.fallback:
-            logger.warning("%s runs slower than it could: %s", self._network, self.fallback)
+            reason = one_line(self.fallback)
+            logger.warning("%s runs slower than it could: %s", self._network, reason)
 
     @classmethod
     def from_folder(

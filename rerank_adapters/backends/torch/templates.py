@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ...checkpoints import Checkpoint, TextTemplate
+from ...checkpoints import Checkpoint, TextTemplate, check_files
 from ...errors import ModelError
 from ...families import chat_template_options, render_template
 
@@ -50,11 +50,12 @@ def convert_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Path:
 
 
 def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    check_files(folder, trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a class for each kind of damage
         raise ModelError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
 
 

@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from transformers import PreTrainedModel
 
-from ...checkpoints import Checkpoint
+from ...checkpoints import Checkpoint, check_files
 from ...errors import ModelError
 
 # transformers keeps what it ties and what it initialises per process, so two threads that load at
@@ -55,6 +55,7 @@ def load_whole(
     checkpoint = Checkpoint.read(folder)
     if not checkpoint.reranks:
         raise checkpoint.no_reranker()
+    check_files(folder, trust_remote_code=trust_remote_code)
     with _LOADING, _reports() as reports:
         cross_encoder = _load(
             checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code

@@ -20,17 +20,18 @@ import json
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ModelError
+from ...errors import ConfigError, ModelError
 
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "checksums.json"
+COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 DTYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "I8": np.int8}
 
 Array = NDArray[np.generic]
@@ -66,18 +67,34 @@ def unpack(cache_folder: str | Path | None = None) -> Path:
 
     None is `~/.cache/rerank-adapters`. The folder's name carries the checksum of the weights, so
     versions live side by side. It appears by one rename, whole or not at all, also when several
-    processes make it at once.
+    processes make it at once. One that is there already is checked, every byte of it.
+
+    Raises ModelError for a damaged file, ConfigError where the cache cannot be written.
     """
     source = folder()
     version = verify(source)[WEIGHTS][:16]
-    cache = Path.home() / ".cache" / "rerank-adapters" if cache_folder is None else cache_folder
-    target = Path(cache).expanduser() / f"default-{version}"
-    if target.is_dir():
-        return target
+    try:
+        cache = Path.home() / ".cache" / "rerank-adapters" if cache_folder is None else cache_folder
+        target = Path(cache).expanduser() / f"default-{version}"
+        if target.is_dir():
+            _verify_unpacked(source, target)
+        else:
+            _unpack(source, target)
+    except (OSError, RuntimeError) as error:  # Path.home() knows no home
+        raise ConfigError(
+            "cache_folder must be a folder that can be written, for the default model's weights: "
+            f'got {cache_folder!r} ({error}); pass cache_folder= another, or backend="onnx", which '
+            "unpacks nothing"
+        ) from error
+    return target
+
+
+def _unpack(source: Path, target: Path) -> None:
+    """Write the checkpoint beside *target* and rename it there, whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        for name in COPIED:
             shutil.copyfile(source / name, draft / name)
         write_safetensors(draft / WEIGHTS, dequantize(read_safetensors(source / WEIGHTS)))
         try:
@@ -87,7 +104,25 @@ def unpack(cache_folder: str | Path | None = None) -> Path:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return target
+
+
+def _verify_unpacked(source: Path, target: Path) -> None:
+    """Raise ModelError unless *target* holds what unpacking *source* would write, and no more."""
+    expected = {name: checksum_of(source / name) for name in COPIED}
+    digest = hashlib.sha256()
+    _write(digest.update, plain(read_safetensors(source / WEIGHTS)))
+    expected[WEIGHTS] = digest.hexdigest()
+    found = {path.name: path for path in target.iterdir()}
+    for name in sorted({*found, *expected}):
+        if name not in found or name not in expected or not found[name].is_file():
+            reason = "is missing" if name not in found else "does not belong there"
+        elif checksum_of(found[name]) != expected[name]:
+            reason = "is damaged"
+        else:
+            continue
+        raise ModelError(
+            f"{target / name} {reason}: remove the folder {target}, and it is unpacked again"
+        )
 
 
 def dequantize(tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -128,6 +163,11 @@ def read_safetensors(file: Path) -> dict[str, Array]:
 
 def write_safetensors(file: Path, tensors: Mapping[str, Array]) -> dict[str, int]:
     """Writes the tensors, float32 before int8, and returns where in the file each one starts."""
+    with file.open("wb") as stream:
+        return _write(stream.write, tensors)
+
+
+def _write(write: Callable[[bytes], object], tensors: Mapping[str, Array]) -> dict[str, int]:
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -142,12 +182,10 @@ def write_safetensors(file: Path, tensors: Mapping[str, Array]) -> dict[str, int
         position = span[1]
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % 64)  # so that the first tensor is aligned
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(header)) + header)
-        for _, values in ordered:
-            stream.write(np.ascontiguousarray(values).tobytes())
+    write(struct.pack("<Q", len(header)) + header)
     base, starts = 8 + len(header), {}
     for name, values in ordered:
+        write(np.ascontiguousarray(values).tobytes())
         starts[name], base = base, base + values.nbytes
     return starts
 
