@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .damage import as_model_error
 from .files import Checkpoint
 from .json import NO_LIMIT
 from .links import check_links, inside
@@ -18,6 +19,7 @@ __all__ = [
     "Checkpoint",
     "Manifest",
     "TextTemplate",
+    "as_model_error",
     "check_files",
     "check_links",
     "inside",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import LoadOptions, backend_module
+from ..checkpoints import as_model_error
 from ..clean import one_line
 from ..config import RerankerConfig
 from ..engine.admission import Admission, Limits
@@ -47,25 +48,26 @@ def start(found: Found, meaning: Meaning) -> Loaded:
     """Load the network of *found* on each of its devices, one engine before all of them."""
     config, tokenizer = found.config, meaning.tokenizer
     module, uncut = backend_module(found.backend), tokenizer.uncut()
-    backends = [
-        module.load(
-            found.folder,
-            found.selection,
-            LoadOptions(
-                device=device,
-                dtype=config.dtype,
-                num_workers=config.num_workers,
-                num_threads=config.num_threads,
-                trust_remote_code=config.trust_remote_code,
-                prompt=config.prompt,
-                pad_id=tokenizer.pad_id,
-                pad_side=tokenizer.pad_side,
-                max_length=tokenizer.max_length,
-                encode=lambda pairs: uncut.encode(pairs).batch,
-            ),
-        )
-        for device in config.devices
-    ]
+    with as_model_error(f"the model in {found.folder}"):
+        backends = [
+            module.load(
+                found.folder,
+                found.selection,
+                LoadOptions(
+                    device=device,
+                    dtype=config.dtype,
+                    num_workers=config.num_workers,
+                    num_threads=config.num_threads,
+                    trust_remote_code=config.trust_remote_code,
+                    prompt=config.prompt,
+                    pad_id=tokenizer.pad_id,
+                    pad_side=tokenizer.pad_side,
+                    max_length=tokenizer.max_length,
+                    encode=lambda pairs: uncut.encode(pairs).batch,
+                ),
+            )
+            for device in config.devices
+        ]
     return _behind_engine(
         backends,
         meaning.family,

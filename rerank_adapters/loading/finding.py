@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backends import BACKENDS, Selection, backend_module
-from ..checkpoints import inside
+from ..checkpoints import as_model_error, inside
 from ..config import DEFAULT_MODEL, RerankerConfig
 from ..errors import MissingDependencyError
 from . import bundled, hub
@@ -68,7 +68,8 @@ def find(config: RerankerConfig) -> Found:
         inside(folder, selection.file, said_in="file_name")
     if config.model == DEFAULT_MODEL and entry.reads == "onnx":
         bundled.verify(folder)
-    used = fingerprint(folder, selection, code=code)
+    with as_model_error(f"the model in {folder}"):
+        used = fingerprint(folder, selection, code=code)
     return Found(config, source, name, why, folder, selection, used)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, as_model_error
 from ..config import RerankerConfig
-from ..errors import MissingDependencyError, ModelError, RerankError
+from ..errors import MissingDependencyError
 from ..families import Family, family_for
 from ..tokenization import PairTokenizer
 from .finding import Found
@@ -25,14 +25,8 @@ class Meaning:
 
 def read(found: Found) -> Meaning:
     """Read the files of *found*; ModelError where a value in them is of the wrong kind."""
-    try:
+    with as_model_error(f"a file in {found.folder} holds a value of the wrong kind and"):
         return _read(found)
-    except RerankError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"a JSON file in {found.folder} holds a value of the wrong kind: {error}"
-        ) from error
 
 
 def _read(found: Found) -> Meaning:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
-from ..checkpoints import NO_LIMIT, Checkpoint
+from ..checkpoints import NO_LIMIT, Checkpoint, as_model_error
 from ..errors import ModelError
 from .truncation import Side
 
@@ -23,6 +25,9 @@ _WITHOUT_TYPE_IDS = {
     *("XLMRoberta",),
 }
 
+
+MOST_GROWTH = 10_000
+"""Letters that a normalizer may write for one; those of known models write a few."""
 
 _VOCABULARIES = ("vocab*", "merges*", "*.model", "*.spm", "*bpe*", "*.tiktoken")
 
@@ -75,10 +80,40 @@ def _load(folder: Path, convert: Convert | None) -> Tokenizer:
             # transformers would make a tokenizer of the special tokens alone, and score nonsense.
             raise ModelError(f"{file} is missing, and {folder} holds no older vocabulary either")
         file = convert(folder)
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises no narrower class
-        raise ModelError(f"{file} is no tokenizer that `tokenizers` can read: {error}") from error
+    with as_model_error(f"{file} is no tokenizer that `tokenizers` can read: it"):
+        tokenizer = Tokenizer.from_file(str(file))
+        _check_growth(file, tokenizer)
+    return tokenizer
+
+
+def _check_growth(file: Path, tokenizer: Tokenizer) -> None:
+    """Refuse a normalizer that may make a letter into thousands: a few lines would take all memory.
+
+    Told from its rules, since trying them would take it.
+    """
+    if tokenizer.normalizer is None:
+        return
+    growth = _growth(json.loads(tokenizer.normalizer.__getstate__()))
+    if growth > MOST_GROWTH:
+        raise ModelError(
+            f"{file} has a normalizer that may write {growth:.0e} letters for one: it must be at "
+            f"most {MOST_GROWTH}"
+        )
+
+
+def _growth(rule: dict[str, Any]) -> float:
+    """How many letters a normalizer may write for one, by its own JSON."""
+    if rule.get("type") == "Sequence":
+        parts = [_growth(part) for part in rule.get("normalizers", ())]
+        return min(math.prod(parts), 1e300)
+    if rule.get("type") == "Prepend":
+        return 1.0 + len(rule.get("prepend", ""))
+    if rule.get("type") != "Replace":
+        return 1.0
+    pattern, written = rule.get("pattern", {}), len(rule.get("content", ""))
+    if pattern.get("String"):
+        return max(1.0, written / len(pattern["String"]))
+    return 1.0 + written  # a pattern may match between any two letters
 
 
 def _stored_length(settings: dict[str, Any], sentence: dict[str, Any]) -> int:

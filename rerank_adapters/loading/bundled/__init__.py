@@ -110,7 +110,7 @@ def _verify_unpacked(source: Path, target: Path) -> None:
     """Raise ModelError unless *target* holds what unpacking *source* would write, and no more."""
     expected = {name: checksum_of(source / name) for name in COPIED}
     digest = hashlib.sha256()
-    _write(digest.update, plain(read_safetensors(source / WEIGHTS)))
+    _write(digest.update, dequantize(read_safetensors(source / WEIGHTS)))
     expected[WEIGHTS] = digest.hexdigest()
     found = {path.name: path for path in target.iterdir()}
     for name in sorted({*found, *expected}):
