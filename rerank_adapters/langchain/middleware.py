@@ -2,66 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
-from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
-from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_document
-from langchain_core.runnables import Runnable
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.messages import AnyMessage, ToolCall, ToolMessage
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.runnables import RunnableBinding
+from langchain_core.tools import BaseTool
+from langchain_core.tools.retriever import RetrieverInput
 
-from ..adapter_fields import Warmable
+from ..adapter_fields import (
+    OnBlankQuery,
+    OnError,
+    Warmable,
+    as_config_errors,
+    check_word,
+    is_kept,
+    warn_kept,
+)
 from ..errors import ConfigError, InputError, MissingDependencyError
 from ..protocols import Ranker
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState
+    from langchain.agents.middleware.types import ToolCallRequest
+    from langgraph.types import Command
 except ImportError as error:
     raise MissingDependencyError("langchain", "langchain-agents") from error
 
 from .compressor import CrossEncoderCompressor
+from .compressors import Compressor, accepts, as_runnable
+from .settings import SETTINGS
+from .tool_content import Formatter, Forms
+from .tool_results import Found, Pool, QueryOf, documents_of, last_round, query_of
 
-CALL_KEY = "rerank_adapters_tool_call_id"
-NOTHING_FOUND = "No relevant documents."
+logger = logging.getLogger(__name__)
 
-Compressor = Runnable[Any, list[Document]]
-QueryOf = Callable[[Sequence[AnyMessage]], str]
+Mode = Literal["before_model", "wrap_tool_call"]
+Result = ToolMessage | Command[Any]
 
 
 class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     """Reranks the documents in tool artifacts before the model reads them.
 
-    It looks at the results of the last round of tool calls: ToolMessages whose artifact is a list
-    of documents, as from `create_retriever_tool(..., response_format="content_and_artifact")`.
-    Documents of several tools compete in one ranking, so `top_n` counts over all of them. Each
-    message then holds, in content and artifact, those of its own documents that are left, best
-    first. Other messages stay as they are.
+    A tool's message holds documents where its artifact does: a list of them, as from
+    `create_retriever_tool(..., response_format="content_and_artifact")`, {"documents": [...]} or
+    (content, [...]). Each call is ranked by its own query. Calls of one round whose queries are
+    equal compete in one ranking, so `top_n` counts over all of them, and equal documents count
+    once. Each message then holds, in content and artifact, those of its own documents that are
+    left, best first, in the form that its tool wrote. Other messages stay as they are.
     """
 
     def __init__(
         self,
-        compressor: Compressor | None = None,
+        compressor: Compressor | BaseDocumentCompressor | None = None,
         *,
         reranker: Ranker | None = None,
         query: QueryOf | None = None,
+        tools: Sequence[str | BaseTool] | None = None,
+        name: str | None = None,
+        mode: Mode = "before_model",
         document_prompt: BasePromptTemplate[str] | None = None,
         document_separator: str = "\n\n",
+        formatters: Mapping[str, Formatter] | None = None,
+        on_blank_query: OnBlankQuery = "keep",
+        on_error: OnError = "raise",
     ) -> None:
         """*compressor* None: `CrossEncoderCompressor(reranker=reranker)`, which is given instead.
 
-        *query* makes the query from the messages; None takes the "query" argument of the tools that
-        found documents where all of them were asked the same, else the last human message that has
-        text. The last two arguments build a message's content, as in `create_retriever_tool`.
+        - query: makes the query from a tool call; None takes its "query" argument, else the last
+          human message that has text.
+        - tools: names of the tools whose results are reranked, or the tools. None: all of them.
+        - name: of this instance, one agent may hold several of different names. None: the class's,
+          with the settings that the compressor binds.
+        - mode: "before_model" ranks a round's results together. "wrap_tool_call" ranks each result
+          as it comes, so that what is streamed is what the model reads; calls do not compete then.
+        - document_prompt, document_separator: build the content of messages that they, or bare
+          page contents, made; as in `create_retriever_tool`.
+        - formatters: by tool, what builds the text of one document. Content of another form is put
+          together from its own pieces; where they are not found, InputError.
+        - on_blank_query: a call without text in its query. "keep": its documents in their order,
+          unscored, cut as usual. "error": InputError.
+        - on_error: a reranker that fails, or content whose pieces are not found. "raise" the error,
+          or "keep" the first stage's order, with a warning in the log.
+
+        Raises ConfigError.
         """
         super().__init__()
         if compressor is not None and reranker is not None:
             raise ConfigError("compressor has a reranker of its own: give either of the two")
-        self.compressor: Compressor = (
-            CrossEncoderCompressor(reranker=reranker) if compressor is None else compressor
-        )
-        self._query = query or query_of
-        self._prompt = document_prompt or PromptTemplate.from_template("{page_content}")
-        self._separator = document_separator
+        own = CrossEncoderCompressor(reranker=reranker) if compressor is None else compressor
+        self.compressor: Compressor = as_runnable(own)
+        with as_config_errors():
+            check_word("mode", mode, get_args(Mode))
+            check_word("on_blank_query", on_blank_query, get_args(OnBlankQuery))
+            check_word("on_error", on_error, get_args(OnError))
+        self.tool_names = _names(tools)
+        self._name = _checked_name(name) or _default_name(self)
+        self._query = query
+        self._mode = mode
+        self._forms = Forms(document_prompt, document_separator, _checked_formatters(formatters))
+        self._on_blank_query = on_blank_query
+        self._on_error: OnError = on_error
+        self._warned: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        """What `create_agent` tells instances apart by, and calls its node in the graph after."""
+        return self._name
 
     def warm(self) -> None:
         """Get the compressor's model ready, not at the first call, where it has one to warm."""
@@ -79,10 +130,8 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         runtime: Any,  # noqa: ARG002 (the hook's signature)
     ) -> dict[str, Any] | None:
         """Rerank the results of the last round of tool calls."""
-        results = _results(state["messages"])
-        if not results:
-            return None
-        return self._update(results, self.compressor.invoke(self._input(state, results)))
+        pools = self._round(state)
+        return {"messages": self._rank(pools)} if pools else None
 
     async def abefore_model(
         self,
@@ -90,70 +139,183 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         runtime: Any,  # noqa: ARG002 (the hook's signature)
     ) -> dict[str, Any] | None:
         """`before_model`, awaited."""
-        results = _results(state["messages"])
-        if not results:
-            return None
-        return self._update(results, await self.compressor.ainvoke(self._input(state, results)))
+        pools = self._round(state)
+        return {"messages": await self._arank(pools)} if pools else None
 
-    def _input(self, state: AgentState[Any], results: Sequence[ToolMessage]) -> dict[str, Any]:
-        documents = [
-            document.model_copy(
-                update={"metadata": {**document.metadata, CALL_KEY: result.tool_call_id}}
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Result]
+    ) -> Result:
+        """Rerank what one call found, in that mode; else only see whether it can be reranked."""
+        result = handler(request)
+        pools = self._result(request, result)
+        return _replaced(result, self._rank(pools)) if pools else result
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
+    ) -> Result:
+        """`wrap_tool_call`, awaited."""
+        result = await handler(request)
+        pools = self._result(request, result)
+        return _replaced(result, await self._arank(pools)) if pools else result
+
+    def _round(self, state: AgentState[Any]) -> list[Pool]:
+        messages = state["messages"]
+        return self._pools(last_round(messages), messages) if self._mode == "before_model" else []
+
+    def _result(self, request: ToolCallRequest, result: Result) -> list[Pool]:
+        messages = _messages(result)
+        for message in messages:
+            self._see(request.tool, message)
+        if self._mode == "before_model":
+            return []
+        own = [(one, request.tool_call) for one in messages]
+        return self._pools(own, request.state.get("messages") or [])
+
+    def _see(self, tool: BaseTool | None, message: ToolMessage) -> None:
+        """Warn, once for each, of retriever tools whose documents do not come with the message."""
+        if tool is None or not self._is_chosen(tool.name) or message.artifact is not None:
+            return
+        if tool.args_schema is RetrieverInput and tool.name not in self._warned:
+            self._warned.add(tool.name)
+            logger.warning(
+                "%s: the tool %r returns text alone, which is not reranked: make it with "
+                'response_format="content_and_artifact"',
+                *(self.name, tool.name),
             )
-            for result in results
-            for document in result.artifact
-        ]
-        return {"query": self._query(state["messages"]), "documents": documents}
 
-    def _update(
-        self, results: Sequence[ToolMessage], ranked: Sequence[Document]
-    ) -> dict[str, list[ToolMessage]]:
-        kept: dict[str, list[Document]] = {result.tool_call_id: [] for result in results}
-        for document in ranked:
-            metadata = dict(document.metadata)
-            call = metadata.pop(CALL_KEY, None)
-            if call not in kept:
-                raise InputError(
-                    f"compressor must keep metadata[{CALL_KEY!r}], which says whose document it is"
-                )
-            kept[call].append(document.model_copy(update={"metadata": metadata}))
-        # Messages with a known id take the place of those in the state.
-        return {
-            "messages": [self._rebuilt(result, kept[result.tool_call_id]) for result in results]
-        }
+    def _is_chosen(self, tool: str | None) -> bool:
+        return self.tool_names is None or tool in self.tool_names
 
-    def _rebuilt(self, result: ToolMessage, documents: list[Document]) -> ToolMessage:
-        texts = [format_document(document, self._prompt) for document in documents]
-        content = self._separator.join(texts) if texts else NOTHING_FOUND
-        return result.model_copy(update={"content": content, "artifact": documents})
+    def _pools(
+        self,
+        results: Sequence[tuple[ToolMessage, ToolCall | None]],
+        messages: Sequence[AnyMessage],
+    ) -> list[Pool]:
+        """What is ranked together: results of equal queries."""
+        pools: dict[str, list[Found]] = {}
+        for message, call in results:
+            if self._is_chosen(message.name or (call["name"] if call else None)):
+                found = self._found(message, call, messages)
+                if found is not None:
+                    pools.setdefault(found.query, []).append(found)
+        return [Pool(query, found) for query, found in pools.items()]
+
+    def _found(
+        self, message: ToolMessage, call: ToolCall | None, messages: Sequence[AnyMessage]
+    ) -> Found | None:
+        parts = documents_of(message.artifact)
+        if parts is None:
+            return None
+        documents, put = parts
+        tool = message.name or (call["name"] if call else "")
+        form = self._forms.of(tool, message.content, documents)
+        if form is not None:
+            return Found(message, query_of(call, messages, self._query), documents, put, form)
+        error = InputError(
+            f"the content of tool {tool!r} must hold its documents' texts to be written anew: give "
+            f"formatters={{{tool!r}: ...}} or document_prompt=, or leave it out of tools="
+        )
+        if self._on_error == "raise":
+            raise error
+        warn_kept(self.name, error, len(documents))
+        return None
+
+    def _rank(self, pools: Sequence[Pool]) -> list[ToolMessage]:
+        asked = [pool for pool in pools if self._asks(pool)]
+        found: list[Any] = self.compressor.batch(
+            [pool.to_rank for pool in asked], return_exceptions=True, **self._arguments()
+        )
+        return self._messages(pools, asked, found)
+
+    async def _arank(self, pools: Sequence[Pool]) -> list[ToolMessage]:
+        asked = [pool for pool in pools if self._asks(pool)]
+        found: list[Any] = await self.compressor.abatch(
+            [pool.to_rank for pool in asked], return_exceptions=True, **self._arguments()
+        )
+        return self._messages(pools, asked, found)
+
+    def _asks(self, pool: Pool) -> bool:
+        """Whether the compressor is to see *pool*: one without a query only if it knows of that."""
+        blank = not pool.query.strip()
+        if blank and self._on_blank_query == "error":
+            raise InputError(f"query must be a str that is not blank: got {pool.query!r:.80}")
+        return not blank or accepts(self.compressor, "on_blank_query")
+
+    def _arguments(self) -> dict[str, Any]:
+        """What of our own choices the compressor obeys by itself."""
+        own: dict[str, Any] = {"on_blank_query": self._on_blank_query}
+        if self._on_error == "keep":
+            own["on_error"] = "keep"
+        return {name: value for name, value in own.items() if accepts(self.compressor, name)}
+
+    def _messages(
+        self,
+        pools: Sequence[Pool],
+        asked: Sequence[Pool],
+        found: Sequence[list[Document] | Exception],
+    ) -> list[ToolMessage]:
+        """Every pool's messages; they take the place of those in the state, whose ids they have."""
+        outcomes = dict(zip(map(id, asked), found, strict=True))
+        messages: list[ToolMessage] = []
+        for pool in pools:
+            outcome = outcomes.get(id(pool))
+            if isinstance(outcome, Exception) and not is_kept(outcome, self._on_error):
+                raise outcome
+            if isinstance(outcome, Exception):
+                warn_kept(self.name, outcome, len(pool.to_rank["documents"]))
+            ranked = None if isinstance(outcome, Exception) else outcome
+            messages += pool.whole if ranked is None else pool.answers(ranked)
+        return messages
 
 
-def query_of(messages: Sequence[AnyMessage]) -> str:
-    """The one "query" of the calls that found documents, or else what the human said last."""
-    found = {result.tool_call_id for result in _results(messages)}
-    asked = next((one for one in reversed(messages) if isinstance(one, AIMessage)), None)
-    calls = [call for call in asked.tool_calls if call["id"] in found] if asked else []
-    queries = [call["args"].get("query") for call in calls]
-    first = queries[0] if queries else None
-    if isinstance(first, str) and first.strip() and all(query == first for query in queries):
-        return first
-    for message in reversed(messages):
-        if isinstance(message, HumanMessage) and message.text.strip():
-            return str(message.text)
-    raise InputError("messages hold no human message with text and no one query: give query=")
+def _messages(result: Result) -> list[ToolMessage]:
+    """The tool messages of a tool's result."""
+    if isinstance(result, ToolMessage):
+        return [result]
+    update = result.update if isinstance(result.update, dict) else {}
+    several = update.get("messages") or []
+    return [one for one in several if isinstance(one, ToolMessage)]
 
 
-def _results(messages: Sequence[AnyMessage]) -> list[ToolMessage]:
-    """The tool messages at the end whose artifact is a list of documents."""
-    results: list[ToolMessage] = []
-    for message in reversed(messages):
-        if not isinstance(message, ToolMessage):
-            break
-        artifact = message.artifact
-        if (
-            isinstance(artifact, list)
-            and artifact
-            and all(isinstance(d, Document) for d in artifact)
-        ):
-            results.insert(0, message)
-    return results
+def _replaced(result: Result, ranked: Sequence[ToolMessage]) -> Result:
+    """*result* with *ranked* in the place of messages of the same call."""
+    if isinstance(result, ToolMessage):
+        return ranked[0]
+    calls: dict[Any, ToolMessage] = {one.tool_call_id: one for one in ranked}
+    update: Any = result.update
+    messages = [calls.get(getattr(one, "tool_call_id", None), one) for one in update["messages"]]
+    return dataclasses.replace(result, update={**update, "messages": messages})
+
+
+def _names(tools: Sequence[str | BaseTool] | None) -> frozenset[str] | None:
+    if tools is None:
+        return None
+    several = [] if isinstance(tools, str) or not isinstance(tools, Sequence) else list(tools)
+    if not several or not all(isinstance(one, str | BaseTool) for one in several):
+        raise ConfigError(
+            f"tools must be a sequence of names or tools, or None for all: got {tools!r:.80}"
+        )
+    return frozenset(one if isinstance(one, str) else one.name for one in several)
+
+
+def _checked_name(name: object) -> str | None:
+    if name is not None and (not isinstance(name, str) or not name.strip()):
+        raise ConfigError(f"name must be a str that is not blank, or None: got {name!r:.80}")
+    return name
+
+
+def _default_name(middleware: RerankingMiddleware) -> str:
+    """The class's name, with plain settings that the compressor binds: equal in every process."""
+    kind, compressor = type(middleware).__name__, middleware.compressor
+    bound = compressor.kwargs if isinstance(compressor, RunnableBinding) else {}
+    plain = {k: v for k, v in bound.items() if k in SETTINGS and isinstance(v, int | float | str)}
+    return f"{kind}({', '.join(f'{k}={v}' for k, v in sorted(plain.items()))})" if plain else kind
+
+
+def _checked_formatters(formatters: Mapping[str, Formatter] | None) -> dict[str, Formatter]:
+    given = {} if formatters is None else formatters
+    if not isinstance(given, Mapping) or not all(map(callable, given.values())):
+        raise ConfigError(
+            f"formatters must map names of tools to functions of a document: got {formatters!r:.80}"
+        )
+    return dict(given)

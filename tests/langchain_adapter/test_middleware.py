@@ -20,7 +20,6 @@ from pydantic import Field
 
 from rerank_adapters import InputError, Reranker
 from rerank_adapters.langchain import CrossEncoderCompressor, RerankingMiddleware
-from rerank_adapters.langchain.middleware import query_of
 from tests.langchain_adapter.samples import (
     KEY,
     QUERIES,
@@ -159,43 +158,61 @@ async def test_each_round_is_reranked_once(compressor: CrossEncoderCompressor) -
     assert two.artifact == compressor.compress_documents(documents()[HALF:], QUERIES[1])
 
 
-async def test_the_query(compressor: CrossEncoderCompressor) -> None:
-    """What all tools were asked; else what the human asked; else what the caller says."""
-
-    async def with_query(script: AIMessage, **options: Any) -> list[Document]:
-        messages, _ = await run(
-            RerankingMiddleware(compressor, **options), [script], question=QUERIES[2]
-        )
-        return [document for message in messages for document in message.artifact]
-
-    def wanted(query: str) -> set[str]:
-        return {str(d.metadata[KEY]) for d in compressor.compress_documents(documents(), query)}
-
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_each_call_is_ranked_by_its_own_query(
+    compressor: CrossEncoderCompressor, asynchronous: bool
+) -> None:
+    """Its "query" argument, or a function of the call; three documents for each."""
     differing = calls("news", "books")
     differing.tool_calls[1]["args"]["query"] = QUERIES[1]
-    for found, query in (
-        (await with_query(calls("news", "books")), QUERY),
-        (await with_query(differing), QUERIES[2]),
-        (await with_query(differing, query=lambda messages: QUERIES[3]), QUERIES[3]),
+    half = {"news": documents()[:HALF], "books": documents()[HALF:]}
+    for function, queries in (
+        (None, {"news": QUERY, "books": QUERIES[1]}),
+        (lambda call: f"{call['name']} {QUERIES[2]}", None),
     ):
-        assert {str(document.metadata[KEY]) for document in found} == wanted(query)
+        messages, _ = await run(
+            RerankingMiddleware(compressor, query=function), [differing], asynchronous=asynchronous
+        )
+        for message in messages:
+            query = queries[message.name] if queries else f"{message.name} {QUERIES[2]}"
+            assert message.artifact == compressor.compress_documents(half[message.name], query)
 
 
-async def test_only_the_tools_that_found_documents_say_the_query(
+async def test_a_document_that_two_tools_found_counts_once(
     compressor: CrossEncoderCompressor,
 ) -> None:
-    """A clock beside a search has no query of its own; a "query" that is a list is not one."""
-    clock_call: Any = {"name": "clock", "args": {}, "id": "call-clock"}
-    both = AIMessage("", tool_calls=[clock_call, *calls("news").tool_calls])
-    (_, news), _ = await run(RerankingMiddleware(compressor), [both], question=QUERIES[2])
-    assert news.artifact == compressor.compress_documents(documents()[:HALF], QUERY)
+    """Of equal queries: top_n counts over different documents, each message shows its own."""
+    both = [search("left", documents()[:8]), search("right", documents()[4:])]
+    state: Any = {"messages": [HumanMessage("?"), calls("left", "right")]}
+    state["messages"] += [
+        one.invoke(c) for one, c in zip(both, calls("left", "right").tool_calls, strict=True)
+    ]
+    update = RerankingMiddleware(compressor.bind(top_n=5)).before_model(state, None)
+    wanted = compressor.compress_documents(documents(), QUERY, top_n=5)
+    left, right = update["messages"]
+    assert left.artifact == [one for one in wanted if one in scored(documents()[:8], wanted)]
+    assert right.artifact == [one for one in wanted if one in scored(documents()[4:], wanted)]
+    assert {one.id for one in [*left.artifact, *right.artifact]} == {one.id for one in wanted}
+
+
+def scored(found: list[Document], ranked: list[Document]) -> list[Document]:
+    """The documents of *ranked* that are among *found*."""
+    return [one for one in ranked if one.id in {document.id for document in found}]
+
+
+async def test_a_call_without_a_query_is_ranked_by_the_human_s_words(
+    compressor: CrossEncoderCompressor,
+) -> None:
+    """The last message with text, where the call has no "query" that is a str."""
     several = AIMessage(
         "", tool_calls=[{"name": "news", "args": {"query": [QUERY, "more"]}, "id": "1"}]
     )
-    found = ToolMessage("", tool_call_id="1", artifact=documents())
+    texts = "\n\n".join(one.page_content for one in documents())
+    found = ToolMessage(texts, tool_call_id="1", artifact=documents())
     picture = HumanMessage([{"type": "image_url", "image_url": {"url": "data:,"}}])
-    said = query_of([HumanMessage(QUERIES[1]), picture, several, found])
-    assert said == QUERIES[1]
+    state: Any = {"messages": [HumanMessage(QUERIES[1]), picture, several, found]}
+    (message,) = RerankingMiddleware(compressor).before_model(state, None)["messages"]
+    assert message.artifact == compressor.compress_documents(documents(), QUERIES[1])
 
 
 async def test_a_compressor_that_drops_metadata_is_an_error(

@@ -1,0 +1,157 @@
+"""Documents in tool messages: found in their artifacts, ranked together, put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolCall, ToolMessage
+
+from ..errors import InputError
+from .tool_content import Form, Kept
+
+INDEX_KEY = "rerank_adapters_index"
+
+QueryOf = Callable[[ToolCall], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The documents of one tool message, and what was asked for them.
+
+    put   makes an artifact like the one that came, around other documents
+    form  makes the content
+    """
+
+    message: ToolMessage
+    query: str
+    documents: list[Document]
+    put: Callable[[str, list[Document]], Any]
+    form: Form
+
+    def answer(self, kept: Kept) -> ToolMessage:
+        """The message with what is *kept* of its documents, best first."""
+        content = self.form(kept)
+        artifact = self.put(content if isinstance(content, str) else "", [one for _, one in kept])
+        return self.message.model_copy(update={"content": content, "artifact": artifact})
+
+
+class Pool:
+    """The documents of all messages that were asked one query; equal ones are one."""
+
+    def __init__(self, query: str, found: Sequence[Found]) -> None:
+        self.query = query
+        self._found = found
+        self._documents: list[Document] = []
+        self._indices = [[self._index(document) for document in one.documents] for one in found]
+
+    @property
+    def to_rank(self) -> dict[str, Any]:
+        """What a compressor is given: copies that say which document they are."""
+        documents = [
+            document.model_copy(update={"metadata": {**document.metadata, INDEX_KEY: index}})
+            for index, document in enumerate(self._documents)
+        ]
+        return {"query": self.query, "documents": documents}
+
+    @property
+    def whole(self) -> list[ToolMessage]:
+        """The messages as they came."""
+        return [one.message for one in self._found]
+
+    def answers(self, ranked: Sequence[Document]) -> list[ToolMessage]:
+        """The messages, each with its own of *ranked*. InputError where a copy lost its index."""
+        best: dict[int, Document] = {}
+        for document in ranked:
+            metadata = dict(document.metadata)
+            index = metadata.pop(INDEX_KEY, None)
+            if not isinstance(index, int) or not 0 <= index < len(self._documents):
+                raise InputError(
+                    f"compressor must keep metadata[{INDEX_KEY!r}], which says which document it is"
+                )
+            best[index] = document.model_copy(update={"metadata": metadata})
+        return [
+            one.answer([(own.index(index), best[index]) for index in best if index in own])
+            for one, own in zip(self._found, self._indices, strict=True)
+        ]
+
+    def _index(self, document: Document) -> int:
+        if document not in self._documents:
+            self._documents.append(document)
+        return self._documents.index(document)
+
+
+def last_round(messages: Sequence[AnyMessage]) -> list[tuple[ToolMessage, ToolCall | None]]:
+    """The tool messages since the model spoke last, each with its call."""
+    results: list[ToolMessage] = []
+    calls: dict[str | None, ToolCall] = {}
+    for message in reversed(messages):
+        if isinstance(message, AIMessage):
+            calls = {call["id"]: call for call in message.tool_calls}
+            break
+        if isinstance(message, ToolMessage):
+            results.insert(0, message)
+    return [(result, calls.get(result.tool_call_id)) for result in results]
+
+
+def query_of(
+    call: ToolCall | None, messages: Sequence[AnyMessage], function: QueryOf | None
+) -> str:
+    """What *function* makes of *call*, or its "query", or what the human said last."""
+    if function is not None and call is not None:
+        query = function(call)
+        if not isinstance(query, str):
+            raise InputError(f"query({call['name']!r} call) must give a str: got {query!r:.80}")
+        return query
+    asked = call["args"].get("query") if call else None
+    if isinstance(asked, str):
+        return asked
+    for message in reversed(messages):
+        if isinstance(message, HumanMessage) and message.text.strip():
+            return str(message.text)
+    raise InputError('neither a "query" argument nor a human message with text: give query=')
+
+
+def documents_of(
+    artifact: object,
+) -> tuple[list[Document], Callable[[str, list[Document]], Any]] | None:
+    """The documents in *artifact*, and how others take their place; None where it has none.
+
+    Known are a list of documents, {"documents": [...]} and (content, [...]); each document may be a
+    dict, as a checkpoint gives it back.
+    """
+    if isinstance(artifact, Mapping):
+        found = _documents(artifact.get("documents"))
+        return None if found is None else (found, lambda _, new: {**artifact, "documents": new})
+    if isinstance(artifact, list | tuple) and len(artifact) == 2 and isinstance(artifact[0], str):
+        found = _documents(artifact[1])
+        kind = list if isinstance(artifact, list) else tuple
+        return None if found is None else (found, lambda content, new: kind([content, new]))
+    found = _documents(artifact)
+    return None if found is None else (found, lambda _, new: new)
+
+
+def _documents(values: object) -> list[Document] | None:
+    if not isinstance(values, list | tuple) or not values:
+        return None
+    documents = [_document(value) for value in values]
+    found = [document for document in documents if document is not None]
+    return found if len(found) == len(documents) else None
+
+
+def _document(value: Any) -> Document | None:
+    if isinstance(value, Document):
+        return value
+    if not isinstance(value, Mapping):
+        return None
+    if value.get("type") == "constructor" and isinstance(value.get("kwargs"), Mapping):
+        value = value["kwargs"]  # as `dumpd` writes it
+    if not isinstance(value.get("page_content"), str):
+        return None
+    return Document(
+        page_content=value["page_content"],
+        metadata=dict(value.get("metadata") or {}),
+        id=value.get("id"),
+    )
