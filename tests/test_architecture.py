@@ -112,7 +112,7 @@ THIRD_PARTY = {
         "transformers",
     },
     "families": {"numpy"},
-    "langchain": {"langchain", "langchain_core", "pydantic", "typing_extensions"},
+    "langchain": {"langchain", "langchain_core", "langgraph", "pydantic", "typing_extensions"},
     "llama_index": {"llama_index", "pydantic"},
     "loading.assembly": {"numpy"},
     "loading.bundled": {"numpy"},
