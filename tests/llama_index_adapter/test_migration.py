@@ -6,10 +6,12 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core.postprocessor import SentenceTransformerRerank
+from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
+from llama_index.core.postprocessor import LLMRerank, SentenceTransformerRerank
 
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from tests.checkpoints import build
@@ -45,20 +47,81 @@ def section(title: str) -> list[tuple[str, str]]:
     return [(old.strip(), new.strip()) for old, new in rows if old.strip() != "before"]
 
 
-def test_the_first_table_has_every_argument_of_the_old_class():
-    """No argument of core's class is missing from the page."""
-    named = {re.match(r"`(\w+)", old)[1] for old, _ in section("SentenceTransformerRerank")}
-    assert set(inspect.signature(SentenceTransformerRerank).parameters) <= named
+@pytest.mark.parametrize("old_class", [SentenceTransformerRerank, LLMRerank])
+def test_a_table_has_every_argument_of_the_old_class(old_class: type):
+    """No argument of core's classes is missing from the page."""
+    named = {re.match(r"`(\w+)", old)[1] for old, _ in section(old_class.__name__)}
+    arguments = inspect.signature(old_class.__init__).parameters
+    assert set(arguments) - {"self"} <= named
 
 
-@pytest.mark.parametrize(
-    "title", ["SentenceTransformerRerank", "FlagEmbeddingReranker", "FlashRankRerank"]
+TITLES = (
+    *("SentenceTransformerRerank", "FlagEmbeddingReranker", "FlashRankRerank"),
+    *("ColbertRerank", "LLMRerank", "CohereRerank", "JinaRerank"),
 )
+
+
+@pytest.mark.parametrize("title", TITLES)
 def test_every_new_name_is_a_field(title: str):
-    """What the right column names is a field of CrossEncoderPostprocessor."""
+    """What the right column names is a field of CrossEncoderPostprocessor, with the value shown."""
     rows = section(title)
-    assert len(rows) >= 4
+    assert len(rows) >= 3
     assert {re.match(r"`(\w+)", new)[1] for _, new in rows} <= FIELDS
+    for _, new in rows:
+        for shown in re.findall(r"`(\w+=[\"\w/.()-]+)`", new):
+            call = ast.parse(f"f({shown})", mode="eval").body
+            if all(isinstance(it.value, ast.Constant) for it in call.keywords):
+                fields = {it.arg: it.value.value for it in call.keywords}
+                made = CrossEncoderPostprocessor(**fields)
+                assert {name: getattr(made, name) for name in fields} == fields
+
+
+class Grading(CustomLLM):
+    """Answers an LLMRerank with the documents and grades that it was made with."""
+
+    grades: dict[int, int]
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata()
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return CompletionResponse(
+            text="\n".join(f"Doc: {n + 1}, Relevance: {it}" for n, it in self.grades.items())
+        )
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+
+def test_llm_rerank_and_its_successor_choose_alike():
+    """Both keep top_n in the order of their scores; only ours keeps nodes that no answer named."""
+    ours = CrossEncoderPostprocessor(model=str(exported("bert")), backend="onnx", top_n=3)
+    after = ours.postprocess_nodes(nodes(), query_str=QUERY)
+    order = [int(it.node_id.removeprefix("node-")) for it in after]
+    grades = {order[0]: 9, order[1]: 5}  # what a language model that left one out would say
+    before = LLMRerank(llm=Grading(grades=grades), top_n=3).postprocess_nodes(
+        nodes(), query_str=QUERY
+    )
+    assert [it.node_id for it in before] == [it.node_id for it in after[:2]]
+    assert len(after) == 3
+
+
+def test_what_replaces_retries_and_prompts_runs():
+    """Rows of Cohere, Colbert and LLMRerank: a failure keeps nodes, `text_fn`, the old score."""
+    kept = CrossEncoderPostprocessor(model="/no/such/folder", on_error="keep", top_n=2)
+    result = kept.postprocess_nodes(nodes(), query_str=QUERY)
+    assert [(it.node_id, it.score) for it in result] == [("node-0", None), ("node-1", None)]
+    fields = {"model": str(exported("bert")), "backend": "onnx", "top_n": 1}
+    given = [it for it in nodes() if it.node_id == "node-2"]
+    (scored,) = CrossEncoderPostprocessor(**fields, keep_retrieval_score=True).postprocess_nodes(
+        given, query_str=QUERY
+    )
+    assert scored.metadata["retrieval_score"] == given[0].score
+    (formatted,) = CrossEncoderPostprocessor(
+        **fields, text_fn=lambda node: node.get_content().upper()
+    ).postprocess_nodes(given, query_str=QUERY)
+    assert formatted.score != scored.score
 
 
 def test_the_examples_can_be_made():
@@ -70,6 +133,6 @@ def test_the_examples_can_be_made():
         for node in ast.walk(ast.parse(block))
         if isinstance(node, ast.Call) and node.func.id == "CrossEncoderPostprocessor"
     ]
-    assert len(calls) == 3
+    assert len(calls) == 7
     for call in calls:
         CrossEncoderPostprocessor(**{it.arg: ast.literal_eval(it.value) for it in call.keywords})
