@@ -10,6 +10,7 @@ from langchain_core.load.serializable import (
     SerializedConstructor,
     SerializedNotImplemented,
 )
+from langchain_core.runnables import ConfigurableFieldSpec
 from pydantic.json_schema import SkipJsonSchema
 
 from ..adapter_fields import (
@@ -22,7 +23,7 @@ from ..adapter_fields import (
     plain_selection,
 )
 from ..config import RerankerConfig
-from .settings import Dedupe, Settings
+from .settings import SPECS, Dedupe, Settings
 
 __all__ = ["FIELDS_CONFIG", "Carried", "RankingFields", "RerankerFields"]
 
@@ -71,6 +72,11 @@ class RankingFields(FallbackFields, Serializable):
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model."""
         return super().to_json() if self.reranker is None else self.to_json_not_implemented()
+
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        """What config["configurable"] obeys: the settings that a call may make."""
+        return list(SPECS)
 
     def _settings(self) -> Settings:
         """What calls are made with unless they say otherwise. Raises InputError."""

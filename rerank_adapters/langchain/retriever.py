@@ -231,7 +231,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         self, queries: list[str], configs: list[RunnableConfig], route: Route
     ) -> list[Outcome]:
         """Documents or error per query."""
-        found = route.base.batch(queries, configs, return_exceptions=True, **route.to_base)
+        found = route.search(queries, configs)
         indices, inputs = _inputs(queries, found, route.rerank_count)
         ranked = route.rank(inputs, [configs[index] for index in indices])
         return _merged(found, indices, ranked)
@@ -240,7 +240,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):
         self, queries: list[str], configs: list[RunnableConfig], route: Route
     ) -> list[Outcome]:
         """`_retrieve`, awaited."""
-        found = await route.base.abatch(queries, configs, return_exceptions=True, **route.to_base)
+        found = await route.asearch(queries, configs)
         indices, inputs = _inputs(queries, found, route.rerank_count)
         ranked = await route.arank(inputs, [configs[index] for index in indices])
         return _merged(found, indices, ranked)

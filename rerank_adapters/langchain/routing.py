@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from langchain_core.retrievers import RetrieverLike
+from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import patch_config
+from langchain_core.runnables.config import patch_config, run_in_executor
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from ..checks import check_selection
@@ -73,6 +73,21 @@ class Route:
             to_base=to_base,
             to_compressor=to_compressor,
         )
+
+    def search(self, queries: list[str], configs: list[RunnableConfig]) -> list[Any]:
+        """What the base retriever finds for each of *queries*, or its error."""
+        found: list[Any] = self.base.batch(queries, configs, return_exceptions=True, **self.to_base)
+        return found
+
+    async def asearch(self, queries: list[str], configs: list[RunnableConfig]) -> list[Any]:
+        """`search`, awaited; in a thread where LangChain's own awaiting would refuse arguments."""
+        inherited = BaseRetriever._aget_relevant_documents
+        if self.to_base and getattr(type(self.base), inherited.__name__, None) is inherited:
+            return await run_in_executor(None, self.search, queries, configs)
+        found: list[Any] = await self.base.abatch(
+            queries, configs, return_exceptions=True, **self.to_base
+        )
+        return found
 
     def rank(
         self, inputs: list[dict[str, Any]], configs: list[RunnableConfig]

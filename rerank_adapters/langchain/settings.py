@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from langchain_core.documents import Document
+from langchain_core.runnables import ConfigurableFieldSpec
 from typing_extensions import TypedDict
 
 from ..adapter_fields import (
@@ -106,7 +107,23 @@ class Overrides(TypedDict, total=False):
     prompt: str | None
 
 
+def _specs() -> list[ConfigurableFieldSpec]:
+    """What config["configurable"] obeys; no instance's values: two in a chain may differ."""
+    hints = get_type_hints(Settings)
+    return [
+        ConfigurableFieldSpec(
+            id=name,
+            annotation=Any if name == "text_fn" else hints[name] | None,  # JSON has no functions
+            name=name,
+            description="For this call; left out, as it was made.",
+        )
+        for name in SETTINGS
+    ]
+
+
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+
+SPECS = _specs()
 
 
 def _check_names(names: object) -> None:
