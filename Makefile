@@ -10,7 +10,7 @@ SEED ?= $(shell date +%s)
 # over the rear half of what another has left.
 PYTEST = $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo check test test-all test-sample bench docs notebooks wheel clean
+.PHONY: demo check test test-all test-sample test-floors test-versions mutants bench docs notebooks wheel clean
 
 $(VENV)/demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,17 @@ check: $(VENV)/all ## linters, types, layers
 test: check ## set up and run the tests, without the long ones
 	$(PYTEST)
 
-test-all: check ## every test, the long ones too
+test-all: check test-floors test-versions ## every test, the long ones too, on every version
 	$(PYTEST) -m ""
+
+test-floors: ## the lowest versions that pyproject.toml claims, in environments of their own
+	.ci/floors
+
+test-versions: ## every Python that pyproject.toml names, as far as it is here
+	.ci/versions
+
+mutants: $(VENV)/all ## make the library wrong in one line at a time: its tests must notice
+	$(RUN) tests/mutants.py
 
 test-sample: $(VENV)/all ## of each group of long tests one, drawn with a SEED that is printed
 	$(PYTEST) -m long --sample $(SEED) --verbose
