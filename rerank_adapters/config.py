@@ -50,6 +50,22 @@ OPTIONS = {
         "text",
         "Instruction put before the query, as the checkpoint's family writes it. None: its own.",
     ),
+    "template": Option(
+        "text",
+        "A plain frame for models that read a pair as one text: {query} and {document} exactly "
+        "once, {instruction} (the prompt) at most once; any other brace is text. None: the "
+        "checkpoint's own, or for a known hub id its card's.",
+    ),
+    "answers": Option(
+        "text",
+        'A language model\'s words for relevant and not, such as ("yes", "no"), or one alone: '
+        "its score is the lead of the one's logit over the other's, at the last token.",
+    ),
+    "label": Option(
+        "text",
+        'The label that means "relevant", by index or name, such as "entailment". None: of two '
+        "labels the second.",
+    ),
     "max_length": Option(
         "text",
         "Tokens per pair, special tokens included. None: the model's own limit, which also caps "
@@ -127,6 +143,9 @@ class RerankerConfig:
     trust_remote_code: bool = False
 
     prompt: str | None = None
+    template: str | None = None
+    answers: tuple[str, ...] | None = None
+    label: int | str | None = None
     max_length: int | None = None
     truncation: Truncation = "longest_first"
     query_max_tokens: int | None = None
@@ -150,7 +169,9 @@ class RerankerConfig:
         if self.cache_folder is not None:
             object.__setattr__(self, "cache_folder", _text("cache_folder", self.cache_folder))
         object.__setattr__(self, "device", _devices(self.device))
-        for name, hint in get_type_hints(type(self)).items():
+        _check_frame(self)
+        hints = get_type_hints(type(self))
+        for name, hint in ((k, v) for k, v in hints.items() if k not in ("answers", "label")):
             _check(name, getattr(self, name), hint)
         for name in ("num_threads", "num_workers"):
             threads = getattr(self, name)
@@ -204,6 +225,30 @@ def _text(name: str, value: object) -> str:
 
 
 RerankerConfig.__doc__ = f"{RerankerConfig.__doc__}\n{described()}"
+
+
+def _check_frame(config: RerankerConfig) -> None:
+    """A frame names its texts once, answers are one or two words, a label is an index or a name."""
+    template, answers, label = config.template, config.answers, config.label
+    if isinstance(template, str):
+        counts = {name: template.count(f"{{{name}}}") for name in _FIELDS}
+        if counts["query"] != 1 or counts["document"] != 1 or counts["instruction"] > 1:
+            raise ConfigError(
+                "template must have {query} and {document} exactly once and {instruction} at most "
+                f"once: got {template!r}"
+            )
+    if answers is not None:
+        words = list(answers) if isinstance(answers, list | tuple) else []
+        if not 1 <= len(words) <= 2 or not all(isinstance(it, str) and it for it in words):
+            raise ConfigError(
+                f'answers must be one or two words, such as ("yes", "no"): got {answers!r}'
+            )
+        object.__setattr__(config, "answers", tuple(words))
+    if isinstance(label, bool) or not (label is None or isinstance(label, int | str)):
+        raise ConfigError(f"label must be an index, a name or None: got {label!r}")
+
+
+_FIELDS = ("query", "document", "instruction")
 
 
 def _check_backend(config: RerankerConfig) -> None:

@@ -44,10 +44,12 @@ CONFIG_FIELDS = {field.name: field.default for field in dataclasses.fields(Reran
 if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
     PathText = str | Path
     Devices = str | Sequence[str] | None
+    Answers = Sequence[str] | None
     Token = SecretStr | str | None
 else:
     PathText = str
     Devices = str | tuple[str, ...]
+    Answers = tuple[str, ...] | None
     Token = SecretStr | None
 
 FIELDS_CONFIG = ConfigDict(
@@ -79,6 +81,9 @@ class RerankerFields(BaseModel):
     token: Carried[Token] = Field(default=None, exclude=True, repr=False)
     trust_remote_code: Carried[bool] = False
     prompt: Carried[str | None] = None
+    template: Carried[str | None] = None
+    answers: Carried[Answers] = None
+    label: Carried[int | str | None] = None
     max_length: Carried[int | None] = None
     truncation: Carried[Truncation] = "longest_first"
     query_max_tokens: Carried[int | None] = None

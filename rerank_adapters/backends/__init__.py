@@ -79,7 +79,8 @@ class LoadOptions:
     """What a backend is loaded with: the options that concern it, and what the files say.
 
     encode writes pairs as this library does, uncut: a backend that brings a tokenizer of its own
-    compares with it.
+    compares with it, unless pairs are framed as somebody said beside the files. answers are the
+    token ids of a language model's yes and no, labels the columns that logits should have.
     """
 
     device: str = "auto"
@@ -91,6 +92,9 @@ class LoadOptions:
     pad_id: int = 0
     pad_side: Literal["left", "right"] = "right"
     max_length: int
+    answers: tuple[int, int | None] | None = None
+    labels: int | None = None
+    framed: bool = False
     encode: Callable[[Sequence[tuple[str, str]]], TokenBatch]
 
 

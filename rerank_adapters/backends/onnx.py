@@ -8,7 +8,7 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,9 @@ def load(folder: Path, selection: Selection, options: LoadOptions) -> OnnxBacken
         num_threads=options.num_threads,
         pad_id=options.pad_id,
         pad_side=options.pad_side,
+        answers=options.answers,
+        labels=options.labels,
+        max_length=options.max_length,
     )
 
 
@@ -104,6 +107,9 @@ class OnnxBackend:
         num_threads: int | None = None,
         pad_id: int = 0,
         pad_side: Literal["left", "right"] = "right",
+        answers: tuple[int, int | None] | None = None,
+        labels: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         self.device = _device(device)
         self._file = file
@@ -113,20 +119,22 @@ class OnnxBackend:
         self.traits = _traits(self.device, workers)
         self._session: ort.InferenceSession | None = _session(file, self.device, self._threads)
         self._inputs = [node.name for node in self._session.get_inputs()]
-        self._dtypes = {
-            node.name: np.int32 if "int32" in node.type else np.int64
-            for node in self._session.get_inputs()
-        }
-        outputs = [node.name for node in self._session.get_outputs()]
-        self._output = "logits" if "logits" in outputs else outputs[0]
+        self._dtypes = {node.name: _numpy_type(node.type) for node in self._session.get_inputs()}
+        self._answers = answers
+        self._output = _logits_output(file, self._session)
+        self._rows, self._columns = _fixed_shape(file, self._session, max_length)
         self.one_by_one = _mentions(file, BATCH_SCALE_MARKS)
         self.dtype = _dtype(file)
         self._check_graph()
+        self._try_graph(labels)
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Raw outputs, float32 of shape (pairs, labels); rows keep the batch's order."""
-        if self.one_by_one and len(batch) > 1:
-            return np.concatenate([self._run(batch.take([row])) for row in range(len(batch))])
+        rows = 1 if self.one_by_one else self._rows or len(batch)
+        if rows < len(batch):
+            starts = range(0, len(batch), rows)
+            parts = [np.arange(at, min(at + rows, len(batch))) for at in starts]
+            return np.concatenate([self._run(batch.take(part)) for part in parts])
         return self._run(batch)
 
     def info(self) -> dict[str, str | int]:
@@ -156,26 +164,71 @@ class OnnxBackend:
         return session
 
     def _run(self, batch: TokenBatch) -> NDArray[np.float32]:
-        session = self._live_session()
+        session, pairs = self._live_session(), len(batch)
+        if self._rows and pairs < self._rows:  # the graph has so many rows: the last is repeated
+            batch = batch.take(np.minimum(np.arange(self._rows), pairs - 1))
         input_ids, mask, type_ids = batch.padded(self._pad_id, self._pad_side)
+        if self._columns:
+            input_ids = self._widened(input_ids, self._pad_id)
+            mask, type_ids = self._widened(mask, 0), self._widened(type_ids, 0)
         arrays = {
             "input_ids": input_ids,
             "attention_mask": mask,
             "token_type_ids": type_ids,
             "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
         }
-        feed: dict[str, NDArray[np.integer]] = {
+        feed: dict[str, NDArray[Any]] = {
             name: arrays[name].astype(self._dtypes[name], copy=False) for name in self._inputs
         }
         if self.device.startswith("cuda"):
             outputs = self._run_bound(session, feed)
         else:
             outputs = session.run([self._output], feed)[0]
-        logits = np.asarray(outputs, dtype=np.float32)
+        logits = np.asarray(outputs)[:pairs]
+        if logits.ndim == 3 and self._answers is not None:
+            logits = self._read_answers(logits, mask[:pairs])
+        logits = np.asarray(logits, dtype=np.float32)
         return logits[:, None] if logits.ndim == 1 else logits
 
+    def _widened(self, array: NDArray[np.int64], value: int) -> NDArray[np.int64]:
+        """Pad to the columns that the graph has, on the side that pads."""
+        more = self._columns - array.shape[1]
+        sides = (more, 0) if self._pad_side == "left" else (0, more)
+        return np.pad(array, ((0, 0), sides), constant_values=value)
+
+    def _read_answers(self, logits: NDArray[Any], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the lead of yes over no at each row's last token, of a whole vocabulary's."""
+        yes, no = self._answers or (0, None)
+        last = logits.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+        read = logits[np.arange(len(logits)), last].astype(np.float32)
+        lead: NDArray[np.float32] = read[:, yes] - (0 if no is None else read[:, no])
+        return lead[:, None]
+
+    def _try_graph(self, labels: int | None) -> None:
+        """Run two tokens through the graph: what it gives is judged now, not at the first score."""
+        two = np.full(2, self._pad_id, dtype=np.int32)
+        batch = TokenBatch(two, np.zeros_like(two), np.array([2], dtype=np.int64))
+        try:
+            shape = self._run(batch).shape
+        except (ModelError, BackendError):
+            raise
+        except Exception as error:  # onnxruntime raises a class per failure, with no common base
+            raise ModelError(f"{self._file.name} does not run: {error}") from error
+        if len(shape) == 3:
+            raise ModelError(
+                f"{self._file.name} gives {self._output!r} of shape (batch, sequence, {shape[2]}), "
+                "and a reranker's graph gives logits (batch, labels): it was exported without its "
+                "head (task text-classification has one; rerank-adapters export makes it), or it "
+                "is a language model's, which needs answers="
+            )
+        if labels is not None and shape != (1, labels):
+            raise ModelError(
+                f"{self._file.name} gives {self._output!r} of shape {shape} for one pair, and its "
+                f"config.json states {labels} label(s): get the file and config.json of one model"
+            )
+
     def _run_bound(
-        self, session: ort.InferenceSession, feed: dict[str, NDArray[np.integer]]
+        self, session: ort.InferenceSession, feed: dict[str, NDArray[Any]]
     ) -> NDArray[np.float32]:
         """IO binding: inputs are copied once and the output stays on the device until read.
 
@@ -305,6 +358,43 @@ def _linked_weights(file: Path) -> dict[str, NDArray[np.uint8]]:
     if not file.is_symlink() and not any(path.is_symlink() for path in data):
         return {}
     return {path.name: np.memmap(path, dtype=np.uint8, mode="r") for path in data}
+
+
+def _numpy_type(name: str) -> type[np.generic]:
+    """Return the NumPy type of an input by onnxruntime's name, such as "tensor(int64)"."""
+    types = {"int32": np.int32, "float16": np.float16, "float": np.float32, "bool": np.bool_}
+    return types.get(name.removeprefix("tensor(").removesuffix(")"), np.int64)
+
+
+def _logits_output(file: Path, session: ort.InferenceSession) -> str:
+    """Return the name of the output that scores pairs; ModelError where it cannot be told."""
+    shapes = {node.name: node.shape or [] for node in session.get_outputs()}
+    if "logits" in shapes or len(shapes) == 1:
+        return "logits" if "logits" in shapes else next(iter(shapes))
+    flat = [name for name, shape in shapes.items() if len(shape) in (1, 2)]
+    if len(flat) == 1:
+        return flat[0]
+    raise ModelError(
+        f"{file.name} has several outputs and none is called 'logits': {', '.join(shapes)}; name "
+        "another file with file_name=, or export the model with rerank-adapters export"
+    )
+
+
+def _fixed_shape(
+    file: Path, session: ort.InferenceSession, max_length: int | None
+) -> tuple[int, int]:
+    """Return (rows, columns) that the graph's input_ids is fixed to, 0 for each that is open.
+
+    ModelError where pairs may be longer than it takes.
+    """
+    shape = next((it.shape for it in session.get_inputs() if it.name == "input_ids"), [])
+    rows, columns = (it if isinstance(it, int) else 0 for it in [*shape, 0, 0][:2])
+    if columns and max_length is not None and max_length > columns:
+        raise ModelError(
+            f"{file.name} takes exactly {columns} tokens, and pairs may have {max_length}: pass "
+            f"max_length={columns}"
+        )
+    return rows, columns
 
 
 def _dtype(file: Path) -> str:

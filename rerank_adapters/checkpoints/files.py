@@ -10,6 +10,7 @@ from ..errors import ModelError
 from .json import NO_LIMIT, read_json
 from .links import inside
 from .manifest import ABSENT, Manifest
+from .refusals import refusal
 
 # Their positions start at padding_idx + 1, so that many rows of the table are never used.
 _OFFSET_POSITIONS = {
@@ -114,10 +115,20 @@ class Checkpoint:
     @property
     def reranks(self) -> bool:
         """Whether anything in it scores pairs; a head would have to be made up for the rest."""
-        return self.classifies or self.causal
+        if self.manifest.labels is not ABSENT:
+            return True
+        return not self.refusal and (self.classifies or self.causal)
+
+    @property
+    def refusal(self) -> str:
+        """Why a kind of model that is known is not scored, and what would help; else ""."""
+        return refusal(self.architectures, self.config)
 
     def no_reranker(self) -> ModelError:
         """Return what to raise where it does not."""
+        if self.refusal:
+            named = ", ".join(self.architectures)
+            return ModelError(f"{self.folder} ({named}) cannot be scored: {self.refusal}")
         if self.embedding:
             return ModelError(
                 f"expected a reranker: {self.folder} is an embedding model, as its modules.json "

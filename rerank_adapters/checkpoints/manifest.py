@@ -12,7 +12,7 @@ from .json import read_json, write_json
 from .template import TextTemplate
 
 FILE_NAME = "rerank_adapters.json"
-FORMAT = 1
+FORMAT = 2
 """What this version writes, and the newest it reads."""
 
 
@@ -24,7 +24,17 @@ class Absent(Enum):
 
 ABSENT: Final = Absent.ABSENT
 
-_TEMPLATE = {"prefix": str, "middle": str, "suffix": str, "strip": bool}
+_TEXTS = {"prefix", "middle", "suffix"}
+_TEMPLATE: dict[str, type] = {
+    "prefix": str,
+    "middle": str,
+    "suffix": str,
+    "strip": bool,
+    "document_first": bool,
+    "frame": bool,
+    "slot_in": str,
+    "slot": list,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +47,8 @@ class Manifest:
     prompt          what is written into the template, or put before each query; None: nothing
     template        the text around a pair, None where pairs go through the tokenizer's own frame
     position_limit  most tokens of a pair, None for any
+    label           the label whose lead over the others is the score, where files do not say
+    scale           what the logit is multiplied by before the activation
     """
 
     format: int = FORMAT
@@ -46,6 +58,8 @@ class Manifest:
     prompt: str | Absent | None = ABSENT
     template: TextTemplate | Absent | None = ABSENT
     position_limit: int | Absent | None = ABSENT
+    label: int | Absent | None = ABSENT
+    scale: float | Absent = ABSENT
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -60,7 +74,7 @@ class Manifest:
         stated = {entry.name: content[entry.name] for entry in fields(cls) if entry.name in content}
         _check(file, stated)
         if stated.get("template") is not None:
-            stated["template"] = TextTemplate(**stated["template"])
+            stated["template"] = _template(stated["template"])
         return cls(**stated)
 
     def write(self, folder: Path) -> None:
@@ -68,8 +82,22 @@ class Manifest:
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         content = {name: value for name, value in content.items() if value is not ABSENT}
         if isinstance(self.template, TextTemplate):
-            content["template"] = {name: getattr(self.template, name) for name in _TEMPLATE}
+            content["template"] = _written(self.template)
         write_json(folder / FILE_NAME, content)
+
+
+def _template(stated: dict[str, Any]) -> TextTemplate:
+    slot = stated.get("slot")
+    return TextTemplate(**{**stated, "slot": None if slot is None else tuple(slot)})
+
+
+def _written(template: TextTemplate) -> dict[str, Any]:
+    """Return the template's texts, and of the rest what is not the default."""
+    default = TextTemplate("", "", "")
+    values = {name: getattr(template, name) for name in _TEMPLATE}
+    always = _TEXTS | {"strip"}
+    kept = {k: v for k, v in values.items() if k in always or v != getattr(default, k)}
+    return {k: list(v) if k == "slot" else v for k, v in kept.items()}
 
 
 def _check(file: Path, stated: dict[str, Any]) -> None:
@@ -89,12 +117,14 @@ def _is_count(value: object) -> bool:
 
 
 def _is_template(value: object) -> bool:
-    """Whether it is an object of the template's texts; `strip` may be left out."""
-    return (
-        isinstance(value, dict)
-        and value.keys() | {"strip"} == _TEMPLATE.keys()
-        and all(isinstance(part, _TEMPLATE[name]) for name, part in value.items())
-    )
+    """Whether it is an object of the template's texts; all else in it may be left out."""
+    if not isinstance(value, dict) or not value.keys() >= _TEXTS:
+        return False
+    if not all(isinstance(part, _TEMPLATE.get(name, ())) for name, part in value.items()):
+        return False
+    slot = value.get("slot", ["", ""])
+    texts = len(slot) == 2 and all(isinstance(text, str) for text in slot)
+    return texts and value.get("slot_in", "prefix") in _TEXTS
 
 
 _KINDS = {
@@ -110,6 +140,14 @@ _KINDS = {
     "position_limit": (
         "an int of at least 1 or null",
         lambda value: value is None or _is_count(value),
+    ),
+    "label": (
+        "an int of at least 0 or null",
+        lambda value: value is None or value == 0 or _is_count(value),
+    ),
+    "scale": (
+        "a number above 0",
+        lambda value: isinstance(value, int | float) and value > 0,
     ),
 }
 """What each key must be; the format comes first, since a newer one may change the others."""

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Part = Literal["prefix", "middle", "suffix"]
+
+FIELDS = re.compile(r"\{(query|document|instruction)\}")
+"""What a plain frame has values for; any other brace is text."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextTemplate:
     """The text before, between and after a query and a document.
 
-    strip  blanks around the query and the document are dropped first
-    slot   the prefix before and after a prompt, None where it takes none or it is not known where;
-           templates that write the same text are equal whether it is known or not
+    strip           blanks around the query and the document are dropped first
+    slot            the text before and after a prompt in the part `slot_in`, None where it takes
+                    none or it is not known where; templates that write the same text are equal
+                    whether it is known or not
+    document_first  the document stands before the query
+    frame           a plain frame that somebody gave: the tokenizer's own special tokens stand
+                    around it, as around any one text, and an empty prompt may stand in its slot
     """
 
     prefix: str
@@ -19,19 +30,45 @@ class TextTemplate:
     suffix: str
     strip: bool = False
     slot: tuple[str, str] | None = field(default=None, compare=False)
+    slot_in: Part = field(default="prefix", compare=False)
+    document_first: bool = False
+    frame: bool = False
+
+    @classmethod
+    def parse(cls, text: str, prompt: str | None, *, strip: bool = False) -> TextTemplate:
+        """Return the frame *text* (see `config.template`) with *prompt* for its {instruction}."""
+        query, document = text.index("{query}"), text.index("{document}")
+        pieces = FIELDS.split(text)
+        parts, names = [""], ("prefix", "middle", "suffix")
+        slot: tuple[Part, str] | None = None
+        for literal, name in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
+            parts[-1] += literal
+            if name == "instruction":
+                slot = names[len(parts) - 1], parts[-1]  # type: ignore[assignment]
+            elif name:
+                parts.append("")
+        template = cls(*parts, strip=strip, document_first=document < query, frame=True)
+        if slot is None:
+            return template
+        part, before = slot
+        after = getattr(template, part)[len(before) :]
+        filled = replace(template, slot=(before, after), slot_in=part)
+        return filled.with_prompt(prompt or "") or filled
 
     def text(self, query: str, document: str) -> str:
         """Return the one text the model reads for this pair."""
         if self.strip:
             query, document = query.strip(), document.strip()
+        if self.document_first:
+            query, document = document, query
         return f"{self.prefix}{query}{self.middle}{document}{self.suffix}"
 
     def with_prompt(self, prompt: str) -> TextTemplate | None:
         """Return the template with *prompt* in its slot; None where that cannot be.
 
-        Without a prompt a template may write anything, so an empty one cannot be put there.
+        Without a prompt a chat template may write anything, so an empty one cannot be put there.
         """
-        if self.slot is None or not prompt:
+        if self.slot is None or not (prompt or self.frame):
             return None
         before, after = self.slot
-        return replace(self, prefix=f"{before}{prompt}{after}")
+        return replace(self, **{self.slot_in: f"{before}{prompt}{after}"})

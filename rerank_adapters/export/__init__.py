@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from .. import __version__
+from ..checkpoints import Checkpoint, Manifest
+from ..config import RerankerConfig
 from ..errors import ConfigError, MissingDependencyError
 
 try:  # before anything else fails for want of them
@@ -19,6 +22,7 @@ except ImportError as error:
 from ..loading.hub import CONFIG_FILES, Source, open_model
 from . import files, gate, graph, network
 from .describing import describe
+from .framing import Framing
 from .rewrites.first_token import keep_first_token
 from .rewrites.half import halve
 from .rewrites.int8 import quantize
@@ -46,6 +50,10 @@ def export_onnx(
     cache_folder: str | None = None,
     local_files_only: bool = False,
     trust_remote_code: bool = False,
+    prompt: str | None = None,
+    template: str | None = None,
+    answers: Sequence[str] | None = None,
+    label: int | str | None = None,
 ) -> Path:
     """Write *model*, a hub id or a local folder, as ONNX into *folder*, and return that folder.
 
@@ -58,6 +66,9 @@ def export_onnx(
 
     int8 stores weights in 7 bits, one scale per output column and embedding row, and scales
     activations per token, so a score does not depend on its batch, bit for bit.
+
+    *template*, *answers*, *label* and *prompt* are those of `RerankerConfig`, for a checkpoint
+    whose files do not say them; the export carries them.
 
     Raises ConfigError for an unknown dtype or a folder that cannot be written, and ModelError where
     the checkpoint cannot be loaded or the graph drifts from torch; then nothing is written.
@@ -72,19 +83,33 @@ def export_onnx(
         local_files_only=local_files_only,
     )
     checkpoint = source.fetch(_wanted(source, trust_remote_code=trust_remote_code))
+    config = RerankerConfig(
+        model=str(model),
+        trust_remote_code=trust_remote_code,
+        prompt=prompt,
+        template=template,
+        answers=None if answers is None else tuple(answers),
+        label=label,
+    )
+    stated = replace(Checkpoint.read(checkpoint), manifest=Manifest())
+    framing = Framing.of(config, stated)
     with files.draft(Path(folder).resolve()) as draft:
-        oracle = network.load(checkpoint, trust_remote_code=trust_remote_code)
-        _write(oracle, checkpoint, draft, dtype)
+        oracle = network.load(
+            checkpoint, trust_remote_code=trust_remote_code, answers=framing.answers
+        )
+        _write(oracle, framing, checkpoint, draft, dtype)
     return Path(folder)
 
 
-def _write(oracle: CrossEncoder, checkpoint: Path, folder: Path, dtype: GraphDType) -> None:
+def _write(
+    oracle: CrossEncoder, framing: Framing, checkpoint: Path, folder: Path, dtype: GraphDType
+) -> None:
     """Write all files of the export; ModelError where the graph does not score as *oracle*."""
     files.copy_configuration(checkpoint, folder)
-    describe(oracle, checkpoint).write(folder)
+    describe(oracle, checkpoint, framing).write(folder)
     if not (folder / "tokenizer.json").exists():
         oracle.tokenizer.save_pretrained(folder)
-    probes = gate.probe(oracle)
+    probes = gate.probe(oracle, framing)
     file = folder / FILE_NAMES[dtype]
     traced = graph.trace(network.build(oracle))
     files.write_graph(_rewrite(traced, dtype, probes), file)

@@ -14,23 +14,36 @@ from ..checkpoints import ABSENT, Absent, Checkpoint, Manifest, TextTemplate
 from ..errors import ModelError
 from ..families import chat_template_options, render_template
 from ..families.activations import resolve
+from ..families.labels import label_of
 from ..families.templates import Message
+from .framing import PLAIN, Framing
 
 
-def describe(oracle: CrossEncoder, folder: Path) -> Manifest:
+def describe(oracle: CrossEncoder, folder: Path, framing: Framing = PLAIN) -> Manifest:
     """Return what the checkpoint in *folder*, held by *oracle*, means.
 
-    Raises ModelError for a chat template that is not plain text around the query and the document.
+    Raises ModelError for a chat template that is not plain text around the query and the document,
+    and for labels of which no rule says which is the score.
     """
     # The manifest of an earlier export may be out of date: the other files are asked.
     checkpoint = replace(Checkpoint.read(folder), manifest=Manifest())
+    frame, labels = framing.frame, oracle.num_labels
     prompt = oracle.prompts.get(oracle.default_prompt_name or "")
+    template = framing.template
+    if template is None:
+        template = _template(cast("Transformer", oracle[0]), prompt)
+    else:
+        prompt = framing.prompt
+    # A graph keeps its labels, so which of them is the score may still be said when it is loaded.
+    label = ABSENT if labels <= 2 and frame.label is None else label_of(checkpoint, frame.label)
     return Manifest(
-        labels=oracle.num_labels,
-        activation=_activation(checkpoint, oracle.num_labels),
+        labels=labels,
+        label=label,
+        scale=ABSENT if frame.scale == 1 else frame.scale,
+        activation=frame.activation or _activation(checkpoint, labels),
         causal=any(isinstance(stage, LogitScore) for stage in oracle),
         prompt=prompt,
-        template=_template(cast("Transformer", oracle[0]), prompt),
+        template=template,
         position_limit=checkpoint.position_limit,
     )
 

@@ -21,6 +21,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from ..errors import ModelError
 from ..parity.comparison import BOUNDS, drift, share_of_spread, within
 from ..parity.probes import batches
+from .framing import PLAIN, Framing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,13 +38,13 @@ class Probe:
         return batch, sequence
 
 
-def probe(oracle: CrossEncoder) -> list[Probe]:
+def probe(oracle: CrossEncoder, framing: Framing = PLAIN) -> list[Probe]:
     """Ask *oracle* (float32, sdpa where it can) for the logits of every batch of probe texts."""
-    return [_ask(oracle, batch) for batch in batches()]
+    return [_ask(oracle, batch, framing) for batch in batches()]
 
 
-def _ask(oracle: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> Probe:
-    features = oracle.preprocess(list(pairs))
+def _ask(oracle: CrossEncoder, pairs: Sequence[tuple[str, str]], framing: Framing = PLAIN) -> Probe:
+    features = framing.features(oracle, list(pairs))
     feed = {
         name: value.numpy().astype(np.int64)
         for name, value in features.items()

@@ -77,7 +77,12 @@ class CausalNetwork(Network):
         return chosen[:, :1] - chosen[:, 1:] if chosen.shape[1] == 2 else chosen
 
 
-def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
+def load(
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    answers: tuple[int, int | None] | None = None,
+) -> CrossEncoder:
     """Load the checkpoint in *folder* as sentence-transformers does: float32, CPU, eval mode.
 
     Raises ModelError where it is no reranker or sentence-transformers cannot load it.
@@ -87,6 +92,7 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> CrossEncoder:
         device=torch.device("cpu"),
         dtype=torch.float32,
         trust_remote_code=trust_remote_code,
+        answers=answers,
     )
     limit = Checkpoint.read(folder).position_limit
     if limit is not None and limit < oracle.tokenizer.model_max_length:

@@ -64,29 +64,31 @@ TURNING = frozenset({"gelu", "silu", "mish", "hardswish"})
 """Those that fall before they rise: a higher logit may score lower, so scores are the order."""
 
 
-def keys(logits: NDArray[np.float32]) -> Scores:
-    """Return one float32 per pair to sort by, from logits of shape (pairs, 1) or (pairs, 2).
+def keys(logits: NDArray[np.float32], label: int = 1) -> Scores:
+    """Return one float32 per pair to sort by, from logits of shape (pairs, labels).
 
-    Of one label it is the logit; of two, the lead of the second, which means "relevant", over the
-    first. Half precision is widened first, so that it makes no ties. Finite logits give finite
-    keys: a lead beyond float32 is its largest number.
+    Of one label it is the logit; of several the lead of *label*, which means "relevant", over the
+    others: of two over the other, of more over the logarithm of their sum. Half precision is
+    widened first, so that it makes no ties. Finite logits give finite keys: a lead beyond float32
+    is its largest number.
     """
     wide = np.asarray(logits, dtype=np.float32)
     if wide.shape[1] == 1:
         return wide[:, 0]
-    lead = np.subtract(wide[:, 1], wide[:, 0], dtype=np.float64)
+    others = np.delete(wide.astype(np.float64), label, axis=1)
+    lead = wide[:, label].astype(np.float64) - np.logaddexp.reduce(others, axis=1)
     bound = np.finfo(np.float32)
     return np.clip(lead, bound.min, bound.max).astype(np.float32)
 
 
-def scores(logits: NDArray[np.float32], activation: str) -> Scores:
-    """Return float32 scores of shape (pairs,) from logits of shape (pairs, 1) or (pairs, 2).
+def scores(logits: NDArray[np.float32], activation: str, label: int = 1) -> Scores:
+    """Return float32 scores of shape (pairs,) from logits of shape (pairs, labels).
 
-    Of two labels: softmax[1], which is the sigmoid of their difference, or for "identity" the lead
+    Of several labels: softmax[label], which is the sigmoid of its lead, or for "identity" the lead
     itself. Finite logits give finite scores.
     """
     function = sigmoid if activation == "softmax" else FUNCTIONS[activation]
-    return np.asarray(function(keys(logits)), dtype=np.float32)
+    return np.asarray(function(keys(logits, label)), dtype=np.float32)
 
 
 def resolve(checkpoint: Checkpoint, activation: str, labels: int) -> str:
@@ -94,8 +96,8 @@ def resolve(checkpoint: Checkpoint, activation: str, labels: int) -> str:
 
     Of one label: rerank_adapters.json, then config_sentence_transformers.json, then config.json's
     `sentence_transformers.activation_fn` and `sbert_ce_default_activation_function`, then sigmoid.
-    Of two labels: softmax, unless "identity" is asked for (the Identity that every two-label
-    checkpoint stores means that two numbers come out, not that they are scores).
+    Of several labels: softmax, unless "identity" is asked for (the Identity that every such
+    checkpoint stores means that several numbers come out, not that they are scores).
     ConfigError for an argument that cannot be, ModelError for a stored one that is not known.
     """
     if activation not in get_args(Activation):
@@ -107,7 +109,7 @@ def resolve(checkpoint: Checkpoint, activation: str, labels: int) -> str:
             "activation must be 'sigmoid' or 'identity' for a model with 1 label: got 'softmax', "
             "which makes every score 1"
         )
-    if labels == 2:
+    if labels > 1:
         return "identity" if activation == "identity" else "softmax"
     if activation != "default":
         return activation

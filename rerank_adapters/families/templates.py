@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoints import ABSENT, Checkpoint, TextTemplate
 from ..errors import ConfigError, ModelError
+from .frames import NO_FRAME, Frame
 
 Message = dict[str, Any]
 ApplyChatTemplate = Callable[[list[Message]], str]
@@ -19,13 +20,19 @@ _BLANKS = (" q\n", "\n d ")
 
 
 def template_of(
-    checkpoint: Checkpoint, prompt: str | None, render: Render | None
+    checkpoint: Checkpoint,
+    prompt: str | None,
+    render: Render | None,
+    frame: Frame = NO_FRAME,
 ) -> TextTemplate | None:
     """Return the text template of *checkpoint*, with *prompt* or its default prompt written in.
 
     None where it has no chat template, or states that it is not to be used. An exported folder
-    holds it rendered; else *render* renders it, and without *render* it is a ModelError.
+    holds it rendered, and a *frame* that was given goes before all; else *render* renders it, and
+    without *render* it is a ModelError.
     """
+    if frame.template is not None:
+        return _framed(checkpoint, prompt, frame.template, frame)
     if checkpoint.manifest.template is not ABSENT:
         return _exported(checkpoint.manifest.template, checkpoint.default_prompt, prompt)
     if not has_chat_template(checkpoint):
@@ -36,6 +43,20 @@ def template_of(
             "backend='torch' (pip install 'rerank-adapters[torch]'), or export the model to ONNX"
         )
     return render(checkpoint, checkpoint.default_prompt if prompt is None else prompt)
+
+
+def _framed(checkpoint: Checkpoint, prompt: str | None, text: str, frame: Frame) -> TextTemplate:
+    """Return the frame *text* with its instruction written in; ConfigError where it has none."""
+    stated = checkpoint.default_prompt if frame.instruction is None else frame.instruction
+    written = stated if prompt is None else prompt
+    asks = "{instruction}" in text
+    if asks and written is None:
+        raise ConfigError("prompt must be given for a template with {instruction}: got None")
+    if prompt and not asks:
+        raise ConfigError(
+            f"prompt must be None for a template without {{instruction}}: got {prompt!r}"
+        )
+    return TextTemplate.parse(text, written, strip=frame.strip)
 
 
 def has_chat_template(checkpoint: Checkpoint) -> bool:
@@ -62,7 +83,7 @@ def render_template(apply: ApplyChatTemplate, prompt: str | None) -> TextTemplat
 
     *apply* maps messages of roles "system" (where *prompt* is not empty), "query" and "document" to
     text. Messages are tried with plain contents, then with lists of parts. ModelError where the
-    template does not write query, then document, each once and as it is.
+    template does not write query and document, each once and as it is.
     """
     failure: Exception | None = None
     for structured in (False, True):
@@ -74,7 +95,7 @@ def render_template(apply: ApplyChatTemplate, prompt: str | None) -> TextTemplat
             if template is not None:
                 return replace(template, slot=_slot(apply, template, structured))
     raise ModelError(
-        "the chat template must write the query and then the document, once and as they are, from "
+        "the chat template must write the query and the document, once and as they are, from "
         f"messages with the roles 'query' and 'document'{f': {failure}' if failure else ''}"
     ) from failure
 
@@ -86,11 +107,11 @@ def _find(apply: ApplyChatTemplate, prompt: str | None, structured: bool) -> Tex
     marked = text(_QUERY, _DOCUMENT)
     if marked.count(_QUERY) != 1 or marked.count(_DOCUMENT) != 1:
         return None
-    prefix, _, rest = marked.partition(_QUERY)
-    middle, found, suffix = rest.partition(_DOCUMENT)
-    if not found:
-        return None
-    template = TextTemplate(prefix, middle, suffix)
+    late = marked.index(_DOCUMENT) < marked.index(_QUERY)
+    first, second = (_DOCUMENT, _QUERY) if late else (_QUERY, _DOCUMENT)
+    prefix, _, rest = marked.partition(first)
+    middle, _, suffix = rest.partition(second)
+    template = TextTemplate(prefix, middle, suffix, document_first=late)
     template = replace(template, strip=text(*_BLANKS) != template.text(*_BLANKS))
     agrees = all(text(*pair) == template.text(*pair) for pair in [*_PROBES, _BLANKS])
     return template if agrees else None
@@ -108,7 +129,8 @@ def _slot(
         return apply(_messages(prompt, _QUERY, _DOCUMENT, structured))
 
     try:
-        prefix = text(_PROMPT).partition(_QUERY)[0]
+        first = _DOCUMENT if template.document_first else _QUERY
+        prefix = text(_PROMPT).partition(first)[0]
         before, _, after = prefix.partition(_PROMPT)
         prompted = replace(template, slot=(before, after))
         for prompt in (_PROMPT, " a\n\nb? "):
@@ -136,7 +158,15 @@ def _exported(
     """Return the template an export holds with *written* in it, with *prompt* in its stead."""
     if template is None:
         return None
-    if written and template.prefix.count(written) == 1:
+    if template.frame:
+        if prompt is None:
+            return template
+        if (other := template.with_prompt(prompt)) is None:
+            raise ConfigError(
+                f"prompt must be None for a template without {{instruction}}: got {prompt!r}"
+            )
+        return other
+    if written and template.slot is None and template.prefix.count(written) == 1:
         before, _, after = template.prefix.partition(written)
         template = replace(template, slot=(before, after))
     if prompt is None or prompt == written:

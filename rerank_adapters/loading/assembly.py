@@ -63,6 +63,9 @@ def start(found: Found, meaning: Meaning) -> Loaded:
                     pad_id=tokenizer.pad_id,
                     pad_side=tokenizer.pad_side,
                     max_length=tokenizer.max_length,
+                    answers=meaning.family.answer_tokens,
+                    labels=meaning.family.labels,
+                    framed=meaning.framed,
                     encode=lambda pairs: uncut.encode(pairs).batch,
                 ),
             )

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backends import BACKENDS, Selection, backend_module
-from ..checkpoints import as_model_error, inside
+from ..checkpoints import Checkpoint, as_model_error, inside
 from ..config import DEFAULT_MODEL, RerankerConfig
 from ..errors import MissingDependencyError
+from ..families import Frame
 from . import bundled, hub
+from .catalogue import frame_of
 from .fingerprint import fingerprint
 
 FLOAT32_FILES = ("onnx/model.onnx", "model.onnx")
@@ -31,6 +33,8 @@ class Found:
     folder: Path
     selection: Selection
     fingerprint: str
+    checkpoint: Checkpoint
+    frame: Frame
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -45,6 +49,8 @@ class Found:
             config.num_threads,
             config.num_workers,
             config.trust_remote_code,
+            self.frame.template,
+            self.frame.answers,
         )
 
 
@@ -70,7 +76,9 @@ def find(config: RerankerConfig) -> Found:
         bundled.verify(folder)
     with as_model_error(f"the model in {folder}"):
         used = fingerprint(folder, selection, code=code)
-    return Found(config, source, name, why, folder, selection, used)
+        checkpoint = Checkpoint.read(folder)
+    frame = frame_of(config, checkpoint)
+    return Found(config, source, name, why, folder, selection, used, checkpoint, frame)
 
 
 def choose_backend(config: RerankerConfig, files: frozenset[str]) -> tuple[str, str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import Checkpoint, as_model_error
+from ..checkpoints import ABSENT, Checkpoint, as_model_error
 from ..config import RerankerConfig
 from ..errors import MissingDependencyError
 from ..families import Family, family_for
@@ -22,6 +22,11 @@ class Meaning:
     family: Family
     tokenizer: PairTokenizer
 
+    @property
+    def framed(self) -> bool:
+        """Whether pairs stand in a plain frame that somebody gave, and not in the files' own."""
+        return self.family.template is not None and self.family.template.frame
+
 
 def read(found: Found) -> Meaning:
     """Read the files of *found*; ModelError where a value in them is of the wrong kind."""
@@ -30,7 +35,7 @@ def read(found: Found) -> Meaning:
 
 
 def _read(found: Found) -> Meaning:
-    config, checkpoint = found.config, Checkpoint.read(found.folder)
+    config, checkpoint, frame = found.config, found.checkpoint, found.frame
     family = family_for(
         checkpoint,
         activation=config.activation,
@@ -38,6 +43,7 @@ def _read(found: Found) -> Meaning:
         render=lambda checkpoint, prompt: _torch().render_chat(
             checkpoint, prompt, trust_remote_code=config.trust_remote_code
         ),
+        frame=frame,
     )
     tokenizer = PairTokenizer.from_checkpoint(
         checkpoint,
@@ -49,7 +55,19 @@ def _read(found: Found) -> Meaning:
         position_limit=family.position_limit,
         convert=_converter(config),
     )
+    words = family.answers
+    if words is None and found.backend == "onnx" and _open_answers(checkpoint, family):
+        words = ("yes", "no")  # sentence-transformers' own, which torch has by itself
+    if words is not None:
+        tokens = tokenizer.answer_tokens(words)
+        family = replace(family, answer_tokens=tokens)
     return Meaning(family, tokenizer)
+
+
+def _open_answers(checkpoint: Checkpoint, family: Family) -> bool:
+    """Whether a language model's files do not say which tokens are its answers."""
+    exported = checkpoint.manifest.labels is not ABSENT
+    return checkpoint.causal and family.answer_tokens is None and not exported
 
 
 def _converter(config: RerankerConfig) -> Callable[[Path], Path]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from ..checkpoints import NO_LIMIT, Checkpoint, TextTemplate
 from ..config import Truncation
 from ..errors import ConfigError
+from .around import Around, AroundWriter
 from .files import Convert, Files
 from .frame import pair_encoder
 from .gather import EncodedPairs
@@ -80,9 +82,12 @@ class PairTokenizer:
         options = Options(limit, truncation, files.truncation_side, query_max_tokens)
         reader = Reader(files.tokenizer)
         writer: Writer
+        chats = template is not None and not template.frame
         if template is not None:
-            text, reason = text_encoder(reader, template, options)
-            writer = TemplateWriter(text)
+            around = Around.of(reader, template)
+            first = replace(template, document_first=False)  # `around` changes the texts over
+            text, reason = text_encoder(reader, first, around.within(options))
+            writer = AroundWriter(TemplateWriter(text), around)
         else:
             pair, reason = pair_encoder(reader, options, types=files.types)
             writer = PlainWriter(pair, prompt or "")
@@ -91,7 +96,7 @@ class PairTokenizer:
             reader,
             max_length=limit,
             pad_id=files.pad_id,
-            pad_side="left" if template is not None or checkpoint.causal else "right",
+            pad_side="left" if checkpoint.causal or chats else "right",
             whole_pairs_reason=reason,
         )
 
@@ -148,6 +153,28 @@ class PairTokenizer:
         prompt that the model's template cannot take.
         """
         return self._writer.encode(pairs, prompts)
+
+    def answer_tokens(self, words: Sequence[str]) -> tuple[int, int | None]:
+        """Return the ids of a language model's yes and no, or of yes alone, and None.
+
+        Raises ConfigError for a word that is not one token of the vocabulary.
+        """
+        ids = [self._token(word) for word in words]
+        return ids[0], ids[1] if len(ids) > 1 else None
+
+    def _token(self, word: str) -> int:
+        known: int | None = self._reader.tokenizer.token_to_id(word)
+        ids = self._reader.ids(word) if known is None else [known]
+        unknown = getattr(self._reader.tokenizer.model, "unk_token", None)
+        if len(ids) != 1 or (known is None and ids[0] == self._id_of(unknown)):
+            raise ConfigError(
+                f"answers must be single tokens of the vocabulary: got {word!r}, which is "
+                f"{len(ids)} tokens or unknown"
+            )
+        return ids[0]
+
+    def _id_of(self, token: str | None) -> int | None:
+        return None if token is None else self._reader.tokenizer.token_to_id(token)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each of *texts* has by itself, uncut, without special tokens."""

@@ -62,7 +62,6 @@ def test_a_trimming_template_strips() -> None:
     "template",
     [
         "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",  # drops both
-        f"{DOCUMENT} answers {QUERY}",  # the document first
         f"{QUERY} {DOCUMENT} {QUERY}",  # the query twice
         f"{QUERY} {DOCUMENT.replace(' }}', ' | upper }}')}",  # changes the document
         f"{QUERY} {DOCUMENT.replace(' }}', ' | trim }}')}",  # strips one of the two
@@ -70,8 +69,8 @@ def test_a_trimming_template_strips() -> None:
     ],
 )
 def test_a_template_that_is_no_text_around_the_texts_is_refused(template: str) -> None:
-    """It must write the query and then the document, once and as they are."""
-    with pytest.raises(ModelError, match="the chat template must write the query and then"):
+    """It must write the query and the document, once and as they are."""
+    with pytest.raises(ModelError, match="the chat template must write the query and the document"):
         render_template(apply(template), None)
 
 

@@ -36,4 +36,6 @@ def load(folder: Path, selection: Selection, options: LoadOptions) -> TorchBacke
         num_threads=options.num_threads,
         prompt=options.prompt,
         encode=options.encode,
+        answers=options.answers,
+        framed=options.framed,
     )

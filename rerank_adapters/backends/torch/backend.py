@@ -81,12 +81,16 @@ class TorchBackend:
         num_threads: int | None = None,
         prompt: str | None = None,
         encode: Encode | None = None,
+        answers: tuple[int, int | None] | None = None,
+        framed: bool = False,
     ) -> TorchBackend:
         """Load a checkpoint, and try its passes: the fastest that agrees runs.
 
         max_length, prompt: matter where the checkpoint's own tokenizer runs.
         encode: how the caller writes pairs, without options that cut them; where it differs from
             the checkpoint's own tokenizer, the backend wants texts.
+        answers: token ids of a language model's yes and no, in place of the files'.
+        framed: pairs stand in a frame that the files do not say, so *encode* writes them.
         dtype: "auto" is float16 on CUDA, bfloat16 where float16 overflows, and float32 elsewhere,
             whatever the checkpoint is stored in.
 
@@ -104,6 +108,8 @@ class TorchBackend:
             device=where,
             max_length=max_length,
             trust_remote_code=trust_remote_code,
+            answers=answers,
+            encode=partial(_padded, encode, pad_id, pad_side, max_length) if framed else None,
         )
         make = partial(cls, pad_id=pad_id, pad_side=pad_side, prompt=prompt, encode=encode)
         for kind in _dtypes(dtype, where):
@@ -192,6 +198,24 @@ class TorchBackend:
         if not hasattr(self._streams, "own"):
             self._streams.own = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         return torch.cuda.stream(self._streams.own)
+
+
+def _padded(
+    encode: Encode | None,
+    pad_id: int,
+    pad_side: Literal["left", "right"],
+    max_length: int,
+    pairs: Sequence[tuple[str, str]],
+) -> dict[str, Tensor]:
+    """Return what sentence-transformers' forward takes, of pairs that *encode* writes."""
+    batch = encode(pairs) if encode is not None else TokenBatch.join([])
+    keep = np.concatenate([np.arange(length) < max_length for length in batch.lengths])
+    batch = TokenBatch(
+        batch.input_ids[keep], batch.type_ids[keep], np.minimum(batch.lengths, max_length)
+    )
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    arrays = batch.padded(pad_id, pad_side)
+    return {name: torch.from_numpy(array) for name, array in zip(names[:2], arrays, strict=False)}
 
 
 def _live(loaded: LoadedCrossEncoder | None) -> LoadedCrossEncoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import Tensor
 from ...checkpoints import NO_LIMIT, Checkpoint
 from ...errors import BackendError, ConfigError, ModelError
 from .whole import load_whole
+
+Features = Callable[[Sequence[tuple[str, str]]], Mapping[str, Tensor]]
+"""Pairs of texts → what a forward takes."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -109,9 +112,17 @@ class LoadedCrossEncoder:
     is, is asked of the object, not of a version number.
 
     max_length: most tokens of a pair that `preprocess` cuts to, None for the tokenizer's own.
+    encode: makes the features of pairs in the checkpoint's stead, which does not say how.
     """
 
-    def __init__(self, cross_encoder: CrossEncoder, *, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        cross_encoder: CrossEncoder,
+        *,
+        max_length: int | None = None,
+        encode: Features | None = None,
+    ) -> None:
+        self._encode = encode
         self._cross_encoder = cross_encoder.eval()
         self._modular = hasattr(cross_encoder, "preprocess")
         # transformers' tokenizers keep settings as shared state
@@ -131,12 +142,18 @@ class LoadedCrossEncoder:
         dtype: torch.dtype,
         max_length: int,
         trust_remote_code: bool,
+        answers: tuple[int, int | None] | None = None,
+        encode: Features | None = None,
     ) -> LoadedCrossEncoder:
         """Load *folder* in *dtype*, whatever dtype it is stored in. Raises ModelError."""
         cross_encoder = load_whole(
-            folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+            folder,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            answers=answers,
         )
-        loaded = cls(cross_encoder, max_length=max_length)
+        loaded = cls(cross_encoder, max_length=max_length, encode=encode)
         if loaded._modular:
             _forget_limit(cross_encoder[0])
         else:
@@ -166,6 +183,8 @@ class LoadedCrossEncoder:
 
         Pairs are cut longest first to *max_length* tokens, None: to the loaded limit.
         """
+        if self._encode is not None:
+            return dict(self._encode(pairs))
         with self._tokenizing:
             if self.tokenizer is not None:
                 self.tokenizer.model_max_length = max_length or self.max_length

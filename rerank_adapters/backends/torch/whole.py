@@ -45,9 +45,16 @@ class _Report:
 
 
 def load_whole(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    answers: tuple[int, int | None] | None = None,
 ) -> CrossEncoder:
     """Load the checkpoint in *folder* through sentence-transformers, in eval mode.
+
+    answers: token ids of a language model's yes and no, in place of the files'.
 
     Raises ModelError where weights are missing, unread or of another shape, where the class is not
     the files', where answers are no tokens of its vocabulary, and where nothing can load it.
@@ -58,35 +65,69 @@ def load_whole(
     check_files(folder, trust_remote_code=trust_remote_code)
     with _LOADING, _reports() as reports:
         cross_encoder = _load(
-            checkpoint, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            answers=answers,
         )
     for report in reports:
         _check_class(checkpoint, report.network, trust_remote_code)
         _check_weights(checkpoint, report, trust_remote_code)
-    _check_answers(checkpoint, cross_encoder)
+    if answers is None:
+        _check_answers(checkpoint, cross_encoder)
     _give_pad_token(cross_encoder)
     cross_encoder.eval()
     return cross_encoder
 
 
 def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
-    folder, dtype = checkpoint.folder, options.pop("dtype")
-    stated = checkpoint.architectures or checkpoint.modules
+    folder, answers = checkpoint.folder, options.pop("answers")
+    shared = {"trust_remote_code": options["trust_remote_code"], "local_files_only": True}
     try:
-        return CrossEncoder(
+        if answers is not None and not checkpoint.modules:
+            return _with_answers(folder, answers, shared, **options)
+        stated = checkpoint.architectures or checkpoint.modules
+        cross_encoder = CrossEncoder(
             str(folder),
             device=str(options["device"]),
             # Without a class in config.json one label would be assumed; the files say how many.
             num_labels=None if stated else checkpoint.labels,
-            trust_remote_code=options["trust_remote_code"],
-            local_files_only=True,
-            model_kwargs={"dtype": dtype},
+            model_kwargs={"dtype": options["dtype"]},
+            **shared,
         )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a library that runs other people's code raises anything
         said = f"{type(error).__name__}: {error}"
         raise ModelError(f"sentence-transformers cannot load {folder}: {said}") from error
+    if answers is not None:
+        last: Any = list(cross_encoder.children())[-1]
+        last.true_token_id, last.false_token_id = answers
+    return cross_encoder
+
+
+def _with_answers(
+    folder: Path, answers: tuple[int, int | None], shared: dict[str, Any], **options: Any
+) -> CrossEncoder:
+    """Read a language model at *answers*, which sentence-transformers takes as modules."""
+    try:
+        from sentence_transformers.base.modules import Transformer
+        from sentence_transformers.cross_encoder.modules import LogitScore
+    except ImportError as error:
+        raise ModelError(
+            f"{folder} is a language model, which needs sentence-transformers 5.4 or later: "
+            "pip install 'sentence-transformers>=5.4'"
+        ) from error
+    network = Transformer(
+        str(folder),
+        transformer_task="text-generation",
+        model_kwargs={**shared, "dtype": options["dtype"]},
+        processor_kwargs=dict(shared),
+        config_kwargs=dict(shared),
+    )
+    score = LogitScore(true_token_id=answers[0], false_token_id=answers[1])
+    return CrossEncoder(modules=[network, score], device=str(options["device"]), **shared)
 
 
 @contextmanager
