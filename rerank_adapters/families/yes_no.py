@@ -58,4 +58,6 @@ def _check_frame(checkpoint: Checkpoint, frame: Frame) -> None:
 
 def stated(checkpoint: Checkpoint, frame: Frame) -> bool:
     """Whether somebody says how a pair is written, a plain chat template not counted."""
-    return frame.template is not None or checkpoint.manifest.template is not ABSENT
+    manifest = checkpoint.manifest
+    exported = manifest.template is not ABSENT or manifest.causal is not ABSENT
+    return frame.template is not None or exported

@@ -32,6 +32,8 @@ FULL = Manifest(
     prompt="find: ",
     template=TEMPLATE,
     position_limit=100,
+    label=0,
+    scale=0.2,
 )
 NULLS = Manifest(prompt=None, template=None, position_limit=None)
 
@@ -52,6 +54,8 @@ def loaded(folder: Path) -> dict[str, Any]:
         "causal": tokenizer.pad_side == "left",
         "prompt": family.prompt,
         "template": family.template,
+        "label": family.label,
+        "scale": family.scale,
         "position_limit": (family.position_limit, tokenizer.max_length),
     }
 
@@ -76,12 +80,12 @@ def test_every_field_is_a_key_and_absent_ones_are_left_out(tmp_path: Path) -> No
     FULL.write(tmp_path)
     written = json.loads((tmp_path / FILE_NAME).read_text("utf-8"))
     assert list(written) == [field.name for field in fields(Manifest)]
-    assert written["format"] == FORMAT == 1
+    assert written["format"] == FORMAT == 2
     template = {"prefix": "Query: ", "middle": "\nText: ", "suffix": "\nAnswer:", "strip": True}
     assert written["template"] == template
     NULLS.write(tmp_path)
     written = json.loads((tmp_path / FILE_NAME).read_text("utf-8"))
-    assert written == {"format": 1, "prompt": None, "template": None, "position_limit": None}
+    assert written == {"format": 2, "prompt": None, "template": None, "position_limit": None}
 
 
 CHANGES: list[tuple[Manifest, dict[str, Any]]] = [
@@ -92,6 +96,8 @@ CHANGES: list[tuple[Manifest, dict[str, Any]]] = [
     (Manifest(template=TEMPLATE), {"template": TEMPLATE, "causal": True}),
     (Manifest(position_limit=100), {"position_limit": (100, 100)}),
     (Manifest(position_limit=None), {"position_limit": (None, 256)}),
+    (Manifest(label=0), {"label": 0}),
+    (Manifest(scale=0.2), {"scale": 0.2}),
 ]
 
 
@@ -108,6 +114,8 @@ def test_each_key_changes_what_is_loaded(
         "causal": False,
         "prompt": None,
         "template": None,
+        "label": 1,
+        "scale": 1.0,
         "position_limit": (256, 256),
     }
     manifest.write(folder)
@@ -139,8 +147,8 @@ def test_null_is_not_absent(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused_with_the_cure(tmp_path: Path) -> None:
     """Both numbers are named; what a newer format says elsewhere is not judged."""
-    (tmp_path / FILE_NAME).write_text('{"format": 2, "labels": ["one"]}')
-    words = r"has format 2, .* up to format 1: pip install --upgrade rerank-adapters"
+    (tmp_path / FILE_NAME).write_text('{"format": 3, "labels": ["one"]}')
+    words = r"has format 3, .* up to format 2: pip install --upgrade rerank-adapters"
     with pytest.raises(ModelError, match=words):
         Manifest.read(tmp_path)
 
