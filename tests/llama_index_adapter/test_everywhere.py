@@ -303,12 +303,13 @@ def assert_truthful(seen: Recording, reranker: Reranker) -> None:
     queries = set()
     for start in seen.starts:
         texts = [it.node.get_content(MetadataMode.EMBED) for it in start.nodes]
-        ranking = reranker.rerank(start.query, texts, top_n=2)
+        query = start.query.query_str.strip()
+        ranking = reranker.rerank(query, texts, top_n=2)
         ids = [it.node_id for it in ranking.select(start.nodes)]
         wanted = [(name, one.score) for name, one in zip(ids, ranking, strict=True)]
         # Alone or with another query's pairs: other shapes, other sums (law 2).
         found = outcome(ends[start.span_id].nodes)
         assert [name for name, _ in found] == ids
         assert [score for _, score in found] == pytest.approx([it for _, it in wanted], abs=1e-5)
-        queries.add(start.query)
+        queries.add(query)
     assert queries <= {QUERY, *SUB_QUESTIONS}
