@@ -1,29 +1,27 @@
 """Platt scaling: make sigmoid(logit) the probability that a retrieved document answers.
 
-Rule of the mix: held-out questions of every set with the candidates that BM25 and the base
-retrieve. Each set weighs the same; inside a set, answers weigh one third, non-answers two thirds,
-about the share in a short list.
+Rule of the mix: held-out questions of every set with their candidates. Each set weighs the same;
+inside a set, answers weigh one third, non-answers two thirds, about the share in a short list.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from prepared import Group
 
 ANSWER_SHARE = 1 / 3
 Fit = tuple[float, float]
 Flat = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
-def flatten(groups: list[Group], scores: list[list[float]]) -> Flat:
+def flatten(names: Sequence[str], scores: NDArray, labels: NDArray, there: NDArray) -> Flat:
     """Logits, labels and weights of all candidates, each (n,); weights sum to 1."""
     rows = defaultdict(list)
-    for group, logits in zip(groups, scores, strict=True):
-        for z, label in zip(logits, group.labels, strict=True):
-            rows[group.source, label].append(z)
-    sets = {source for source, _ in rows}
-    sets = sorted(s for s in sets if rows.get((s, 0)) and rows.get((s, 1)))
+    for name, line, own, mask in zip(names, scores, labels, there, strict=True):
+        for label in (0, 1):
+            rows[name, label] += line[mask & (own == label)].tolist()
+    sets = sorted({n for n in names if rows.get((n, 0)) and rows.get((n, 1))})
     z, y, weight = [], [], []
     for source in sets:
         for label, share in ((1, ANSWER_SHARE), (0, 1 - ANSWER_SHARE)):
@@ -34,9 +32,9 @@ def flatten(groups: list[Group], scores: list[list[float]]) -> Flat:
     return np.array(z), np.array(y), np.array(weight)
 
 
-def calibrate(groups: list[Group], scores: list[list[float]]) -> Fit:
+def calibrate(flat: Flat) -> Fit:
     """(a, b) of sigmoid(a·logit + b) by maximum likelihood by Newton's method (Platt 1999)."""
-    z, y, weight = flatten(groups, scores)
+    z, y, weight = flat
     design = np.stack([z, np.ones_like(z)], 1)
     fit = np.array([1.0, 0.0])
     for _ in range(100):
@@ -50,12 +48,10 @@ def calibrate(groups: list[Group], scores: list[list[float]]) -> Fit:
     return float(fit[0]), float(fit[1])
 
 
-def expected_calibration_error(
-    groups: list[Group], scores: list[list[float]], fit: Fit, bins: int = 15
-) -> float:
+def expected_calibration_error(flat: Flat, fit: Fit, bins: int = 15) -> float:
     """Mean gap of probability and share of answers over equal-width bins (Guo et al. 2017)."""
-    z, y, weight = flatten(groups, scores)
+    z, y, weight = flat
     p = 1 / (1 + np.exp(-(fit[0] * z + fit[1])))
-    bin_of = np.minimum((p * bins).astype(int), bins - 1)
-    gaps = [abs(float((weight * (p - y))[bin_of == b].sum())) for b in range(bins)]
+    at = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = [abs(float((weight * (p - y))[at == b].sum())) for b in range(bins)]
     return round(sum(gaps) / float(weight.sum()), 4)

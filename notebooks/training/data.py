@@ -96,6 +96,24 @@ def _answered(pieces: list[int], found: RelevanceSet, answers: tuple[str, ...]) 
     return tuple(p for p in pieces if contains(found.documents[p], answers))
 
 
+def fragment(document: str, rng: random.Random) -> str:
+    """A query made from a document: a sentence, its beginning, or its rarer-looking words."""
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n+", document) if len(s.split()) > 3]
+    if not sentences:
+        return " ".join(document.split()[:12])
+    sentence = sentences[0] if rng.random() < 0.4 else rng.choice(sentences)
+    words = sentence.split()[:30]
+    kind = rng.random()
+    if kind < 0.35:
+        return " ".join(words)
+    if kind < 0.6:
+        begin = rng.randrange(max(1, len(words) - 6))
+        return " ".join(words[begin : begin + rng.randint(4, 10)])
+    rare = sorted({w.strip(".,;:()\"'") for w in document.split() if len(w) > 5}, key=str)
+    keywords = " ".join(rng.sample(rare, min(len(rare), rng.randint(2, 5))))
+    return rng.choice(("{}", "what is {}", "how to {}", "{} meaning", "{}")).format(keywords)
+
+
 def nq_qed(folder: Path, rng: random.Random) -> Iterator[RelevanceSet]:
     """Real search questions: windows of their paragraphs, and the long paragraphs whole."""
     short, long = RelevanceSet("nq"), RelevanceSet("nq_long")

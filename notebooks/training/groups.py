@@ -1,228 +1,312 @@
-"""From questions and retrievals to the seeded list of groups that a run walks through."""
+"""From queries and retrieval to groups of candidates: arrays, seeded, as long as a run needs.
+
+A group is a query with up to WIDTH candidates. Labelled groups hold one answer first, then hard
+negatives that do not look like missed answers; the others are what three retrievers find.
+"""
 
 import random
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
-from data import Question, RelevanceSet, contains
-from mining import Retriever, Union, embed_texts, fragment, pick
+from asking import keywords, typo
+from corpus import Corpus, Question
+from mining import Ranked
 from numpy.typing import NDArray
-from prepared import Group
 
-# How often a group comes from each set: with labels, and without.
+WIDTH, LONG_WIDTH = 16, 8
+LONG = {"nq_long", "squad_long", "scifact", "medquad"}
 LABELLED = {
-    "nq": 28, "nq_long": 4, "squad": 20, "squad_long": 4, "ares": 5, "covid_qa": 5, "scifact": 5,
-    "medquad": 6, "selqa": 5, "python_code": 5, "python_docs": 3, "packages_code": 6,
-    "packages_docs": 6,
+    "nq": 26000, "squad": 20000, "clapnq": 5000, "ares": 6000, "wiki": 9000, "conditionalqa": 4500,
+    "pubmedqa": 2000, "covid_qa": 5000, "scifact": 4500, "selqa": 6000, "medquad": 4000,
+    "definitions": 9000, "factbook": 3000, "nq_long": 4000, "squad_long": 4000,
+    "python_code": 3500, "python_docs": 2500, "packages_code": 4000, "packages_docs": 4000,
 }  # fmt: skip
-UNLABELLED = {
-    "nq": 20, "nq_long": 5, "squad": 9, "squad_long": 2, "ares": 4, "covid_qa": 6, "scifact": 10,
-    "medquad": 10, "selqa": 8, "python_code": 6, "python_docs": 4, "packages_code": 9,
-    "packages_docs": 9,
-}  # fmt: skip
-LONG = {"nq_long", "squad_long", "scifact", "medquad"}  # costlier documents, so fewer to a group
+"""How many labelled groups of each set."""
+REAL_TIMES = 4
+"""How often each real query comes, each time with other candidates."""
+KINDS = ("clean", "no question mark", "typo", "keywords")
+KIND_SHARES = (0.4, 0.38, 0.12, 0.1)
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """What is prepared; every field is an option of `prepare.py`."""
+@dataclass
+class Groups:
+    """Groups as arrays of n rows.
 
-    groups: int = 100_000
-    labelled: float = 0.5
-    size: int = 8
-    long_size: int = 6
-    hard: str = "both"  # where hard negatives come from: "both", "bm25", "base" or "random"
-
-    def draw(self, weights: dict[str, int], count: int, rng: random.Random) -> dict[str, int]:
-        """How many groups of each set."""
-        drawn = Counter(rng.choices(list(weights), list(weights.values()), k=count))
-        return {name: drawn[name] for name in weights}
-
-
-class GroupMaker:
-    """Makes groups over the union of the sets."""
-
-    def __init__(self, union: Union, mixture: Mixture, seed: int) -> None:
-        """Nothing is retrieved yet."""
-        self.union, self.mixture, self.rng = union, mixture, random.Random(seed)
-        self.queries: dict[str, int] = {}
-
-    def index_of(self, query: str) -> int:
-        """The index of the query, which is stored once."""
-        return self.queries.setdefault(query, len(self.queries))
-
-    def make(self) -> list[Group]:
-        """All groups, shuffled."""
-        count = round(self.mixture.groups * self.mixture.labelled)
-        wanted = self.mixture.draw(LABELLED, count, self.rng)
-        made = [
-            g for found in self.union.sets for g in self.labelled(found, wanted.get(found.name, 0))
-        ]
-        made += self.unlabelled(self.mixture.groups - len(made))
-        self.rng.shuffle(made)
-        return made
-
-    def labelled(self, found: RelevanceSet, count: int) -> list[Group]:
-        """Questions of one set with an answer, if there is one, and hard negatives of the set.
-
-        A question comes again, with other negatives, where the set has fewer than `count`.
-        """
-        questions = found.split(held=False)
-        questions = self.rng.sample(questions, min(count, len(questions)))
-        if not questions:
-            return []
-        vectors = embed_texts([q.text for q in questions])
-        retriever = retriever_of(self.union, found)
-        rows = retrieve(retriever, [q.text for q in questions], vectors)
-        asked = list(zip(questions, vectors, rows, strict=True))
-        asked = [asked[i % len(asked)] for i in range(count)]
-        made = [self._candidates(found, *each) for each in asked]
-        texts, near = [q.text for q, _, _ in asked], [vector for _, vector, _ in asked]
-        taught = retriever.teacher(texts, near, [rows for rows, _ in made])
-        offset = self.union.offsets[found.name]
-        return [
-            Group(
-                found.name, self.index_of(text), tuple(offset + p for p in rows), *teacher, labels
-            )
-            for text, (rows, labels), teacher in zip(texts, made, taught, strict=True)
-        ]
-
-    def _candidates(
-        self, found: RelevanceSet, question: Question, vector: NDArray[np.float32],
-        ranked: tuple[NDArray[np.int64], NDArray[np.int64]],
-    ) -> tuple[list[int], tuple[int, ...]]:  # fmt: skip
-        positives = list(question.positives)
-        self.rng.shuffle(positives)
-        chosen, skip = positives[:1], set(positives)
-        size = self.mixture.long_size if found.name in LONG else self.mixture.size
-        safe = [self._safe(found, question, vector, row) for row in ranked]
-        chosen += pick(question.given, 2, self.rng, skip)
-        chosen += self._negatives(found, question, safe, size - len(chosen), skip)
-        return chosen, tuple(int(p in positives) for p in chosen)
-
-    def _negatives(
-        self,
-        found: RelevanceSet,
-        question: Question,
-        safe: list[list[int]],
-        count: int,
-        skip: set[int],
-    ) -> list[int]:
-        if question.listed:
-            return pick([p for p in question.listed if p not in skip], count, self.rng, skip)
-        dense, lexical = {
-            "both": (0.55, 0.3),
-            "base": (0.85, 0),
-            "bm25": (0, 0.85),
-            "random": (0, 0),
-        }[self.mixture.hard]
-        chosen = pick(safe[1], round(dense * count), self.rng, skip)
-        chosen += pick(safe[0], round(lexical * count), self.rng, skip)
-        others = self.rng.sample(range(len(found.documents)), 40)
-        others = [p for p in others if not contains(found.documents[p], question.answers)]
-        return chosen + pick(others, count - len(chosen), self.rng, skip)
-
-    def _safe(
-        self,
-        found: RelevanceSet,
-        question: Question,
-        vector: NDArray[np.float32],
-        row: Sequence[int],
-    ) -> list[int]:
-        """Retrieved documents that do not look like unlabelled answers.
-
-        One is left out when it holds an answer string or, where the set names no answer strings,
-        when the base finds it closer than the labelled answer by more than 0.05.
-        """
-        limit = 2.0
-        if question.positives and not question.answers:
-            offset = self.union.offsets[found.name]
-            limit = (
-                max(float(vector @ self.union.vectors[offset + p]) for p in question.positives)
-                + 0.05
-            )
-        vectors = self.union.vectors[self.union.offsets[found.name] + np.asarray(row, int)]
-        close = vectors @ vector
-        return [
-            int(p) for p, cosine in zip(row, close, strict=True)
-            if cosine < limit and not contains(found.documents[int(p)], question.answers)
-        ]  # fmt: skip
-
-    def unlabelled(self, count: int) -> list[Group]:
-        """Fragments and foreign questions against their neighbours in the whole union."""
-        if not count:
-            return []
-        union, wanted = self.union, self.mixture.draw(UNLABELLED, count, self.rng)
-        sources, queries, homes = [], [], []
-        for found in union.sets:
-            for _ in range(wanted.get(found.name, 0)):
-                home = self.rng.randrange(len(found.documents))
-                own = found.questions and self.rng.random() < 0.15
-                text = self.rng.choice(found.questions).text if own else None
-                queries.append(text or fragment(found.documents[home], self.rng))
-                homes.append([] if own else [union.offsets[found.name] + home])
-                sources.append(found)
-        vectors = embed_texts(queries)
-        retriever = Retriever(union.documents, union.vectors)
-        lexical, dense = retriever.lexical(queries, 30), retriever.dense(vectors, 400)
-        chosen = [
-            self._neighbours(*row) for row in zip(sources, homes, lexical, dense, strict=True)
-        ]
-        taught = retriever.teacher(queries, vectors, chosen)
-        return [
-            Group(f"{found.name}:unlabelled", self.index_of(query), tuple(rows), *teacher)
-            for found, query, rows, teacher in zip(sources, queries, chosen, taught, strict=True)
-        ]
-
-    def _neighbours(
-        self, found: RelevanceSet, home: list[int],
-        lexical: NDArray[np.int64], dense: NDArray[np.int64],
-    ) -> list[int]:  # fmt: skip
-        size = self.mixture.long_size if found.name in LONG else self.mixture.size
-        chosen = home if self.rng.random() < 0.7 else []
-        skip = set(chosen)
-        chosen = chosen + pick(dense[:30], 2, self.rng, skip)
-        chosen += pick(lexical, 2, self.rng, skip)
-        chosen += pick(dense[30:], size - 5, self.rng, skip)
-        begin = self.union.offsets[found.name]
-        strangers = [begin + self.rng.randrange(len(found.documents)) for _ in range(40)]
-        chosen += pick(dense[:30] if self.rng.random() < 0.5 else strangers, 1, self.rng, skip)
-        return chosen + pick(strangers, size - len(chosen), self.rng, skip)
-
-
-def retriever_of(union: Union, found: RelevanceSet) -> Retriever:
-    """Retrieval inside one set."""
-    begin = union.offsets[found.name]
-    return Retriever(found.documents, union.vectors[begin : begin + len(found.documents)])
-
-
-def retrieve(
-    retriever: Retriever, queries: list[str], vectors: NDArray[np.float32], depth: int = 30
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Per query (BM25 positions, base positions), best first."""
-    lexical, dense = retriever.lexical(queries, depth), retriever.dense(vectors, depth)
-    return list(zip(lexical, dense, strict=True))
-
-
-def held_groups(maker: GroupMaker, per_set: int, depth: int, seed: int) -> list[Group]:
-    """Held-out questions with the first `depth` of BM25 and the base, answered or not.
-
-    Sets without own candidate lists retrieve inside themselves. For development and calibration.
+    query: the teacher's query. asked: the words that the student is asked with. candidates:
+    (n, WIDTH) documents, -1 where there is none. labels: (n, WIDTH) 1 for an answer. labelled: (n,)
+    whether the others are known not to be answers. junk: (n, WIDTH) passages that answer nothing.
+    source: (n,) which set.
     """
-    rng, union, made = random.Random(seed), maker.union, []
-    for found in union.sets:
-        questions = [q for q in found.split(held=True) if q.positives]
-        questions = rng.sample(questions, min(per_set, len(questions)))
-        vectors = embed_texts([q.text for q in questions])
-        retriever = retriever_of(union, found)
-        rows = retrieve(retriever, [q.text for q in questions], vectors, depth)
-        for question, vector, (lexical, dense) in zip(questions, vectors, rows, strict=True):
-            merged = [int(p) for pair in zip(lexical, dense, strict=True) for p in pair]
-            chosen = list(question.listed) or list(dict.fromkeys(merged))[:depth]
-            (teacher,) = retriever.teacher([question.text], [vector], [chosen])
-            where = tuple(union.offsets[found.name] + p for p in chosen)
-            labels = tuple(int(p in question.positives) for p in chosen)
-            made.append(Group(found.name, maker.index_of(question.text), where, *teacher, labels))
-    return made
+
+    query: NDArray[np.int32]
+    asked: NDArray[np.int32]
+    candidates: NDArray[np.int32]
+    labels: NDArray[np.int8]
+    labelled: NDArray[np.bool_]
+    source: NDArray[np.int16]
+    teacher: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, WIDTH), np.float32))
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    @property
+    def there(self) -> NDArray[np.bool_]:
+        """Where there is a candidate."""
+        return self.candidates >= 0
+
+    def take(self, rows: NDArray) -> "Groups":
+        """Some of them."""
+        kept = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{k: v[rows] for k, v in kept.items() if len(v) == len(self.query)})
+
+
+@dataclass
+class Queries:
+    """Every text that is asked, once: `texts`, and the ways to ask each of them."""
+
+    texts: list[str] = field(default_factory=list)
+    at: dict[str, int] = field(default_factory=dict)
+
+    def add(self, text: str) -> int:
+        """Where the text stands."""
+        if text not in self.at:
+            self.at[text] = len(self.texts)
+            self.texts.append(text)
+        return self.at[text]
+
+    def ways(self, text: str) -> list[int]:
+        """Where the four ways of asking stand, in the order of KINDS."""
+        short = keywords(text) if len(text.split()) > 4 else text
+        slip = typo(text, random.Random(text))
+        return [self.add(text), self.add(text.rstrip(" ?")), self.add(slip), self.add(short)]
+
+
+@dataclass
+class Asked:
+    """Queries of one kind before groups are made of them: rows of `Queries`, a set, a home document."""
+
+    rows: list[int]
+    ways: list[list[int]]
+    sources: list[str]
+    homes: list[int]
+    questions: list[Question | None]
+
+    @classmethod
+    def collect(cls, corpus: Corpus, queries: Queries, *, held: bool = False) -> "Asked":
+        """Labelled questions, real queries and made ones, in this order."""
+        found = cls([], [], [], [], [])
+        for question in corpus.questions:
+            if question.held is held:
+                found._add(question.text, question.source, -1, question, queries)
+        for text, own in corpus.real:
+            if own is held:
+                found._add(text, "wiki", -1, None, queries)
+        if not held:
+            for text, source, home in corpus.made:
+                found._add(text, source, home, None, queries)
+        return found
+
+    def _add(
+        self, text: str, source: str, home: int, question: Question | None, queries: Queries
+    ) -> None:
+        self.rows.append(queries.add(text))
+        self.ways.append(queries.ways(text) if home < 0 else [queries.add(text)] * 4)
+        self.sources.append(source)
+        self.homes.append(home)
+        self.questions.append(question)
+
+
+@dataclass
+class Found:
+    """What each retriever finds for each of `Asked`: (queries, depth), best first, -1 for none."""
+
+    lexical: Ranked
+    dense: Ranked
+    e5: Ranked
+
+
+def some(rng: np.random.Generator, ranked: Ranked, count: int) -> Ranked:
+    """`count` of each row's positions at random, near ranks likelier than far ones."""
+    depth = ranked.shape[1]
+    key = rng.random(ranked.shape) * np.linspace(0.6, 1.4, depth) + 9 * (ranked < 0)
+    at = np.argpartition(key, min(count, depth - 1), axis=1)[:, :count]
+    return np.take_along_axis(ranked, at, 1)
+
+
+def once(candidates: NDArray) -> NDArray:
+    """The rows with what comes a second time put to -1."""
+    order = np.argsort(candidates, axis=1, kind="stable")
+    ordered = np.take_along_axis(candidates, order, 1)
+    again = np.zeros_like(candidates, bool)
+    again[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    repeated = np.zeros_like(again)
+    np.put_along_axis(repeated, order, again, 1)
+    return np.where(repeated, -1, candidates)
+
+
+def unlabelled(
+    asked: Asked, found: Found, rows: NDArray, corpus: Corpus, rng: np.random.Generator
+) -> Groups:
+    """Eight of BM25's, four of the base's, two of E5's, random ones, and where there is one the home."""
+    lexical, dense, e5 = found.lexical[rows], found.dense[rows], found.e5[rows]
+    homes = np.array(asked.homes)[rows]
+    homes = np.where(rng.random(len(rows)) < 0.8, homes, -1)
+    spans = np.array([corpus.pool(asked.sources[r]) for r in rows])
+    strangers = (spans[:, :1] + rng.random((len(rows), 2)) * (spans[:, 1:] - spans[:, :1])).astype(
+        np.int32
+    )
+    candidates = np.concatenate([
+        homes[:, None], some(rng, lexical[:, :10], 3), some(rng, lexical[:, 10:], 5),
+        some(rng, dense, 4), some(rng, e5, 2), strangers[:, :1],
+    ], 1).astype(np.int32)  # fmt: skip
+    candidates = once(candidates)
+    labels = np.zeros(candidates.shape, np.int8)
+    return _made(asked, rows, candidates, labels, False, corpus, rng)
+
+
+def labelled(asked: Asked, found: Found, rows: NDArray, corpus: Corpus, safe: Ranked,
+             rng: np.random.Generator) -> Groups:  # fmt: skip
+    """An answer, ten hard negatives of the first thirty of each, three of the next, random ones.
+
+    safe: (rows, depth) retrieved documents that do not look like answers, BM25's and the base's in turn.
+    """
+    spans = np.array([corpus.pool(asked.sources[r]) for r in rows])
+    strangers = (spans[:, :1] + rng.random((len(rows), 3)) * (spans[:, 1:] - spans[:, :1])).astype(
+        np.int32
+    )
+    questions = [asked.questions[r] for r in rows]
+    first = np.full((len(rows), 1), -1, np.int32)
+    given = np.full((len(rows), 2), -1, np.int32)
+    for i, question in enumerate(questions):
+        if question.positives:
+            first[i] = question.positives[int(rng.integers(len(question.positives)))]
+        for j, position in enumerate(rng.permutation(question.given)[:2] if question.given else ()):
+            given[i, j] = position
+    near, far = safe[:, :60], safe[:, 60:]
+    candidates = np.concatenate(
+        [first, given, some(rng, near, 9), some(rng, far, 2), strangers[:, :2]], 1
+    )
+    candidates = once(candidates.astype(np.int32))
+    positives = [set(q.positives) for q in questions]
+    labels = np.array(
+        [[c in own for c in row] for row, own in zip(candidates.tolist(), positives, strict=True)],
+        np.int8,
+    )
+    return _made(asked, rows, candidates, labels, True, corpus, rng)
+
+
+def _made(asked: Asked, rows: NDArray, candidates: NDArray, labels: NDArray, known: bool, corpus: Corpus,
+          rng: np.random.Generator) -> Groups:  # fmt: skip
+    names = list(corpus.spans)
+    long = np.array([asked.sources[r] in LONG for r in rows])
+    candidates[long, LONG_WIDTH:] = -1
+    junk = rng.integers(corpus.junk, len(corpus.documents), len(rows))
+    put = rng.random(len(rows)) < 0.15  # a passage that answers nothing takes the last place
+    candidates[put, -1] = junk[put]
+    labels[put, -1] = 0
+    way = rng.choice(len(KINDS), len(rows), p=KIND_SHARES)
+    return Groups(
+        np.array(asked.rows, np.int32)[rows],
+        np.array(asked.ways, np.int32)[rows, way],
+        candidates, labels, np.full(len(rows), known),
+        np.array([names.index(asked.sources[r]) for r in rows], np.int16),
+    )  # fmt: skip
+
+
+def safe_of(
+    asked: Asked, found: Found, corpus: Corpus, closeness: "Closeness"
+) -> dict[int, NDArray]:
+    """For each labelled question the retrieved documents that do not look like missed answers.
+
+    One is left out when it holds an answer string or, where the set names none, when the base finds
+    it closer than the labelled answer by more than 0.05.
+    """
+    lowered = [d.lower() for d in corpus.documents]
+    kept = {}
+    for row, question in enumerate(asked.questions):
+        if question is None:
+            continue
+        merged = np.stack([found.lexical[row, :60], found.dense[row, :60]], 1).ravel()
+        merged = merged[merged >= 0]
+        merged = merged[~np.isin(merged, question.positives)]
+        if question.listed:
+            merged = np.array([p for p in question.listed if p not in question.positives], np.int32)
+        elif answers := [a.lower() for a in question.answers if len(a) > 2]:
+            merged = merged[[not any(a in lowered[p] for a in answers) for p in merged.tolist()]]
+        elif question.positives and len(merged):
+            merged = merged[closeness.below(asked.rows[row], question.positives, merged)]
+        line = np.full(120, -1, np.int32)
+        merged = merged[:120]
+        line[: len(merged)] = merged
+        kept[row] = line
+    return kept
+
+
+class Closeness:
+    """The base's cosines on the host, for the guard against missed answers."""
+
+    def __init__(self, queries: NDArray, documents: NDArray) -> None:
+        """Unit vectors of both."""
+        self.queries, self.documents = queries, documents
+
+    def below(self, query: int, positives: list[int], others: NDArray) -> NDArray[np.bool_]:
+        """Which of the others are not clearly closer to the query than its answers."""
+        vector = self.queries[query].astype(np.float32)
+        limit = float((self.documents[positives].astype(np.float32) @ vector).max()) + 0.05
+        return self.documents[others].astype(np.float32) @ vector < limit
+
+
+def joined(parts: list[Groups]) -> Groups:
+    """All parts one after another."""
+    values = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Groups)}
+    return Groups(**values)
+
+
+def training(asked: Asked, found: Found, safe: dict[int, NDArray], corpus: Corpus, seed: int,
+             share: float = 1.0) -> Groups:  # fmt: skip
+    """All groups of a run, shuffled."""
+    rng, parts = np.random.default_rng(seed), []
+    for name, count in LABELLED.items():
+        own = [r for r in safe if asked.sources[r] == name]
+        if own:
+            rows = rng.choice(own, max(4, round(share * count)), replace=True)
+            if len(own) < len(rows):  # every question before one comes again
+                rows = np.concatenate([rng.permutation(own)] * (len(rows) // len(own) + 1))[
+                    : len(rows)
+                ]
+            lines = np.stack([safe[r] for r in rows])
+            parts.append(labelled(asked, found, rows, corpus, lines, rng))
+    free = np.array([r for r, q in enumerate(asked.questions) if q is None])
+    real = free[[asked.homes[r] < 0 for r in free]]
+    made = free[[asked.homes[r] >= 0 for r in free]]
+    for _ in range(REAL_TIMES):
+        parts.append(unlabelled(asked, found, real, corpus, rng))
+    parts.append(unlabelled(asked, found, made, corpus, rng))
+    whole = joined(parts)
+    return whole.take(rng.permutation(len(whole)))
+
+
+PATTERNS = (
+    ("definition", r"^(define|what does .* mean|meaning of|what is an? \w+$)|definition|meaning$"),
+    (
+        "amount",
+        r"\bhow (much|many|long|old|far|tall|big|often|deep|high|fast)\b|\bcost|price|salary",
+    ),
+    ("how-to", r"^how (to|do|does|can|should|would|is|are)\b|^why\b"),
+    ("factoid", r"^(who|when|where|which)\b|^(what|in what) (year|country|city|state|team|name)\b"),
+)
+DOMAINS = {"medquad": "medical", "covid_qa": "medical", "pubmedqa": "medical", "scifact": "medical",
+           "conditionalqa": "legal", "python_code": "technical", "python_docs": "technical",
+           "packages_code": "technical", "packages_docs": "technical", "factbook": "keyword",
+           "definitions": "definition"}  # fmt: skip
+
+
+def kind(text: str, source: str) -> str:
+    """Of what kind a held-out question is, for the table that choices are made by."""
+    if source in DOMAINS:
+        return DOMAINS[source]
+    for name, pattern in PATTERNS:
+        if re.search(pattern, text.lower()):
+            return name
+    return "keyword" if len(text.split()) < 4 else "other question"

@@ -1,75 +1,81 @@
-"""What a group of candidates teaches: the labels, the teacher, or both."""
+"""What a group of candidates teaches: the teacher's order, and where there are labels, the labels."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from prepared import TEACHER_SCALE, Group
+from groups import Groups
 from recipe import Recipe
 from torch import Tensor
 from torch.nn import functional
 
 NEVER = -1e4  # the logit of a candidate that is not there
+RAISED = 2.0
+"""How far an answer stands above its group's best by the teacher."""
+SUNK = 3.0
+"""How far a passage that answers nothing stands below its group's worst."""
 
 
 class Targets(NamedTuple):
-    """What groups of up to k candidates say, each (groups, k) but for `cells`.
+    """What groups of up to k candidates say, each (groups, k) but for the last three.
 
     teacher: logits, NEVER where there is no candidate. labels: 1 for an answer. there: 1 for a
-    candidate. cells: (pairs,) where each pair's logit goes in the flattened (groups, k). labelled
-    and answered: (groups,) whether the group has labels, and an answer among them.
+    candidate. known: 1 where the label is an absolute one. cells: (pairs,) where each pair's logit
+    goes in the flattened (groups, k). labelled, answered: (groups,) whether the group has labels,
+    and an answer among them.
     """
 
     teacher: Tensor
     labels: Tensor
     there: Tensor
+    known: Tensor
     cells: Tensor
     labelled: Tensor
     answered: Tensor
 
     def spread(self, z: Tensor) -> Tensor:
-        """Logits (pairs,) in their cells (groups, k)."""
-        flat = z.new_full((self.there.numel(),), NEVER)
-        return flat.index_copy(0, self.cells, z).view_as(self.there)
+        """Logits (..., pairs) in their places (..., groups, k)."""
+        flat = z.new_full((*z.shape[:-1], self.there.numel()), NEVER)
+        return flat.index_copy(-1, self.cells, z).view(*z.shape[:-1], *self.there.shape)
 
 
-def targets(groups: list[Group], lexical: float, device: torch.device) -> Targets:
-    """The targets of some groups; the teacher is the base's cosine and a little BM25."""
-    width = max(len(group.candidates) for group in groups)
-    teacher = np.full((len(groups), width), NEVER, np.float32)
-    labels, there = np.zeros_like(teacher), np.zeros_like(teacher)
-    for row, group in enumerate(groups):
-        size = len(group.candidates)
-        parts = np.asarray(group.cosine), np.asarray(group.lexical)
-        teacher[row, :size] = TEACHER_SCALE * parts[0] + lexical * parts[1]
-        labels[row, : len(group.labels)] = group.labels
-        there[row, :size] = 1
-    labelled = np.array([bool(group.labels) for group in groups])
-    arrays = (teacher, labels, there, np.flatnonzero(there), labelled, labels.any(1))
-    return Targets(*(torch.from_numpy(array).to(device) for array in arrays))
-
-
-def divergence(z: Tensor, teacher: Tensor) -> Tensor:
-    """KL divergence of softmax(z) from softmax(teacher), both (groups, k): (groups,)."""
-    ours, theirs = z.log_softmax(1), teacher.log_softmax(1)
-    return functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(1)
+def targets(groups: Groups, junk: int, device: torch.device) -> Targets:
+    """The targets of some groups; documents from `junk` on answer nothing."""
+    there = groups.there
+    nothing = groups.candidates >= junk
+    labels = groups.labels * there
+    teacher = groups.teacher.astype(np.float32)
+    real = there & ~nothing
+    best = np.where(real, teacher, -np.inf).max(1, keepdims=True)
+    worst = np.where(real, teacher, np.inf).min(1, keepdims=True)
+    teacher = np.where(labels > 0, np.maximum(teacher, best + RAISED), teacher)
+    teacher = np.where(nothing, worst - SUNK, teacher)
+    teacher = np.where(there, teacher, NEVER)
+    known = there & (groups.labelled[:, None] | nothing)
+    arrays = (teacher.astype(np.float32), labels.astype(np.float32), there.astype(np.float32),
+              known.astype(np.float32), np.flatnonzero(there), groups.labelled, labels.any(1))  # fmt: skip
+    return Targets(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
 
 
 def group_losses(z: Tensor, wanted: Targets, recipe: Recipe) -> Tensor:
-    """The loss of each group's logits, (groups, k) to (groups,).
+    """The loss of each group's logits, (..., groups, k) to (..., groups).
 
-    Unlabelled: KL from the teacher's distribution, and squared differences of centred logits
-    (MarginMSE: Hofstätter et al. 2020, arXiv:2010.02666). Labelled: listwise cross-entropy, the
-    same KL at a lower weight, and pointwise cross-entropy, which gives the logit an absolute zero.
+    All: KL from the teacher's distribution, and squared differences of centred logits (MarginMSE:
+    Hofstätter et al. 2020, arXiv:2010.02666). Labelled: listwise cross-entropy over the answers, and
+    pointwise cross-entropy, which gives the logit an absolute nought.
     """
-    there, labels = wanted.there, wanted.labels
-    distilled, count = divergence(z, wanted.teacher), there.sum(1)
+    there, count = wanted.there, wanted.there.sum(1)
+    ours, theirs = z.log_softmax(-1), wanted.teacher.log_softmax(-1)
+    distilled = (theirs.exp() * (theirs - ours) * there).sum(-1)
     gap = (z - wanted.teacher) * there
-    centred = (gap - gap.sum(1, keepdim=True) / count[:, None]) * there
-    margins = centred.square().sum(1) / count
-    unlabelled = recipe.unlabelled_weight * (distilled + recipe.margin_weight * margins)
-    pointwise = functional.binary_cross_entropy_with_logits(z, labels, there, reduction="none")
-    chosen = -(labels * z.log_softmax(1)).sum(1) / labels.sum(1).clamp(min=1)
-    listwise = recipe.label_weight * chosen + recipe.teacher_weight * distilled
-    labelled = recipe.pointwise_weight * pointwise.sum(1) / count + wanted.answered * listwise
-    return torch.where(wanted.labelled, labelled, unlabelled)
+    centred = (gap - gap.sum(-1, keepdim=True) / count[:, None]) * there
+    margins = centred.square().sum(-1) / count
+    whole = recipe.teacher_weight * distilled + recipe.margin_weight * margins
+    chosen = -(wanted.labels * ours).sum(-1) / wanted.labels.sum(1).clamp(min=1)
+    pointwise = functional.binary_cross_entropy_with_logits(
+        z, wanted.labels.expand_as(z), reduction="none"
+    )
+    pointwise = (pointwise * wanted.known).sum(-1) / wanted.known.sum(1).clamp(min=1)
+    return (
+        whole + recipe.label_weight * wanted.answered * chosen + recipe.pointwise_weight * pointwise
+    )

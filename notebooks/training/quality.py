@@ -17,11 +17,13 @@ from pathlib import Path
 import bm25s
 import ir_measures
 import numpy as np
+import torch
 from data import join_punctuation, read_jsonl
 from ir_measures import nDCG
-from mining import cached, embed_texts
+from model import base_folder, load_tokenizer
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from ragged import Ragged, tokenised, vectors
+from transformers import BertModel
 
 DEPTH = 100
 SETS = ("scifact", "nq_qed", "selqa", "chunking_eval")
@@ -109,17 +111,21 @@ def load(data: Path, limit: int, seed: int, names: list[str]) -> Iterator[Measur
         yield beir("chunking_eval", data / "chunking_eval" / "chunks_120w", limit, seed)
 
 
-def by_base(measured: MeasuredSet, cache: Path | None) -> Scores:
-    """Cosine of the base bi-encoder, cut at 128 tokens as it was trained."""
-    keys = list({document for _, document in measured.pairs()})
-    keys.sort()
-    texts = [measured.documents[k] for k in keys]
-    name = f"{measured.name.replace(' ', '_')}_{len(measured.queries)}.npy"
-    vectors = cached(cache / name, lambda: embed_texts(texts)) if cache else embed_texts(texts)
+def embedded(texts: list[str]) -> NDArray[np.float32]:
+    """Unit vectors of the base bi-encoder, cut at 128 tokens as it was trained."""
+    ids = tokenised(load_tokenizer(base_folder() / "tokenizer.json"), texts, 126)
+    model = BertModel.from_pretrained(base_folder(), add_pooling_layer=False).eval()
+    return vectors(model, Ragged.of(ids, torch.device("cpu")), [101], [102], 126).float().numpy()
+
+
+def by_base(measured: MeasuredSet) -> Scores:
+    """Cosine of the base bi-encoder."""
+    keys = sorted({document for _, document in measured.pairs()})
+    table = embedded([measured.documents[k] for k in keys])
     row = {key: i for i, key in enumerate(keys)}
-    asked = dict(zip(measured.queries, embed_texts(list(measured.queries.values())), strict=True))
+    asked = dict(zip(measured.queries, embedded(list(measured.queries.values())), strict=True))
     return measured.score(
-        np.array([float(asked[q] @ vectors[row[d]]) for q, d in measured.pairs()], np.float32)
+        np.array([float(asked[q] @ table[row[d]]) for q, d in measured.pairs()], np.float32)
     )
 
 
@@ -132,37 +138,6 @@ def by_model(measured: MeasuredSet, model: str, dtype: str) -> Scores:
     pairs = [(measured.queries[q], measured.documents[d]) for q, d in measured.pairs()]
     with Reranker.from_pretrained(model, backend="onnx", dtype=dtype) as reranker:
         return measured.score(reranker.score_pairs(pairs))
-
-
-def by_packed(measured: MeasuredSet, folder: Path) -> Scores:
-    """The same scores by this folder's own forward in bfloat16, for models not yet exported."""
-    import torch
-    from model import MAX_LENGTH, load_tokenizer, logits, truncate
-    from transformers import BertForSequenceClassification
-
-    model = BertForSequenceClassification.from_pretrained(folder).eval()
-    ids = tokenised(load_tokenizer(folder), measured)
-    pairs = [truncate(ids[0][q], ids[1][d], MAX_LENGTH) for q, d in measured.pairs()]
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    values = np.empty(len(pairs), np.float32)
-    with torch.inference_mode():
-        for begin in range(0, len(order), 32):
-            rows = order[begin : begin + 32]
-            values[rows] = logits(model, [pairs[i] for i in rows]).numpy()
-    return measured.score(values)
-
-
-def tokenised(
-    tokenizer: Tokenizer, measured: MeasuredSet
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Ids of queries and of the documents that are candidates, without special tokens."""
-    used = sorted({d for _, d in measured.pairs()})
-    sources = (measured.queries, {d: measured.documents[d] for d in used})
-    tables = []
-    for source in sources:
-        encoded = tokenizer.encode_batch_fast(list(source.values()), add_special_tokens=False)
-        tables.append({k: e.ids for k, e in zip(source, encoded, strict=True)})
-    return tables[0], tables[1]
 
 
 def ndcg_by_query(measured: MeasuredSet, scores: Scores) -> dict[str, float]:
@@ -233,26 +208,35 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--model", default="default", help="name or folder for the library")
     parser.add_argument("--dtypes", default="float32,int8", help="empty: BM25 and base only")
-    parser.add_argument("--packed", type=Path, help="a folder to score by the training forward")
+    parser.add_argument("--no-base", action="store_true", help="BM25 and ours only")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--queries", type=int, default=10**9, help="at most so many of each set")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, help="a folder to keep the base's vectors in")
+    parser.add_argument("--label", default="ours", help="what the model is called in the table")
+    parser.add_argument("--values", type=Path, help="a file to keep every query's nDCG@10 in")
     options = parser.parse_args()
-    rows = []
+    rows, values = [], read_values(options.values)
     for measured in load(options.data, options.queries, options.seed, options.sets):
-        systems = {"BM25": measured.lexical, "base": by_base(measured, options.cache)}
+        systems = {"BM25": measured.lexical}
+        if not options.no_base:
+            systems["base"] = by_base(measured)
         for dtype in filter(None, options.dtypes.split(",")):
-            systems[f"ours {dtype}"] = by_model(measured, options.model, dtype)
-        if options.packed:
-            systems["packed bfloat16"] = by_packed(measured, options.packed)
+            systems[f"{options.label} {dtype}"] = by_model(measured, options.model, dtype)
         for system, scores in systems.items():
             rows += rows_of(measured, system, scores)
+            values.setdefault(measured.name, {})[system] = ndcg_by_query(measured, scores)
         print(table([r for r in rows if r["set"] == measured.name]), flush=True)
+        if options.values:
+            options.values.write_text(json.dumps(values))
     if options.out:
         rows = kept(options.out, rows)
         options.out.write_text(json.dumps({"seed": options.seed, "rows": rows}, indent=1) + "\n")
         options.out.with_suffix(".md").write_text(table(rows))
+
+
+def read_values(path: Path | None) -> dict[str, dict[str, dict[str, float]]]:
+    """Set → system → query → nDCG@10 of earlier calls."""
+    return json.loads(path.read_text()) if path and path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -1,18 +1,38 @@
-"""The trained model as an ordinary Hugging Face folder."""
+"""Weights to start from, and the trained model as an ordinary Hugging Face folder."""
 
 import copy
 import json
 from pathlib import Path
 
+import numpy as np
+import teachers
 import torch
-from calibration import Fit
-from model import MAX_LENGTH, base_folder
-from transformers import BertForSequenceClassification
+from model import MAX_LENGTH, Student, base_folder
+from torch import Tensor
+
+from rerank_adapters.loading import bundled
 
 
-def save_model(model: BertForSequenceClassification, folder: Path, fit: Fit) -> None:
-    """Weights with the calibration folded into the classifier, config, tokenizer files."""
-    model = copy.deepcopy(model).cpu().float()
+def starting_weights(carry: Path, name: str) -> dict[str, Tensor]:
+    """ "shipped": the bundled model's, unpacked; "base": all-MiniLM-L6-v2's."""
+    if name == "base":
+        with np.load(carry / "base.npz") as arrays:
+            return teachers.floats(arrays)
+    path = carry / "shipped.safetensors"
+    path = path if path.exists() else bundled.folder() / bundled.WEIGHTS
+    return {
+        k: torch.from_numpy(v.copy())
+        for k, v in bundled.dequantize(bundled.read_safetensors(path)).items()
+    }
+
+
+def save_model(student: Student, folder: Path, fit: tuple[float, float]) -> None:
+    """Weights with the calibration folded into every head, config, tokenizer files.
+
+    The exit heads stand in a file of their own, `exits.json`: layer → its row and its bias.
+    """
+    whole = copy.deepcopy(student).cpu().float()
+    model = whole.network
     with torch.no_grad():
         model.classifier.weight.mul_(fit[0])
         model.classifier.bias.mul_(fit[0]).add_(fit[1])
@@ -20,6 +40,9 @@ def save_model(model: BertForSequenceClassification, folder: Path, fit: Fit) -> 
     (folder / "model.safetensors").chmod(0o644)  # save_pretrained lets its owner alone read it
     write_config(folder)
     write_tokenizer(folder)
+    rows = {layer: {"weight": (fit[0] * head.weight[0]).tolist(), "bias": float(fit[0] * head.bias + fit[1])}
+            for layer, head in whole.exits.items()}  # fmt: skip
+    (folder / "exits.json").write_text(json.dumps(rows))
 
 
 def write_config(folder: Path) -> None:
