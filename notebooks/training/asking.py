@@ -3,11 +3,13 @@
 import random
 import re
 
-STOP = frozenset(
-    """a an the of to in on for and or is are was were be been do does did what which who
-whom how when where why that this it its from by with as at about many much can could would should
-i my me you your we they he she his her there their have has had""".split()
+_WORDS = (
+    "a an the of to in on for and or is are was were be been do does did what which who whom how "
+    "when where why that this it its from by with as at about many much can could would should "
+    "i my me you your we they he she his her there their have has had"
 )
+STOP = frozenset(_WORDS.split(" "))
+"""Words that a searcher leaves out."""
 
 
 def typo(text: str, rng: random.Random) -> str:

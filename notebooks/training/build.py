@@ -15,13 +15,13 @@ import groups as grouping
 import members as teacher
 import numpy as np
 import torch
+from asking import STOP
 from corpus import Corpus
 from evaluation import Held, held_groups
 from groups import Asked, Closeness, Found, Groups, Queries
 from mining import Lexical, nearest
 from model import load_tokenizer
 from numpy.typing import NDArray
-from asking import STOP
 from ragged import Ragged, tokenised
 
 BEGUN = time.monotonic()
@@ -34,7 +34,7 @@ def note(*words: object) -> None:
 
 @dataclass
 class Material:
-    """All that a run reads: token ids, groups, the held-out groups, and how the teacher was made."""
+    """All that a run reads: token ids, groups, held-out groups, and what each member says."""
 
     corpus: Corpus
     queries: Ragged
@@ -53,7 +53,8 @@ def waited(path: Path) -> Path:
 
 def ready(carry: Path, name: str, files: str) -> bool:
     """Whether a part of the files is there. On a lent machine they arrive one after another: a flag
-    says that the part is whole, or that it will not come; elsewhere the files are there or not."""
+    says that the part is whole, or that it will not come; elsewhere the files are there or not.
+    """
     if (carry / "arriving").exists():
         return "none" not in waited(carry / f"{name}.ready").read_text()
     return (carry / files).exists()
@@ -74,8 +75,10 @@ def sides(
     ]
     lexical = Lexical(documents, stop)
     note("BM25's index")
-    e5 = [teacher.by_e5(carry, part, prefix, limit, device) for part, prefix, limit in
-          ((texts, "query: ", 64), (corpus.documents, "passage: ", 252))]  # fmt: skip
+    e5 = [
+        teacher.by_e5(carry, part, prefix, limit, device)
+        for part, prefix, limit in ((texts, "query: ", 64), (corpus.documents, "passage: ", 252))
+    ]
     note("E5")
     ready(carry, "second", "base.npz")
     both = []
@@ -126,14 +129,22 @@ def build(carry: Path, device: torch.device, seed: int = 0, share: float = 1.0) 
     )
     members = teacher.scored(query, document, made.query, made.candidates).astype(np.float16)
     note("the teacher's scores")
-    held = held_groups(kept, retrieved(kept, query, document, lexical, corpus), corpus, table, query, document,
-                       lexical, seed)  # fmt: skip
+    held = held_groups(
+        kept,
+        retrieved(kept, query, document, lexical, corpus),
+        corpus,
+        table,
+        query,
+        document,
+        lexical,
+        seed,
+    )
     note(f"{len(held.groups)} held-out groups")
     return Material(corpus, query.texts, document.texts, made, members, held)
 
 
 def taught(material: Material, names: str = "") -> None:
-    """Give the groups, held-out ones too, the teacher of the named members (all where none is named)."""
+    """Give all groups the teacher of the named members, of all where none is named."""
     weights = {k: v for k, v in teacher.WEIGHTS.items() if not names or k in names.split(",")}
     made, held = material.groups, material.held
     free = np.flatnonzero(~made.labelled)[:100_000]

@@ -39,10 +39,14 @@ class Corpus:
         data = json.loads(bz2.decompress(path.read_bytes()))
         spans = {name: (begin, end) for name, begin, end in data["sets"]}
         return cls(
-            data["documents"] + data["junk"], len(data["documents"]), spans,
-            [Question(*row) for row in data["questions"]], [tuple(r) for r in data["real"]],
-            [tuple(r) for r in data["made"]], [tuple(r) for r in data["answered"]],
-        )  # fmt: skip
+            data["documents"] + data["junk"],
+            len(data["documents"]),
+            spans,
+            [Question(*row) for row in data["questions"]],
+            [tuple(r) for r in data["real"]],
+            [tuple(r) for r in data["made"]],
+            [tuple(r) for r in data["answered"]],
+        )
 
     def pool(self, source: str) -> tuple[int, int]:
         """Where candidates for a query of this set are looked for: the web's sets in one pool."""

@@ -33,8 +33,16 @@ class Held:
     members: NDArray[np.float32]
 
 
-def held_groups(asked: Asked, found: Found, corpus: Corpus, table: Queries, query: teacher.Side,
-                document: teacher.Side, lexical: Lexical, seed: int) -> Held:  # fmt: skip
+def held_groups(
+    asked: Asked,
+    found: Found,
+    corpus: Corpus,
+    table: Queries,
+    query: teacher.Side,
+    document: teacher.Side,
+    lexical: Lexical,
+    seed: int,
+) -> Held:
     """All held-out groups. Sets without own candidate lists have BM25's and the base's in turn."""
     rng = np.random.default_rng(seed)
     rows, lists, labels, names, kinds = [], [], [], [], []
@@ -84,7 +92,7 @@ def scored(
     groups: Groups,
     limit: int = model.MAX_LENGTH,
 ) -> NDArray[np.float32]:
-    """Logits of the model and of each exit, (1 + exits, groups, width); nought where there is none."""
+    """Logits of the model and of each exit, (1 + exits, groups, width); else nought."""
     at, column = np.nonzero(groups.there)
     rows, texts = groups.asked[at], groups.candidates[at, column]
     order = np.argsort(queries.lengths[rows] + documents.lengths[texts], kind="stable")
@@ -109,7 +117,7 @@ def ndcg(scores: NDArray, labels: NDArray, there: NDArray, depth: int = 10) -> N
 
 
 def table(values: NDArray, held: Held) -> dict[str, float]:
-    """Means by set and by kind, and `mean`: half the sets', half that of the answered web questions.
+    """Means by set and by kind, and `mean`: half the sets', half `answered`.
 
     Only questions with an answer among their candidates count.
     """

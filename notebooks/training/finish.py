@@ -26,8 +26,11 @@ def main() -> None:
     parser.add_argument("--run", default="best", help="which of the runs kept")
     options = parser.parse_args()
     facts = json.loads((options.lease / "log.json").read_text())
-    name = facts[-1]["best"] if options.run == "best" else list(f["name"] for f in facts if f.get("full"))[
-        int(options.run.removeprefix("run")) - 1]  # fmt: skip
+    name = (
+        facts[-1]["best"]
+        if options.run == "best"
+        else [f["name"] for f in facts if f.get("full")][int(options.run.removeprefix("run")) - 1]
+    )
     student = Student()
     student.start(starting_weights(options.carry, "shipped"))
     state = {}

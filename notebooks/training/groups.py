@@ -17,11 +17,26 @@ from numpy.typing import NDArray
 WIDTH, LONG_WIDTH = 16, 8
 LONG = {"nq_long", "squad_long", "scifact", "medquad"}
 LABELLED = {
-    "nq": 26000, "squad": 20000, "clapnq": 5000, "ares": 6000, "wiki": 9000, "conditionalqa": 4500,
-    "pubmedqa": 2000, "covid_qa": 5000, "scifact": 4500, "selqa": 6000, "medquad": 4000,
-    "definitions": 9000, "factbook": 3000, "nq_long": 4000, "squad_long": 4000,
-    "python_code": 3500, "python_docs": 2500, "packages_code": 4000, "packages_docs": 4000,
-}  # fmt: skip
+    "nq": 26000,
+    "squad": 20000,
+    "clapnq": 5000,
+    "ares": 6000,
+    "wiki": 9000,
+    "conditionalqa": 4500,
+    "pubmedqa": 2000,
+    "covid_qa": 5000,
+    "scifact": 4500,
+    "selqa": 6000,
+    "medquad": 4000,
+    "definitions": 9000,
+    "factbook": 3000,
+    "nq_long": 4000,
+    "squad_long": 4000,
+    "python_code": 3500,
+    "python_docs": 2500,
+    "packages_code": 4000,
+    "packages_docs": 4000,
+}
 """How many labelled groups of each set."""
 REAL_TIMES = 4
 """How often each real query comes, each time with other candidates."""
@@ -84,7 +99,7 @@ class Queries:
 
 @dataclass
 class Asked:
-    """Queries of one kind before groups are made of them: rows of `Queries`, a set, a home document."""
+    """Queries before groups are made of them: rows of `Queries`, a set, a home document."""
 
     rows: list[int]
     ways: list[list[int]]
@@ -148,7 +163,7 @@ def once(candidates: NDArray) -> NDArray:
 def unlabelled(
     asked: Asked, found: Found, rows: NDArray, corpus: Corpus, rng: np.random.Generator
 ) -> Groups:
-    """Eight of BM25's, four of the base's, two of E5's, random ones, and where there is one the home."""
+    """Eight of BM25's, four of the base's, two of E5's, a random one, and the home if any."""
     lexical, dense, e5 = found.lexical[rows], found.dense[rows], found.e5[rows]
     homes = np.array(asked.homes)[rows]
     homes = np.where(rng.random(len(rows)) < 0.8, homes, -1)
@@ -156,20 +171,32 @@ def unlabelled(
     strangers = (spans[:, :1] + rng.random((len(rows), 2)) * (spans[:, 1:] - spans[:, :1])).astype(
         np.int32
     )
-    candidates = np.concatenate([
-        homes[:, None], some(rng, lexical[:, :10], 3), some(rng, lexical[:, 10:], 5),
-        some(rng, dense, 4), some(rng, e5, 2), strangers[:, :1],
-    ], 1).astype(np.int32)  # fmt: skip
+    candidates = np.concatenate(
+        [
+            homes[:, None],
+            some(rng, lexical[:, :10], 3),
+            some(rng, lexical[:, 10:], 5),
+            some(rng, dense, 4),
+            some(rng, e5, 2),
+            strangers[:, :1],
+        ],
+        1,
+    ).astype(np.int32)
     candidates = once(candidates)
     labels = np.zeros(candidates.shape, np.int8)
     return _made(asked, rows, candidates, labels, False, corpus, rng)
 
 
-def labelled(asked: Asked, found: Found, rows: NDArray, corpus: Corpus, safe: Ranked,
-             rng: np.random.Generator) -> Groups:  # fmt: skip
+def labelled(
+    asked: Asked,
+    rows: NDArray,
+    corpus: Corpus,
+    safe: Ranked,
+    rng: np.random.Generator,
+) -> Groups:
     """An answer, ten hard negatives of the first thirty of each, three of the next, random ones.
 
-    safe: (rows, depth) retrieved documents that do not look like answers, BM25's and the base's in turn.
+    safe: (rows, depth) what both retrievers found and does not look like an answer.
     """
     spans = np.array([corpus.pool(asked.sources[r]) for r in rows])
     strangers = (spans[:, :1] + rng.random((len(rows), 3)) * (spans[:, 1:] - spans[:, :1])).astype(
@@ -196,8 +223,15 @@ def labelled(asked: Asked, found: Found, rows: NDArray, corpus: Corpus, safe: Ra
     return _made(asked, rows, candidates, labels, True, corpus, rng)
 
 
-def _made(asked: Asked, rows: NDArray, candidates: NDArray, labels: NDArray, known: bool, corpus: Corpus,
-          rng: np.random.Generator) -> Groups:  # fmt: skip
+def _made(
+    asked: Asked,
+    rows: NDArray,
+    candidates: NDArray,
+    labels: NDArray,
+    known: bool,
+    corpus: Corpus,
+    rng: np.random.Generator,
+) -> Groups:
     names = list(corpus.spans)
     long = np.array([asked.sources[r] in LONG for r in rows])
     candidates[long, LONG_WIDTH:] = -1
@@ -209,9 +243,11 @@ def _made(asked: Asked, rows: NDArray, candidates: NDArray, labels: NDArray, kno
     return Groups(
         np.array(asked.rows, np.int32)[rows],
         np.array(asked.ways, np.int32)[rows, way],
-        candidates, labels, np.full(len(rows), known),
+        candidates,
+        labels,
+        np.full(len(rows), known),
         np.array([names.index(asked.sources[r]) for r in rows], np.int16),
-    )  # fmt: skip
+    )
 
 
 def safe_of(
@@ -263,8 +299,14 @@ def joined(parts: list[Groups]) -> Groups:
     return Groups(**values)
 
 
-def training(asked: Asked, found: Found, safe: dict[int, NDArray], corpus: Corpus, seed: int,
-             share: float = 1.0) -> Groups:  # fmt: skip
+def training(
+    asked: Asked,
+    found: Found,
+    safe: dict[int, NDArray],
+    corpus: Corpus,
+    seed: int,
+    share: float = 1.0,
+) -> Groups:
     """All groups of a run, shuffled."""
     rng, parts = np.random.default_rng(seed), []
     for name, count in LABELLED.items():
@@ -276,12 +318,11 @@ def training(asked: Asked, found: Found, safe: dict[int, NDArray], corpus: Corpu
                     : len(rows)
                 ]
             lines = np.stack([safe[r] for r in rows])
-            parts.append(labelled(asked, found, rows, corpus, lines, rng))
+            parts.append(labelled(asked, rows, corpus, lines, rng))
     free = np.array([r for r, q in enumerate(asked.questions) if q is None])
     real = free[[asked.homes[r] < 0 for r in free]]
     made = free[[asked.homes[r] >= 0 for r in free]]
-    for _ in range(REAL_TIMES):
-        parts.append(unlabelled(asked, found, real, corpus, rng))
+    parts += [unlabelled(asked, found, real, corpus, rng) for _ in range(REAL_TIMES)]
     parts.append(unlabelled(asked, found, made, corpus, rng))
     whole = joined(parts)
     return whole.take(rng.permutation(len(whole)))
@@ -296,10 +337,19 @@ PATTERNS = (
     ("how-to", r"^how (to|do|does|can|should|would|is|are)\b|^why\b"),
     ("factoid", r"^(who|when|where|which)\b|^(what|in what) (year|country|city|state|team|name)\b"),
 )
-DOMAINS = {"medquad": "medical", "covid_qa": "medical", "pubmedqa": "medical", "scifact": "medical",
-           "conditionalqa": "legal", "python_code": "technical", "python_docs": "technical",
-           "packages_code": "technical", "packages_docs": "technical", "factbook": "keyword",
-           "definitions": "definition"}  # fmt: skip
+DOMAINS = {
+    "medquad": "medical",
+    "covid_qa": "medical",
+    "pubmedqa": "medical",
+    "scifact": "medical",
+    "conditionalqa": "legal",
+    "python_code": "technical",
+    "python_docs": "technical",
+    "packages_code": "technical",
+    "packages_docs": "technical",
+    "factbook": "keyword",
+    "definitions": "definition",
+}
 
 
 def kind(text: str, source: str) -> str:

@@ -2,9 +2,9 @@
 
     python notebooks/training/lease.py --carry runs/main --out runs/lease --seconds 500
 
-Every full run starts from the same groups under the same seed rule and lasts as long. The best by the
-held-out questions (`mean`: half the sets, half the web's) is named in `log.json`; its weights lie beside
-it as float16 in two parts, the frozen table of words left out.
+Every full run has the same groups and seed rule and lasts as long. The best by the held-out
+questions (`mean`: half the sets, half the web's) is named in `log.json`; its weights lie beside it
+as float16 in two parts, the frozen table of words left out.
 """
 
 import argparse
@@ -48,9 +48,15 @@ def one(
     taught(material, recipe.members)
     run = Run(recipe, material, carry, out / name.replace(" ", "_").replace(",", ""), device)
     train(run)
-    found = {"name": name, "recipe": asdict(recipe), "steps": run.step, "seconds": round(run.seconds, 1),
-             "pairs": sum(e["pairs"] for e in run.log), "tokens": sum(e["tokens"] for e in run.log),
-             "log": run.log} | judged(run.mean, material)  # fmt: skip
+    found = {
+        "name": name,
+        "recipe": asdict(recipe),
+        "steps": run.step,
+        "seconds": round(run.seconds, 1),
+        "pairs": sum(e["pairs"] for e in run.log),
+        "tokens": sum(e["tokens"] for e in run.log),
+        "log": run.log,
+    } | judged(run.mean, material)
     note(
         name,
         found["dev"]["mean"],

@@ -1,4 +1,4 @@
-"""What a group of candidates teaches: the teacher's order, and where there are labels, the labels."""
+"""What a group of candidates teaches: the teacher's order, and the labels that there are."""
 
 from typing import NamedTuple
 
@@ -52,8 +52,15 @@ def targets(groups: Groups, junk: int, device: torch.device) -> Targets:
     teacher = np.where(nothing, worst - SUNK, teacher)
     teacher = np.where(there, teacher, NEVER)
     known = there & (groups.labelled[:, None] | nothing)
-    arrays = (teacher.astype(np.float32), labels.astype(np.float32), there.astype(np.float32),
-              known.astype(np.float32), np.flatnonzero(there), groups.labelled, labels.any(1))  # fmt: skip
+    arrays = (
+        teacher.astype(np.float32),
+        labels.astype(np.float32),
+        there.astype(np.float32),
+        known.astype(np.float32),
+        np.flatnonzero(there),
+        groups.labelled,
+        labels.any(1),
+    )
     return Targets(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
 
 
@@ -61,7 +68,7 @@ def group_losses(z: Tensor, wanted: Targets, recipe: Recipe) -> Tensor:
     """The loss of each group's logits, (..., groups, k) to (..., groups).
 
     All: KL from the teacher's distribution, and squared differences of centred logits (MarginMSE:
-    Hofstätter et al. 2020, arXiv:2010.02666). Labelled: listwise cross-entropy over the answers, and
+    Hofstätter et al. 2020, arXiv:2010.02666). Labelled: listwise cross-entropy over answers, and
     pointwise cross-entropy, which gives the logit an absolute nought.
     """
     there, count = wanted.there, wanted.there.sum(1)

@@ -146,8 +146,12 @@ def score(query: Side, document: Side, rows: NDArray[np.int64], at: NDArray[np.i
             return torch.zeros(at.shape, device=device)
         return torch.einsum("bd,bkd->bk", a[r].float(), b[c].float())
 
-    spread = [maxsim(query, document, rows, at), dot(query.cosine, document.cosine),
-              dot(query.e5, document.e5), dot(query.mpnet, document.mpnet)]  # fmt: skip
+    spread = [
+        maxsim(query, document, rows, at),
+        dot(query.cosine, document.cosine),
+        dot(query.e5, document.e5),
+        dot(query.mpnet, document.mpnet),
+    ]
     both = query.splade is not None and document.splade is not None
     spread.append(
         overlap(query.splade, document.splade, r, c) if both else torch.zeros_like(spread[0])

@@ -38,9 +38,11 @@ class Lexical:
         begin, end = span
         low, high = int(self.bounds[begin]), int(self.bounds[end])
         table = torch.sparse_csr_tensor(
-            (self.bounds[begin : end + 1] - low).int(), self.columns[low:high], self.values[low:high],
+            (self.bounds[begin : end + 1] - low).int(),
+            self.columns[low:high],
+            self.values[low:high],
             (end - begin, WORDS),
-        )  # fmt: skip
+        )
         found = []
         for part in np.array_split(rows, max(1, len(rows) // 128)):
             asked = torch.zeros(WORDS, len(part), device=table.device)

@@ -180,7 +180,7 @@ def _bucket(spans: list[tuple[int, int]], dtype: torch.dtype, device: torch.devi
 
 
 def in_buckets(pairs: Pairs, dtype: torch.dtype) -> Attend:
-    """Plain products over sequences of one length: on CPUs torch's fused attention is slow going back."""
+    """Plain products by length: on CPUs torch's fused attention is slow going back."""
     device = pairs.ids.device
     tokens = BUCKET_TOKENS if device.type == "cpu" else 65536
     buckets = plan_buckets(pairs.host.tolist(), tokens, dtype, device)
@@ -274,7 +274,7 @@ def check_packed(student: Student, tolerance: float = 1e-4) -> float:
 
 
 def check_lists(student: Student) -> bool:
-    """Whether the list kernel is there and right, forwards and back; else buckets are used, as on CPUs."""
+    """Whether the list kernel is there and right, forwards and back; else buckets are used."""
     global USE_LISTS
     device = next(student.parameters()).device
     if device.type != "cuda":
@@ -285,13 +285,14 @@ def check_lists(student: Student) -> bool:
     pairs, results = pack(ragged, ragged, rows, rows + 32, MAX_LENGTH), []
     watched = student.network.bert.encoder.layer[0].attention.self.query.weight
     try:
-        for USE_LISTS in (False, True):
+        for lists in (False, True):
+            USE_LISTS = lists
             student.zero_grad()
             z = logits(student, pairs, torch.bfloat16)[0]
             z.square().sum().backward()
             results.append((z.detach(), watched.grad.clone()))
         gaps = [float((a - b).norm() / a.norm()) for a, b in zip(*results, strict=True)]
-    except Exception as error:  # an older torch, another card: slower, not wrong
+    except Exception as error:  # noqa: BLE001  an older torch, another card: slower, not wrong
         print(f"no list kernel: {error!r}", flush=True)
         gaps = [float("inf")]
     student.zero_grad()

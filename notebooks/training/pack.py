@@ -4,8 +4,8 @@
 
 CHECKPOINT is an ordinary folder of one sequence classifier; FOLDER defaults to
 rerank_adapters/loading/bundled. Both graphs are scored against torch, on the checkpoint as
-`bundled.unpack` will give it back, before anything is put in place. `rerank_adapters.loading.bundled`
-says how the files are laid out.
+`bundled.unpack` will give it back, before anything is put in place; `loading.bundled` says how the
+files are laid out.
 """
 
 from __future__ import annotations

@@ -19,18 +19,44 @@ from data import RelevanceSet, fragment, load_all
 
 MOST_CHARACTERS = 2600  # more than 512 tokens of English
 WEB = ("nq", "squad", "clapnq", "wiki", "openstax")  # one pool for queries without labels
-OWN = ("nq_long", "squad_long", "ares", "covid_qa", "scifact", "medquad", "selqa", "python_code",
-       "python_docs", "packages_code", "packages_docs", "definitions", "factbook", "conditionalqa",
-       "pubmedqa")  # fmt: skip
-FRAGMENTS = {"wiki": 24000, "openstax": 6000, "nq": 4000, "squad": 2000, "scifact": 4000,
-             "covid_qa": 3000, "medquad": 3000, "selqa": 2000, "nq_long": 1500, "squad_long": 700,
-             "python_code": 2000, "python_docs": 1500, "packages_code": 4000,
-             "packages_docs": 4000}  # fmt: skip
+OWN = (
+    "nq_long",
+    "squad_long",
+    "ares",
+    "covid_qa",
+    "scifact",
+    "medquad",
+    "selqa",
+    "python_code",
+    "python_docs",
+    "packages_code",
+    "packages_docs",
+    "definitions",
+    "factbook",
+    "conditionalqa",
+    "pubmedqa",
+)
+FRAGMENTS = {
+    "wiki": 24000,
+    "openstax": 6000,
+    "nq": 4000,
+    "squad": 2000,
+    "scifact": 4000,
+    "covid_qa": 3000,
+    "medquad": 3000,
+    "selqa": 2000,
+    "nq_long": 1500,
+    "squad_long": 700,
+    "python_code": 2000,
+    "python_docs": 1500,
+    "packages_code": 4000,
+    "packages_docs": 4000,
+}
 """How many queries are made from pieces of each set's documents."""
 
 
 def texts(folder: Path, seed: int, share: float) -> dict:
-    """Documents of all sets end to end, questions with labels, queries without, all as plain data."""
+    """Documents of all sets end to end, questions with labels, queries without: plain data."""
     rng = random.Random(seed)
     old = {found.name: found for found in load_all(folder, seed)}
     new, places = web.load(folder, seed)
@@ -42,15 +68,21 @@ def texts(folder: Path, seed: int, share: float) -> dict:
         documents += [d[:MOST_CHARACTERS] for d in found.documents]
         spans.append((name, offsets[name], len(documents)))
     questions = [
-        (q.text, name, *(tuple(offsets[name] + p for p in part) for part in (q.positives, q.given, q.listed)),
-         q.answers, i % 12 == 0)
-        for name, found in sets.items() for i, q in enumerate(found.questions)
-    ]  # fmt: skip
+        (
+            q.text,
+            name,
+            *(tuple(offsets[name] + p for p in part) for part in (q.positives, q.given, q.listed)),
+            q.answers,
+            i % 12 == 0,
+        )
+        for name, found in sets.items()
+        for i, q in enumerate(found.questions)
+    ]
     real = web.real_queries(folder / "web_like", list(sets.values()))
     real = rng.sample(real, round(share * len(real)))
     made = [
         (q, name, offsets[name] + at)
-        for q, name, at in web.made_queries(folder / "web_like", places, {}, rng)
+        for q, name, at in web.made_queries(folder / "web_like", places, rng)
         if at < len(sets[name].documents)
     ]
     for name, count in FRAGMENTS.items():
@@ -59,10 +91,14 @@ def texts(folder: Path, seed: int, share: float) -> dict:
             made.append((fragment(sets[name].documents[at], rng)[:400], name, offsets[name] + at))
     answered = web.answered(folder / "web_like")
     return {
-        "documents": documents, "sets": spans, "questions": questions,
-        "real": [(q, web.held(q)) for q in real], "made": made, "answered": answered,
+        "documents": documents,
+        "sets": spans,
+        "questions": questions,
+        "real": [(q, web.held(q)) for q in real],
+        "made": made,
+        "answered": answered,
         "junk": junk.passages(400, seed),
-    }  # fmt: skip
+    }
 
 
 def thinned(found: RelevanceSet, share: float, rng: random.Random) -> RelevanceSet:
@@ -70,8 +106,11 @@ def thinned(found: RelevanceSet, share: float, rng: random.Random) -> RelevanceS
     if share >= 1:
         return found
     kept = RelevanceSet(found.name, found.documents[: max(60, round(share * len(found.documents)))])
-    within = [q for q in found.questions if all(
-        p < len(kept.documents) for p in (*q.positives, *q.given, *q.listed))]  # fmt: skip
+    within = [
+        q
+        for q in found.questions
+        if all(p < len(kept.documents) for p in (*q.positives, *q.given, *q.listed))
+    ]
     kept.questions = rng.sample(
         within, min(len(within), max(24, round(share * len(found.questions))))
     )

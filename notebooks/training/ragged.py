@@ -1,4 +1,4 @@
-"""Texts as token ids, all in one flat tensor, and encoders run over them in batches of one length."""
+"""Texts as token ids in one flat tensor, and encoders run over them in batches of one length."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,10 +87,14 @@ def batches(
 
 @torch.inference_mode()
 def vectors(
-    model: Callable[..., Tensor], texts: Ragged, before: Sequence[int], after: Sequence[int], limit: int,
+    model: Callable[..., Tensor],
+    texts: Ragged,
+    before: Sequence[int],
+    after: Sequence[int],
+    limit: int,
     each: Callable[[Batch, Tensor], None] | None = None,
-) -> Tensor:  # fmt: skip
-    """Mean of the last hidden states over all tokens, unit length: (n, width) float16 on the device.
+) -> Tensor:
+    """Mean of the last hidden states over all tokens, unit length: (n, width) float16.
 
     `each` is shown every batch with its hidden states.
     """

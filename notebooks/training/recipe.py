@@ -11,10 +11,9 @@ class Recipe:
 
     seconds: where not 0, the length of the run and of its schedule in seconds of training instead
     of steps; the log says how many steps that was. start: "shipped", the weights that the package
-    has, or "base". members: of the teacher, with commas; empty is all. labelled, unlabelled: which of
-    the groups are used. late: from which share of the run on pairs may be as long as max_length,
-    before that short_length. average: the decay of the weights' running mean, which is what is kept;
-    0 keeps the last ones.
+    has, or "base". members: of the teacher, with commas; empty is all. labelled, unlabelled: which
+    groups are used. late: from which share of the run on pairs may be as long as max_length, before
+    that short_length. average: the decay of the weights' running mean, which is what is kept.
     """
 
     seed: int = 0

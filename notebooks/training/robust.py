@@ -4,8 +4,8 @@
 
 plain: 200 question-answer pairs written for this repository (`plain.tsv`): the median score of the
 right answer, and of the best of the 199 others. nothing: the mean score of blank, boilerplate and
-foreign passages under the same questions. asked otherwise: nDCG@10 on nq_qed's development questions
-as they are and with a typo, in upper case, without a question mark, by keywords alone.
+foreign passages under the same questions. asked otherwise: nDCG@10 on nq_qed's development
+questions as they are and with a typo, in upper case, without a question mark, by keywords alone.
 """
 
 import argparse
@@ -29,13 +29,22 @@ def plain(reranker: Reranker) -> dict[str, float]:
     right = table.diagonal().copy()
     others = table.copy()
     np.fill_diagonal(others, -np.inf)
-    shown = {"answer, median": np.median(right), "best other, median": np.median(others.max(1)),
-             "answer first, share": np.mean(right > others.max(1))}  # fmt: skip
-    kinds = {"blank": ["", " ", "\n\t"], "boilerplate": junk.BOILERPLATE, "other languages": junk.FOREIGN,
-             "off topic": list(answers)}  # fmt: skip
+    shown = {
+        "answer, median": np.median(right),
+        "best other, median": np.median(others.max(1)),
+        "answer first, share": np.mean(right > others.max(1)),
+    }
+    kinds = {
+        "blank": ["", " ", "\n\t"],
+        "boilerplate": junk.BOILERPLATE,
+        "other languages": junk.FOREIGN,
+        "off topic": list(answers),
+    }
     for name, texts in kinds.items():
-        means = [others[i].clip(0).mean() if name == "off topic" else reranker.score(q, texts).mean()
-                 for i, q in enumerate(questions[::4])]  # fmt: skip
+        means = [
+            others[i].clip(0).mean() if name == "off topic" else reranker.score(q, texts).mean()
+            for i, q in enumerate(questions[::4])
+        ]
         shown[f"{name}, mean"] = np.mean(means)
     return {key: round(float(value), 4) for key, value in shown.items()}
 
@@ -45,9 +54,12 @@ def asked_otherwise(reranker: Reranker, data: Path, limit: int, seed: int) -> di
     measured = beir("nq_qed dev", data / "nq_qed" / "dev_beir", limit, seed, joined=True)
     rng = random.Random(seed)
     ways = {
-        "as asked": str, "upper case": str.upper, "no question mark": lambda q: q.rstrip(" ?"),
-        "keywords": keywords, "typo": lambda q: typo(q, rng),
-    }  # fmt: skip
+        "as asked": str,
+        "upper case": str.upper,
+        "no question mark": lambda q: q.rstrip(" ?"),
+        "keywords": keywords,
+        "typo": lambda q: typo(q, rng),
+    }
     found = {}
     for name, change in ways.items():
         asked = {key: change(text) for key, text in measured.queries.items()}

@@ -14,7 +14,7 @@ from rerank_adapters.loading import bundled
 
 
 def starting_weights(carry: Path, name: str) -> dict[str, Tensor]:
-    """ "shipped": the bundled model's, unpacked; "base": all-MiniLM-L6-v2's."""
+    """Those of the bundled model ("shipped") or of all-MiniLM-L6-v2 ("base")."""
     if name == "base":
         with np.load(carry / "base.npz") as arrays:
             return teachers.floats(arrays)
@@ -40,8 +40,13 @@ def save_model(student: Student, folder: Path, fit: tuple[float, float]) -> None
     (folder / "model.safetensors").chmod(0o644)  # save_pretrained lets its owner alone read it
     write_config(folder)
     write_tokenizer(folder)
-    rows = {layer: {"weight": (fit[0] * head.weight[0]).tolist(), "bias": float(fit[0] * head.bias + fit[1])}
-            for layer, head in whole.exits.items()}  # fmt: skip
+    rows = {
+        layer: {
+            "weight": (fit[0] * head.weight[0]).tolist(),
+            "bias": float(fit[0] * head.bias + fit[1]),
+        }
+        for layer, head in whole.exits.items()
+    }
     (folder / "exits.json").write_text(json.dumps(rows))
 
 
@@ -62,8 +67,15 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer["truncation"] = tokenizer["padding"] = None
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n")
     config = json.loads((base / "tokenizer_config.json").read_text())
-    for stale in ("max_length", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "stride",
-                  "truncation_side", "truncation_strategy"):  # fmt: skip
+    for stale in (
+        "max_length",
+        "pad_to_multiple_of",
+        "pad_token_type_id",
+        "padding_side",
+        "stride",
+        "truncation_side",
+        "truncation_strategy",
+    ):
         config.pop(stale, None)
     config["model_max_length"] = MAX_LENGTH
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -16,6 +16,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,11 +78,13 @@ def floats(arrays: Arrays) -> dict[str, Tensor]:
 def tensors_of(path: Path, *, drop: str = "") -> dict[str, NDArray]:
     """A safetensors file as NumPy arrays, old names of LayerNorm's made new."""
     with safe_open(path, "np") as file:
-        names = [n for n in file.keys() if not drop or drop not in n]
+        names = [n for n in file.keys() if not drop or drop not in n]  # noqa: SIM118  no dict
         return {
-            n.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"):
-            file.get_tensor(n) for n in names
-        }  # fmt: skip
+            n.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+                "LayerNorm.beta", "LayerNorm.bias"
+            ): file.get_tensor(n)
+            for n in names
+        }
 
 
 def written(path: Path, weights: Arrays, bits: int) -> None:
@@ -135,7 +138,7 @@ class E5File:
         self.scores = np.frombuffer(self.data, np.float32, pieces, at)
         at += 4 * pieces
         blob = self.data[at : at + size]
-        self.pieces = [blob[a:b].decode() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        self.pieces = [blob[a:b].decode() for a, b in pairwise(offsets)]
         at += size
         _, bytes_of_map = struct.unpack_from("<iI", self.data, at)
         self._directory(at + 8 + bytes_of_map)
@@ -175,10 +178,15 @@ def unigram(pieces: list[str], scores: list[float]) -> Tokenizer:
 
 
 NAMES = {
-    "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
-    "ao": "attention.output.dense", "aln": "attention.output.LayerNorm",
-    "fi": "intermediate.dense", "fo": "output.dense", "oln": "output.LayerNorm",
-}  # fmt: skip
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "ao": "attention.output.dense",
+    "aln": "attention.output.LayerNorm",
+    "fi": "intermediate.dense",
+    "fo": "output.dense",
+    "oln": "output.LayerNorm",
+}
 
 
 def write_e5(path: Path, source: Path, passages: list[str], queries: list[str]) -> None:
@@ -241,29 +249,53 @@ def blocks(
 
 def base(folder: Path) -> BertModel:
     """all-MiniLM-L6-v2."""
-    return _bert(BertModel, folder / "base.npz", hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-                 intermediate_size=1536)  # fmt: skip
+    return _bert(
+        BertModel,
+        folder / "base.npz",
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+    )
 
 
 def splade(folder: Path) -> BertForMaskedLM:
     """SPLADE over BERT tiny: a weight for each word of the vocabulary."""
-    return _bert(BertForMaskedLM, folder / "splade.npz", hidden_size=128, num_hidden_layers=2,
-                 num_attention_heads=2, intermediate_size=512)  # fmt: skip
+    return _bert(
+        BertForMaskedLM,
+        folder / "splade.npz",
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=512,
+    )
 
 
 def e5(folder: Path) -> tuple[BertModel, Tokenizer]:
     """multilingual-e5-small and its tokenizer over the pieces kept."""
     with np.load(folder / "e5.npz") as arrays:
         pieces, scores = json.loads(str(arrays["pieces"])), arrays["scores"].tolist()
-    model = _bert(BertModel, folder / "e5.npz", hidden_size=384, num_hidden_layers=12, num_attention_heads=12,
-                  intermediate_size=1536, vocab_size=len(pieces))  # fmt: skip
+    model = _bert(
+        BertModel,
+        folder / "e5.npz",
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        vocab_size=len(pieces),
+    )
     return model, unigram(pieces, scores)
 
 
 def mpnet(folder: Path) -> tuple[MPNetModel, list[str]]:
     """all-mpnet-base-v2 and its vocabulary."""
-    config = MPNetConfig(vocab_size=30527, max_position_embeddings=514, layer_norm_eps=1e-5,
-                         attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)  # fmt: skip
+    config = MPNetConfig(
+        vocab_size=30527,
+        max_position_embeddings=514,
+        layer_norm_eps=1e-5,
+        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+    )
     model = MPNetModel(config, add_pooling_layer=False)
     _fill(model, folder / "mpnet.npz")
     return model, json.loads((folder / "mpnet_vocabulary.json").read_text())

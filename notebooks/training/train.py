@@ -32,7 +32,7 @@ class Run:
     def __init__(
         self, recipe: Recipe, material: Material, carry: Path, folder: Path, device: torch.device
     ) -> None:
-        """From the recipe's starting weights, or from the folder's checkpoint where there is one."""
+        """From the recipe's starting weights, or from the folder's checkpoint if there is one."""
         torch.manual_seed(recipe.seed)
         self.recipe, self.material, self.folder = recipe, material, folder
         self.student = Student()
@@ -50,9 +50,13 @@ class Run:
             fused=True,
         )
         self.step, self.seconds, self.log, self.averaged = 0, 0.0, [], 0
-        rows = np.flatnonzero(material.groups.labelled if not recipe.unlabelled else
-                              ~material.groups.labelled if not recipe.labelled else
-                              np.ones(len(material.groups), bool))  # fmt: skip
+        rows = np.flatnonzero(
+            material.groups.labelled
+            if not recipe.unlabelled
+            else ~material.groups.labelled
+            if not recipe.labelled
+            else np.ones(len(material.groups), bool)
+        )
         self.rows = rows
         if self.checkpoint.exists():
             self.restore()
@@ -70,10 +74,15 @@ class Run:
     def save(self) -> None:
         """Write the state whole or not at all."""
         state = {
-            "recipe": asdict(self.recipe), "step": self.step, "seconds": self.seconds, "log": self.log,
-            "averaged": self.averaged, "student": self.student.state_dict(), "mean": self.mean.state_dict(),
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "seconds": self.seconds,
+            "log": self.log,
+            "averaged": self.averaged,
+            "student": self.student.state_dict(),
+            "mean": self.mean.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-        }  # fmt: skip
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(state, self.checkpoint.with_suffix(".new"))
         self.checkpoint.with_suffix(".new").replace(self.checkpoint)
@@ -106,7 +115,7 @@ class Run:
         return self.recipe.learning_rate * max(share, 1e-3)
 
     def advance(self) -> tuple[torch.Tensor, int, int]:
-        """One optimiser step; returns (the mean loss of labelled and of other groups, pairs, tokens)."""
+        """One optimiser step; returns (mean losses: the model, its exits; pairs; tokens)."""
         size = self.recipe.groups_per_step
         at = np.arange(self.step * size, (self.step + 1) * size) % len(self.rows)
         part = self.material.groups.take(self.rows[at])
@@ -114,8 +123,13 @@ class Run:
         limit = (
             self.recipe.max_length if self.done >= self.recipe.late else self.recipe.short_length
         )
-        pairs = pack(self.material.queries, self.material.documents, part.asked[rows],
-                     part.candidates[rows, column], limit)  # fmt: skip
+        pairs = pack(
+            self.material.queries,
+            self.material.documents,
+            part.asked[rows],
+            part.candidates[rows, column],
+            limit,
+        )
         wanted = targets(part, self.material.corpus.junk, self.device)
         losses = group_losses(
             wanted.spread(logits(self.student, pairs, DTYPE)), wanted, self.recipe
@@ -160,8 +174,16 @@ def train(run: Run, *, every: float = 20.0, stop: float = math.inf) -> None:
         run.seconds += time.monotonic() - begun
         if time.monotonic() - shown > every or run.done >= 1:
             mean = torch.stack(losses).mean(0).tolist()
-            run.log.append({"step": run.step, "seconds": round(run.seconds, 1), "pairs": pairs, "tokens": tokens,
-                            "loss": round(mean[0], 4), "exits": [round(x, 4) for x in mean[1:]]})  # fmt: skip
+            run.log.append(
+                {
+                    "step": run.step,
+                    "seconds": round(run.seconds, 1),
+                    "pairs": pairs,
+                    "tokens": tokens,
+                    "loss": round(mean[0], 4),
+                    "exits": [round(x, 4) for x in mean[1:]],
+                }
+            )
             note(
                 run.folder.name, run.log[-1], f"{tokens / (time.monotonic() - shown):,.0f} tokens/s"
             )

@@ -1,6 +1,6 @@
 """What people type into search boxes, and passages like those they find: the web-like sets.
 
-Wikipedia's core and recent articles, textbooks and some Google questions make one pool, `web`, which
+Wikipedia's core and recent articles, textbooks and some Google questions make one pool, which
 queries without labels are asked of; definitions, government pages, abstracts and the factbook are
 sets of their own.
 """
@@ -126,22 +126,37 @@ def answered(folder: Path) -> list[tuple[str, tuple[str, ...]]]:
     for name in ("nq_open", "webquestions"):
         for row in rows(folder / "queries" / f"{name}.jsonl.gz"):
             if held(row["query"]):
-                found.append((row["query"], tuple(row["answers"])))
+                found += [(row["query"], tuple(row["answers"]))]
     return found
 
 
 ABOUT = (
-    "{}", "{}", "what is {}", "{} definition", "{} facts", "history of {}", "who was {}", "about {}",
-    "{} meaning", "why is {} important", "how does {} work", "types of {}", "{} explained",
-    "what are {}", "{} cause", "difference between {} and {other}", "{} vs {other}", "how much {}",
-    "how long does {} take", "is {} a {other}",
-)  # fmt: skip
+    "{}",
+    "{}",
+    "what is {}",
+    "{} definition",
+    "{} facts",
+    "history of {}",
+    "who was {}",
+    "about {}",
+    "{} meaning",
+    "why is {} important",
+    "how does {} work",
+    "types of {}",
+    "{} explained",
+    "what are {}",
+    "{} cause",
+    "difference between {} and {other}",
+    "{} vs {other}",
+    "how much {}",
+    "how long does {} take",
+    "is {} a {other}",
+)
 
 
 def made_queries(
     folder: Path,
     places: dict[str, dict[str, int]],
-    documents: dict[str, list[str]],
     rng: random.Random,
 ) -> Iterator[tuple[str, str, int]]:
     """(query, set, document it was made from): titles and headings in a searcher's words."""
@@ -160,11 +175,17 @@ def made_queries(
 
 
 def load(folder: Path, seed: int) -> tuple[list[RelevanceSet], dict[str, dict[str, int]]]:
-    """The web-like sets, and where the passages of Wikipedia and the textbooks stand by their ids."""
+    """The web-like sets, and where the passages of Wikipedia and the textbooks stand."""
     source = folder / "web_like"
     wiki, at_wiki = wikipedia(source, random.Random(seed))
     books, at_books = textbooks(source, random.Random(seed))
-    sets = [paired(source, "clapnq"), wiki, books, definitions(source, random.Random(seed)),
-            factbook(source, random.Random(seed)), paired(source, "conditionalqa"),
-            paired(source, "pubmedqa")]  # fmt: skip
+    sets = [
+        paired(source, "clapnq"),
+        wiki,
+        books,
+        definitions(source, random.Random(seed)),
+        factbook(source, random.Random(seed)),
+        paired(source, "conditionalqa"),
+        paired(source, "pubmedqa"),
+    ]
     return sets, {"wiki": at_wiki, "openstax": at_books}

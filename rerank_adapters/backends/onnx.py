@@ -368,7 +368,9 @@ def _numpy_type(name: str) -> type[np.generic]:
 
 def _logits_output(file: Path, session: ort.InferenceSession) -> str:
     """Return the name of the output that scores pairs; ModelError where it cannot be told."""
-    shapes = {node.name: node.shape or [] for node in session.get_outputs()}
+    shapes: dict[str, list[object]] = {
+        node.name: node.shape or [] for node in session.get_outputs()
+    }
     if "logits" in shapes or len(shapes) == 1:
         return "logits" if "logits" in shapes else next(iter(shapes))
     flat = [name for name, shape in shapes.items() if len(shape) in (1, 2)]
@@ -387,7 +389,8 @@ def _fixed_shape(
 
     ModelError where pairs may be longer than it takes.
     """
-    shape = next((it.shape for it in session.get_inputs() if it.name == "input_ids"), [])
+    inputs = session.get_inputs()
+    shape: list[object] = next((it.shape for it in inputs if it.name == "input_ids"), [])
     rows, columns = (it if isinstance(it, int) else 0 for it in [*shape, 0, 0][:2])
     if columns and max_length is not None and max_length > columns:
         raise ModelError(

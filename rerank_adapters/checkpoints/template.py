@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Part = Literal["prefix", "middle", "suffix"]
 
@@ -39,15 +39,19 @@ class TextTemplate:
         """Return the frame *text* (see `config.template`) with *prompt* for its {instruction}."""
         query, document = text.index("{query}"), text.index("{document}")
         pieces = FIELDS.split(text)
-        parts, names = [""], ("prefix", "middle", "suffix")
+        parts = [""]
+        names: tuple[Part, Part, Part] = ("prefix", "middle", "suffix")
         slot: tuple[Part, str] | None = None
         for literal, name in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
             parts[-1] += literal
             if name == "instruction":
-                slot = names[len(parts) - 1], parts[-1]  # type: ignore[assignment]
+                slot = names[len(parts) - 1], parts[-1]
             elif name:
                 parts.append("")
-        template = cls(*parts, strip=strip, document_first=document < query, frame=True)
+        first, between, last = parts
+        template = cls(
+            first, between, last, strip=strip, document_first=document < query, frame=True
+        )
         if slot is None:
             return template
         part, before = slot
@@ -71,4 +75,5 @@ class TextTemplate:
         if self.slot is None or not (prompt or self.frame):
             return None
         before, after = self.slot
-        return replace(self, **{self.slot_in: f"{before}{prompt}{after}"})
+        changed: dict[str, Any] = {self.slot_in: f"{before}{prompt}{after}"}
+        return replace(self, **changed)

@@ -30,7 +30,12 @@ def _softplus(x: Scores) -> Scores:
 
 
 def _elu(x: Scores) -> Scores:
-    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0))).astype(np.float32)
+
+
+def _selu(x: Scores) -> Scores:
+    wide = 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * _elu(x))
+    return wide.astype(np.float32)
 
 
 def _gelu(x: Scores) -> Scores:
@@ -52,7 +57,7 @@ FUNCTIONS: Mapping[str, Callable[[Scores], Scores]] = {
     "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
     "elu": _elu,
     "celu": _elu,
-    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * _elu(x)),
+    "selu": _selu,
     "gelu": _gelu,
     "silu": lambda x: x * sigmoid(x),
     "mish": lambda x: x * np.tanh(_softplus(x)),

@@ -20,7 +20,7 @@ def label_of(checkpoint: Checkpoint, asked: int | str | None) -> int:
     if asked is not None:
         return _asked(asked, labels, names)
     if checkpoint.manifest.label not in (ABSENT, None):
-        return int(checkpoint.manifest.label)  # type: ignore[arg-type]  # an int, as just seen
+        return int(checkpoint.manifest.label)
     if labels > 2:
         raise ModelError(
             f"expected a model with 1 or 2 labels: got {labels} ({', '.join(names)}); pass label= "

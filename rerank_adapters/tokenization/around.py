@@ -73,8 +73,8 @@ class AroundWriter:
         if self.around.document_first:
             pairs = [(document, query) for query, document in pairs]
         encoded = self.inner.encode(pairs, prompts)
-        batch = _inserted(encoded.batch, encoded.batch.offsets[:-1], self.around.head)
-        batch = _inserted(batch, batch.offsets[1:], self.around.tail)
+        batch = _inserted(encoded.batch, encoded.batch.offsets[:-1].tolist(), self.around.head)
+        batch = _inserted(batch, batch.offsets[1:].tolist(), self.around.tail)
         return replace(encoded, batch=batch)
 
     def uncut(self) -> AroundWriter:
@@ -82,7 +82,7 @@ class AroundWriter:
         return replace(self, inner=self.inner.uncut())
 
 
-def _inserted(batch: TokenBatch, offsets: Sequence[int] | Ids, ids: Ids) -> TokenBatch:
+def _inserted(batch: TokenBatch, offsets: Sequence[int], ids: Ids) -> TokenBatch:
     """Return *batch* with *ids* at each of *offsets*, one a pair."""
     if not len(ids) or not len(batch):
         return batch

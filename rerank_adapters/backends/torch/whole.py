@@ -88,7 +88,7 @@ def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
         if answers is not None and not checkpoint.modules:
             return _with_answers(folder, answers, shared, **options)
         stated = checkpoint.architectures or checkpoint.modules
-        cross_encoder = CrossEncoder(
+        cross_encoder: CrossEncoder = CrossEncoder(
             str(folder),
             device=str(options["device"]),
             # Without a class in config.json one label would be assumed; the files say how many.
@@ -127,7 +127,9 @@ def _with_answers(
         config_kwargs=dict(shared),
     )
     score = LogitScore(true_token_id=answers[0], false_token_id=answers[1])
-    return CrossEncoder(modules=[network, score], device=str(options["device"]), **shared)
+    device = str(options["device"])
+    made: CrossEncoder = CrossEncoder(modules=[network, score], device=device, **shared)
+    return made
 
 
 @contextmanager
