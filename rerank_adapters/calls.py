@@ -16,7 +16,7 @@ from .checks import check_selection, checked_requests, deadline_of, gathered
 from .errors import BackendError, ClosedError, InputError, RerankError
 from .futures import done, prepare, then, wait, wait_async
 from .protocols import Call, Pair, Queue, Ranked, Requests, RerankRequest, Scored, Scorer
-from .ranking import Ranking, ranked
+from .ranking import OnEmptyText, Ranking, ranked, split_blank
 
 Seam = TypeVar("Seam")
 
@@ -26,35 +26,72 @@ LOOK_AHEAD_PAIRS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What of a ranking comes back: the bound first, inclusive, then the cut."""
+    """What of a ranking comes back: the bound first, inclusive, then the cut.
+
+    on_empty_text: what becomes of blank documents where a request says nothing of them
+    """
 
     top_n: int | None = None
     score_threshold: float | None = None
+    on_empty_text: OnEmptyText = "keep_last"
 
     def __post_init__(self) -> None:
         check_selection(self.top_n, self.score_threshold)
 
-    def ranking(self, scored: Scored) -> Ranking:
+    def ranking(self, asked: Asked, scored: Scored) -> Ranking:
         """The ranking of one request's answers."""
         return ranked(
             scored.scores,
             scored.keys,
             scored.truncated,
             scored.spans,
+            indices=asked.indices,
+            blank=asked.blank,
             top_n=self.top_n,
             score_threshold=self.score_threshold,
         )
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a checked request is scored: not its blank documents, unless its rule says so.
+
+    request  with the documents that are scored, those at *indices* (None: all)
+    blank    indices of the documents that stand after them
+    """
+
+    request: RerankRequest
+    indices: list[int] | None
+    blank: list[int]
+
+    @classmethod
+    def of(cls, request: RerankRequest) -> Self:
+        """Tell the documents of *request* apart."""
+        scored, blank = split_blank(request.documents, request.on_empty_text or "score")
+        if len(scored) == len(request.documents):
+            return cls(request, None, blank)
+        kept: dict[str, Any] = {
+            name: [values[index] for index in scored]
+            for name in ("documents", "ids", "retrieval_scores")
+            if (values := getattr(request, name)) is not None
+        }
+        return cls(replace(request, **kept), scored, blank)
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs are scored."""
+        return len(self.request.documents)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Checked requests, and what comes back of them; those that cannot be asked hold an error.
 
-    good: the requests that can be asked
+    good: what is asked of those that can be
     """
 
     checked: list[RerankRequest | InputError]
-    good: list[RerankRequest]
+    good: list[Asked]
     selection: Selection
     deadline: float | None
     return_exceptions: bool
@@ -68,29 +105,38 @@ class Plan:
         return_exceptions: bool = False,
     ) -> Plan:
         """Check *requests*; InputError names the one at fault, or stands in its place."""
-        checked = checked_requests(requests, return_exceptions=return_exceptions)
-        good = [request for request in checked if isinstance(request, RerankRequest)]
+        checked = checked_requests(
+            requests, on_empty_text=selection.on_empty_text, return_exceptions=return_exceptions
+        )
+        good = [Asked.of(request) for request in checked if isinstance(request, RerankRequest)]
         return cls(checked, good, selection, deadline_of(timeout), return_exceptions)
 
     @property
     def pairs(self) -> int:
         """How many pairs they have."""
-        return sum(len(request.documents) for request in self.good)
+        return sum(asked.pairs for asked in self.good)
 
     def whole(self, on_progress: Callable[[int], None] | None) -> tuple[list[Pair], Call]:
         """All of them as one call."""
-        pairs, call = gathered(self.good, self.deadline)
+        pairs, call = gathered([asked.request for asked in self.good], self.deadline)
         return pairs, replace(call, on_progress=on_progress)
 
     def apart(self) -> list[tuple[list[Pair], Call]]:
         """One call for each."""
-        return [gathered([request], self.deadline) for request in self.good]
+        return [gathered([asked.request], self.deadline) for asked in self.good]
 
     def rankings(self, scored: Scored) -> list[Ranked]:
         """One ranking per request of `whole`."""
-        bounds = np.cumsum([0, *(len(request.documents) for request in self.good)])
-        spans = zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-        return [self.selection.ranking(scored.take(slice(*span))) for span in spans]
+        bounds = np.cumsum([0, *(asked.pairs for asked in self.good)]).tolist()
+        spans = zip(self.good, bounds[:-1], bounds[1:], strict=True)
+        return [
+            self.selection.ranking(asked, scored.take(slice(start, end)))
+            for asked, start, end in spans
+        ]
+
+    def only(self, scored: Scored) -> Ranking:
+        """The ranking of the one request there is."""
+        return self.selection.ranking(self.good[0], scored)
 
     def shared_fate(self, error: Exception) -> list[Ranked] | None:
         """*error* for each request where it concerns all of them, None where one may be at fault.
@@ -104,9 +150,12 @@ class Plan:
             return [error] * count
         return None
 
-    def ranking(self, outcome: Scored | Exception) -> Ranked:
-        """What came of one request that was asked apart."""
-        return outcome if isinstance(outcome, Exception) else self.selection.ranking(outcome)
+    def outcomes(self, each: Iterable[Scored | Exception]) -> list[Ranked]:
+        """What came of the requests of `apart`."""
+        return [
+            it if isinstance(it, Exception) else self.selection.ranking(asked, it)
+            for asked, it in zip(self.good, each, strict=True)
+        ]
 
     def merged(self, found: Iterable[Ranked]) -> list[Ranked]:
         """*found*, with the errors of the others where they stood."""
@@ -196,19 +245,20 @@ class Caller:
         selection: Selection,
         on_progress: Callable[[int], None] | None,
     ) -> Iterator[Ranking]:
-        flying: deque[tuple[int, Future[Scored]]] = deque()
+        flying: deque[tuple[Plan, Future[Scored]]] = deque()
         pairs_flying = 0
         try:
             for request in requests:
-                pairs, call = Plan.of([request], selection, None).whole(on_progress)
-                while flying and pairs_flying + len(pairs) > LOOK_AHEAD_PAIRS:
-                    size, future = flying.popleft()
-                    pairs_flying -= size
-                    yield selection.ranking(wait(future, None))
-                flying.append((len(pairs), self.submit(pairs, call)))
-                pairs_flying += len(pairs)
+                plan = Plan.of([request], selection, None)
+                while flying and pairs_flying + plan.pairs > LOOK_AHEAD_PAIRS:
+                    first, future = flying.popleft()
+                    pairs_flying -= first.pairs
+                    yield first.only(wait(future, None))
+                flying.append((plan, self.submit(*plan.whole(on_progress))))
+                pairs_flying += plan.pairs
             while flying:
-                yield selection.ranking(wait(flying.popleft()[1], None))
+                first, future = flying.popleft()
+                yield first.only(wait(future, None))
         finally:
             for _, future in flying:
                 future.cancel()

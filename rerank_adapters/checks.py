@@ -6,16 +6,17 @@ A generator is refused: read here to be checked, it would be empty when it is re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from .errors import InputError
 from .hints import foreign_document
 from .protocols import Call, Pair, Requests, RerankRequest
-from .ranking import check_selection
+from .ranking import OnEmptyText, check_no_blank, check_selection
 
 __all__ = [
     "check_selection",
@@ -43,15 +44,18 @@ def deadline_of(timeout: float | None) -> float | None:
 
 
 def checked_requests(
-    requests: Requests, *, return_exceptions: bool = False
+    requests: Requests, *, on_empty_text: OnEmptyText = "score", return_exceptions: bool = False
 ) -> list[RerankRequest | InputError]:
-    """Each as a RerankRequest; with *return_exceptions* an InputError where one is none."""
+    """Each as a RerankRequest; with *return_exceptions* an InputError where one is none.
+
+    *on_empty_text* is the rule of those that have none of their own.
+    """
     _check_sequence(requests, "requests", "(query, documents) pairs")
     checked: list[RerankRequest | InputError] = []
     for index, request in enumerate(requests):
         try:
             where = f"requests[{index}]: " if len(requests) > 1 else ""
-            checked.append(_checked_request(request, index, where))
+            checked.append(_checked_request(request, index, where, on_empty_text))
         except InputError as error:
             if not return_exceptions:
                 raise
@@ -101,7 +105,9 @@ def gathered(requests: Sequence[RerankRequest], deadline: float | None) -> tuple
     return pairs, Call(deadline=deadline, prompts=prompts, keys=keys, groups=groups)
 
 
-def _checked_request(request: object, index: int, where: str) -> RerankRequest:
+def _checked_request(
+    request: object, index: int, where: str, on_empty_text: OnEmptyText
+) -> RerankRequest:
     if not isinstance(request, RerankRequest):
         if not isinstance(request, tuple | list) or len(request) != 2:
             raise InputError(
@@ -119,7 +125,13 @@ def _checked_request(request: object, index: int, where: str) -> RerankRequest:
                 f"{where}{name} must hold one value per document: got {len(values)} for "
                 f"{len(documents)} documents"
             )
-    return request
+    rule = on_empty_text if request.on_empty_text is None else request.on_empty_text
+    if rule not in get_args(OnEmptyText):
+        words = ", ".join(f'"{word}"' for word in get_args(OnEmptyText))
+        raise InputError(f"{where}on_empty_text must be one of {words}: got {rule!r:.80}")
+    if rule == "error":
+        check_no_blank(documents, f"{where}documents")
+    return replace(request, documents=documents, on_empty_text=rule)
 
 
 def _check_query(query: object, name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 from .backends import BACKENDS
 from .errors import ConfigError
 from .hints import VALUES
+from .ranking import OnEmptyText
 
 BackendName = Literal["auto", "onnx", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
@@ -82,6 +83,12 @@ OPTIONS = {
         'logits → score: "sigmoid", "identity" or "softmax". "default": what the checkpoint says, '
         "else sigmoid (two labels: softmax).",
     ),
+    "on_empty_text": Option(
+        "text",
+        'Blank documents in a ranking. "keep_last": after all others in the order given, with 0.0 '
+        'or the lowest score where that is lower, and below every score_threshold. "drop": left '
+        'out. "error": InputError. "score": ranked as any. score() gives the model\'s own number.',
+    ),
     "backend": Option(
         "runtime",
         '"onnx" or "torch". "auto": the default model → onnx; a GPU and torch → torch; on CPU onnx '
@@ -150,6 +157,7 @@ class RerankerConfig:
     truncation: Truncation = "longest_first"
     query_max_tokens: int | None = None
     activation: Activation = "default"
+    on_empty_text: OnEmptyText = "keep_last"
 
     backend: BackendName = "auto"
     device: str | tuple[str, ...] = "auto"

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from .ranking import Ranking
+from .ranking import OnEmptyText, Ranking
 from .tokens import Scores, TokenBatch
 
 Pair = tuple[str, str]
@@ -27,6 +27,7 @@ class RerankRequest:
     prompt            this request's instruction, for models that take one; None: the model's own
     ids               one key per document, for tokens stored by document
     retrieval_scores  what the first stage gave each document, None where it gave nothing
+    on_empty_text     what becomes of this request's blank documents; None: the ranker's own rule
     """
 
     query: str
@@ -34,6 +35,7 @@ class RerankRequest:
     prompt: str | None = None
     ids: Sequence[str] | None = None
     retrieval_scores: Sequence[float | None] | None = None
+    on_empty_text: OnEmptyText | None = None
 
 
 Requests = Sequence[RerankRequest | tuple[str, Sequence[str]]]

@@ -26,7 +26,7 @@ from .futures import then
 from .hints import first_guesses, method_error
 from .loading import load
 from .protocols import Call, ModelInfo, Pair, Requests, RerankRequest, Scorer, TokenCounter
-from .ranking import Ranking
+from .ranking import OnEmptyText, Ranking
 from .tokens import Scores
 
 P = ParamSpec("P")
@@ -80,6 +80,7 @@ class Reranker(Closing):
         truncation: Truncation = "longest_first",
         query_max_tokens: int | None = None,
         activation: Activation = "default",
+        on_empty_text: OnEmptyText = "keep_last",
         backend: BackendName = "auto",
         device: str | Sequence[str] = "auto",
         dtype: DType = "auto",
@@ -98,7 +99,8 @@ class Reranker(Closing):
         MissingDependencyError (the extra that brings the backend).
         """
         options = {name: value for name, value in locals().items() if name != "self"}
-        self._attach(load(RerankerConfig(**options)))
+        config = RerankerConfig(**options)
+        self._attach(load(config), config.on_empty_text)
 
     from_pretrained = _constructor(__init__)
 
@@ -107,26 +109,27 @@ class Reranker(Closing):
         """Load what *config* says, afresh."""
         if not isinstance(config, RerankerConfig):
             raise ConfigError(f"config must be a RerankerConfig: got {config!r:.80}")
-        return cls.over(load(config))
+        return cls.over(load(config), on_empty_text=config.on_empty_text)
 
     @classmethod
-    def over(cls, scorer: Scorer) -> Self:
+    def over(cls, scorer: Scorer, *, on_empty_text: OnEmptyText = "keep_last") -> Self:
         """Rank by *scorer*, any Scorer, which is the Reranker's from now on: `close` closes it."""
         if not isinstance(scorer, Scorer):
             raise ConfigError(f"scorer must have submit_pairs, info and close: got {scorer!r:.80}")
         reranker = cls.__new__(cls)
-        reranker._attach(scorer)
+        reranker._attach(scorer, RerankerConfig(on_empty_text=on_empty_text).on_empty_text)
         return reranker
 
-    def _attach(self, scorer: Scorer) -> None:
+    def _attach(self, scorer: Scorer, on_empty_text: OnEmptyText) -> None:
+        self._on_empty_text = on_empty_text
         self._caller = Caller(scorer)
         self._counter = inside(scorer, TokenCounter)  # type: ignore[type-abstract]  # likewise
 
     def score(
         self, query: str, documents: Sequence[str], *, timeout: float | None = None
     ) -> Scores:
-        """float32 scores of shape (documents,), in the order of *documents*."""
-        plan = self._plan([(query, documents)], timeout=timeout)
+        """float32 scores of shape (documents,), in the order of *documents*, blank ones too."""
+        plan = self._plan([RerankRequest(query, documents, on_empty_text="score")], timeout=timeout)
         return self._caller.run(*plan.whole(None)).scores
 
     def score_pairs(self, pairs: Sequence[Pair], *, timeout: float | None = None) -> Scores:
@@ -146,13 +149,14 @@ class Reranker(Closing):
         """Rank *documents* for *query*, best first; ties keep the order of *documents*.
 
         score_threshold is inclusive, acts after the activation and before the cut to *top_n*
-        (None: all). *prompt* is this call's instruction, for models that take one. No documents
-        give an empty ranking. InputError names the argument and index.
+        (None: all). *prompt* is this call's instruction, for models that take one. Blank documents
+        stand where `on_empty_text` says. No documents give an empty ranking. InputError names the
+        argument and index.
         """
         plan = self._plan(
             [RerankRequest(query, documents, prompt)], top_n, score_threshold, timeout
         )
-        return plan.selection.ranking(self._caller.run(*plan.whole(None)))
+        return plan.only(self._caller.run(*plan.whole(None)))
 
     def rerank_many(
         self,
@@ -176,8 +180,7 @@ class Reranker(Closing):
                 found = plan.rankings(self._caller.run(*plan.whole(count)))
             except Exception as error:  # noqa: BLE001  # raised again where it is everybody's
                 known = plan.shared_fate(error)
-                each = [] if known else self._caller.run_each(plan.apart())
-                found = known or [plan.ranking(outcome) for outcome in each]
+                found = known or plan.outcomes(self._caller.run_each(plan.apart()))
         return plan.merged(found)
 
     def rerank_iter(
@@ -194,7 +197,7 @@ class Reranker(Closing):
         Requests are read ahead by some thousand pairs, so that batches are full. One that fails
         raises when its turn comes; closing the iterator drops what is in flight.
         """
-        selection = Selection(top_n=top_n, score_threshold=score_threshold)
+        selection = self._selection(top_n, score_threshold)
         self._check_open()
         return self._caller.stream(requests, selection, progress, on_progress)
 
@@ -212,13 +215,13 @@ class Reranker(Closing):
         Its callbacks run in a worker, which they hold up: they may submit more, but not wait.
         """
         plan = self._plan([(query, documents)], top_n, score_threshold, timeout)
-        return then(self._caller.submit(*plan.whole(None)), plan.selection.ranking)
+        return then(self._caller.submit(*plan.whole(None)), plan.only)
 
     async def ascore(
         self, query: str, documents: Sequence[str], *, timeout: float | None = None
     ) -> Scores:
         """`score`, awaited; tokenising happens off the event loop."""
-        plan = self._plan([(query, documents)], timeout=timeout)
+        plan = self._plan([RerankRequest(query, documents, on_empty_text="score")], timeout=timeout)
         return (await self._caller.run_async(*plan.whole(None))).scores
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, timeout: float | None = None) -> Scores:
@@ -239,7 +242,7 @@ class Reranker(Closing):
         plan = self._plan(
             [RerankRequest(query, documents, prompt)], top_n, score_threshold, timeout
         )
-        return plan.selection.ranking(await self._caller.run_async(*plan.whole(None)))
+        return plan.only(await self._caller.run_async(*plan.whole(None)))
 
     async def arerank_many(
         self,
@@ -259,8 +262,7 @@ class Reranker(Closing):
                 found = plan.rankings(await self._caller.run_async(*plan.whole(count)))
             except Exception as error:  # noqa: BLE001  # raised again where it is everybody's
                 known = plan.shared_fate(error)
-                each = [] if known else await self._caller.run_each_async(plan.apart())
-                found = known or [plan.ranking(outcome) for outcome in each]
+                found = known or plan.outcomes(await self._caller.run_each_async(plan.apart()))
         return plan.merged(found)
 
     def warm(self) -> None:
@@ -318,9 +320,13 @@ class Reranker(Closing):
         timeout: float | None = None,
         return_exceptions: bool = False,
     ) -> Plan:
-        selection = Selection(top_n=top_n, score_threshold=score_threshold)
+        selection = self._selection(top_n, score_threshold)
         self._check_open()
         return Plan.of(requests, selection, timeout, return_exceptions)
+
+    def _selection(self, top_n: int | None, score_threshold: float | None) -> Selection:
+        rule = self._on_empty_text
+        return Selection(top_n=top_n, score_threshold=score_threshold, on_empty_text=rule)
 
     def _call(self, timeout: float | None) -> Call:
         call = Call(deadline=deadline_of(timeout))

@@ -146,7 +146,7 @@ class _Model:
             )
             self.views += 1
         view.model = self
-        return Reranker.over(scorer)
+        return Reranker.over(scorer, on_empty_text=found.config.on_empty_text)
 
     def _drop(self, loaded: Loaded) -> None:
         with self.lock:

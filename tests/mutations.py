@@ -163,7 +163,7 @@ REVIEWED = (
         "backends/test_onnx.py::test_workers_and_threads_share_the_cpus",
     ),
     M(  # what is not scored stands below what is
-        "langchain/request.py",
+        "ranking/ranking.py",
         "lowest = min([0.0, *",
         "lowest = min([1.0, *",
         "langchain_adapter/test_compressor.py::"

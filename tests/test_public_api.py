@@ -69,7 +69,7 @@ SIGNATURES = {
     "close": "",
     "aclose": "",
     "from_config": "config",
-    "over": "scorer",
+    "over": "scorer, *, on_empty_text='keep_last'",
 }
 
 CONFIG = {
@@ -88,6 +88,7 @@ CONFIG = {
     "truncation": "longest_first",
     "query_max_tokens": None,
     "activation": "default",
+    "on_empty_text": "keep_last",
     "backend": "auto",
     "device": "auto",
     "dtype": "auto",

@@ -10,10 +10,9 @@ from .fallback import (
     plain_count,
     warn_kept,
 )
-from .fields import FIELDS_CONFIG, Carried, RerankerFields
-from .rankings import checked_rankings, split_empty
+from .fields import FIELDS_CONFIG, Carried, RerankerFields, empty_text_rule
+from .rankings import checked_rankings
 from .rules import (
-    OnEmptyText,
     as_config_errors,
     check_on_empty_text,
     check_text_fn,
@@ -27,7 +26,6 @@ __all__ = [
     "Carried",
     "FallbackFields",
     "OnBlankQuery",
-    "OnEmptyText",
     "OnError",
     "RankerSource",
     "RerankerFields",
@@ -37,9 +35,9 @@ __all__ = [
     "check_text_fn",
     "check_word",
     "checked_rankings",
+    "empty_text_rule",
     "is_kept",
     "plain_count",
     "plain_selection",
-    "split_empty",
     "warn_kept",
 ]

@@ -31,6 +31,7 @@ from ..config import (
 )
 from ..errors import ConfigError, RerankError
 from ..protocols import Ranker
+from ..ranking import OnEmptyText
 from .rules import own_errors, plain_signature
 from .source import RankerSource, Warmable, check_ranker
 
@@ -88,6 +89,7 @@ class RerankerFields(BaseModel):
     truncation: Carried[Truncation] = "longest_first"
     query_max_tokens: Carried[int | None] = None
     activation: Carried[Activation] = "default"
+    on_empty_text: Carried[OnEmptyText] = "keep_last"
     backend: Carried[BackendName] = "auto"
     device: Carried[Devices] = "auto"
     dtype: Carried[DType] = "auto"
@@ -200,7 +202,9 @@ class RerankerFields(BaseModel):
         self.__dict__["token"] = None if config.token is None else SecretStr(config.token)
         # By value: frameworks make copies by naming every field.
         given = [
-            name for name, default in CONFIG_FIELDS.items() if getattr(config, name) != default
+            name
+            for name, default in CONFIG_FIELDS.items()
+            if getattr(config, name) != default and name != "on_empty_text"  # it goes with requests
         ]
         if self.reranker is not None and given:
             raise ConfigError(
@@ -256,6 +260,13 @@ class RerankerFields(BaseModel):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         BaseModel.__setstate__(self, state)
+
+
+def empty_text_rule(fields: RerankerFields) -> OnEmptyText | None:
+    """What requests say of blank documents; None, where a ready ranker goes by its own rule."""
+    default = RerankerFields.model_fields["on_empty_text"].default
+    ready = fields.reranker is not None and fields.on_empty_text == default
+    return None if ready else fields.on_empty_text
 
 
 for _name, _option in OPTIONS.items():

@@ -1,32 +1,13 @@
-"""What goes to a ranker and what comes back: texts worth scoring, and rankings to be trusted."""
+"""What comes back from a ranker: rankings to be trusted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from ..errors import BackendError, InputError
+from ..errors import BackendError
 from ..protocols import Ranked, RerankRequest
 from ..ranking import Ranking
-from .rules import OnEmptyText
-
-
-def split_empty(
-    texts: Sequence[str], on_empty_text: OnEmptyText, *, name: str
-) -> tuple[list[int], list[int]]:
-    """Indices of *texts* to score, and of blank ones to put last unscored.
-
-    A score of nothing would be made up: blank texts are kept last ("keep_last"), left out ("drop"),
-    or an InputError naming the index ("error").
-    """
-    scored = [index for index, text in enumerate(texts) if text.strip()]
-    blank = [index for index, text in enumerate(texts) if not text.strip()]
-    if blank and on_empty_text == "error":
-        raise InputError(
-            f"{name}[{blank[0]}] must have text to score: got {texts[blank[0]]!r}; "
-            'on_empty_text="keep_last" or "drop" lets it pass'
-        )
-    return scored, blank if on_empty_text == "keep_last" else []
 
 
 def checked_rankings(found: Sequence[Ranked], requests: Sequence[RerankRequest]) -> list[Ranked]:

@@ -10,15 +10,14 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ValidationError
 
 from ..checks import check_selection
 from ..errors import ConfigError, InputError, OptionError, RerankError
 from ..hints import option_hint
-
-OnEmptyText = Literal["keep_last", "drop", "error"]
+from ..ranking import OnEmptyText
 
 
 @contextmanager
@@ -63,8 +62,8 @@ def plain_selection(
 
 
 def check_on_empty_text(value: object) -> None:
-    """Raise InputError unless *value* is a word of OnEmptyText."""
-    check_word("on_empty_text", value, get_args(OnEmptyText))
+    """Raise InputError unless *value* is a word of OnEmptyText, or None: the ranker's own rule."""
+    check_word("on_empty_text", value, (*get_args(OnEmptyText), None))
 
 
 def check_word(name: str, value: object, words: tuple[object, ...]) -> None:

@@ -8,13 +8,18 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 
 from ..adapter_fields import checked_rankings
 from ..checks import checked_pairs
-from ..errors import BackendError
+from ..config import RerankerConfig
+from ..errors import BackendError, ConfigError
 from ..protocols import Pair, Ranked, RerankRequest
+from ..ranking import OnEmptyText
 from .fields import RerankerFields
 
 
 class LangChainCrossEncoder(RerankerFields, BaseCrossEncoder):
-    """Scores (query, text) pairs; drops into langchain-classic's `CrossEncoderReranker`."""
+    """Scores (query, text) pairs; drops into langchain-classic's `CrossEncoderReranker`.
+
+    A blank text has the model's own number, or is an InputError where on_empty_text is "error".
+    """
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """One finite Python float per pair, in order; identical pairs are scored once.
@@ -26,11 +31,18 @@ class LangChainCrossEncoder(RerankerFields, BaseCrossEncoder):
         if not pairs:
             return []
         rows = _rows_by_query(pairs)
+        rule: OnEmptyText = "error" if self.on_empty_text == "error" else "score"
         requests = [
-            RerankRequest(query, [pairs[row][1] for row in own]) for query, own in rows.items()
+            RerankRequest(query, [pairs[row][1] for row in own], on_empty_text=rule)
+            for query, own in rows.items()
         ]
         found = self._ranker().rerank_many(requests, top_n=None)
         return _in_rows(checked_rankings(found, requests), rows.values(), len(pairs))
+
+    def _judge(self) -> RerankerConfig:
+        if self.on_empty_text == "drop":
+            raise ConfigError('on_empty_text must leave each text its score: got "drop"')
+        return super()._judge()
 
 
 def _rows_by_query(pairs: Sequence[Pair]) -> dict[str, list[int]]:

@@ -17,7 +17,6 @@ from ..adapter_fields import (
     FIELDS_CONFIG,
     Carried,
     FallbackFields,
-    OnEmptyText,
     RerankerFields,
     as_config_errors,
     plain_selection,
@@ -33,7 +32,7 @@ class RankingFields(FallbackFields, Serializable):
 
     score_threshold: Carried[float | None] = None
     """The lowest score kept (inclusive), on the scale of `activation`, before the cut to `top_n`.
-    None: no bound. Documents that have no text are not scored, and so meet no bound."""
+    None: no bound."""
     score_key: Carried[str | None] = "relevance_score"
     """Where in a document's metadata its score is written, as a Python float. What was there is
     overwritten in the copy that comes back. None: nowhere."""
@@ -43,9 +42,6 @@ class RankingFields(FallbackFields, Serializable):
     rank_fields: Carried[Sequence[str] | None] = None
     """Metadata that are scored with the content, each as a line "name: value" before it, in this
     order; a document that lacks one goes without that line. None: the content alone."""
-    on_empty_text: Carried[OnEmptyText] = "keep_last"
-    """Documents without text. "keep_last": after all others, with no score of the model but 0.0,
-    or the lowest score of their list where that is lower. "drop": left out. "error": InputError."""
     dedupe: Carried[Dedupe | None] = None
     """Score and return only the first of several documents of equal "id", or of equal "content".
     A document whose id is None is like no other. None: keep all."""

@@ -8,10 +8,10 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 
-from ..adapter_fields import is_kept, split_empty, warn_kept
+from ..adapter_fields import is_kept, warn_kept
 from ..errors import InputError
 from ..protocols import Ranked, RerankRequest
-from ..ranking import Ranking
+from ..ranking import Ranking, check_no_blank, is_blank, split_blank
 from .settings import SETTINGS, Dedupe, Settings
 from .tracing import Outcome
 
@@ -41,8 +41,6 @@ class DocumentRequest:
         self._settings = settings
         self._n_in: int | None = None
         self._documents: list[Document] = []
-        self._scored: list[int] = []
-        self._blank: list[int] = []
         try:
             self._read(given, overrides)
         except Exception as error:  # noqa: BLE001 (it may be text_fn's own; it is this input's outcome)
@@ -56,9 +54,11 @@ class DocumentRequest:
     @property
     def to_rank(self) -> RerankRequest | None:
         """What a ranker is asked, None where nothing is to be scored."""
-        if self.error is not None or self._unranked or not self.texts:
+        rule = self._settings.on_empty_text
+        nothing = rule == "drop" and all(map(is_blank, self.texts))  # then no model is loaded
+        if self.error is not None or self._unranked or not self.texts or nothing:
             return None
-        return RerankRequest(self.query, self.texts, self._settings.prompt)
+        return RerankRequest(self.query, self.texts, self._settings.prompt, on_empty_text=rule)
 
     def outcome(self, ranked: Ranked) -> Outcome:
         """New documents, best first, each with its score, or the error that stands for them."""
@@ -85,25 +85,23 @@ class DocumentRequest:
             raise InputError(f"query must be a str that is not blank: got {query!r:.80}")
         every = _checked(documents)
         self._documents = _distinct(every, settings.dedupe)
-        texts = [settings.text(document, index) for index, document in enumerate(self._documents)]
-        self._scored, self._blank = split_empty(texts, settings.on_empty_text, name="documents")
-        self.texts = [texts[index] for index in self._scored]
+        self.texts = [
+            settings.text(document, index) for index, document in enumerate(self._documents)
+        ]
+        if settings.on_empty_text == "error":
+            check_no_blank(self.texts, "documents")
         self._n_in = len(every)
 
     def _answer(self, ranking: Ranking) -> list[Document]:
-        top_n, threshold = self._settings.top_n, self._settings.score_threshold
-        best = ranking.top(top_n, score_threshold=threshold)
-        answer = [self._copy(self._scored[one.index], one.score) for one in best]
-        if threshold is not None:  # what was not scored cannot meet it
-            return answer
-        # Not a score, but a number that keeps them last wherever documents are sorted by it.
-        lowest = min([0.0, *(one.score for one in ranking)])
-        last = self._blank if top_n is None else self._blank[: top_n - len(answer)]
-        return answer + [self._copy(index, lowest) for index in last]
+        settings = self._settings
+        best = ranking.top(settings.top_n, score_threshold=settings.score_threshold)
+        return [self._copy(one.index, one.score) for one in best]
 
     def _kept(self) -> list[Document]:
         """The documents as they came, cut, with no score: not even an earlier one."""
-        order = sorted([*self._scored, *self._blank])[: self._settings.top_n]
+        settings = self._settings
+        scored, blank = split_blank(self.texts, settings.on_empty_text or "keep_last")
+        order = sorted([*scored, *blank])[: settings.top_n]
         return [self._copy(index, None) for index in order]
 
     def _copy(self, index: int, score: float | None) -> Document:

@@ -13,14 +13,16 @@ from typing_extensions import TypedDict
 
 from ..adapter_fields import (
     OnBlankQuery,
-    OnEmptyText,
     OnError,
+    RerankerFields,
     check_on_empty_text,
     check_text_fn,
     check_word,
+    empty_text_rule,
 )
 from ..checks import check_selection
 from ..errors import InputError
+from ..ranking import OnEmptyText
 
 Dedupe = Literal["id", "content"]
 
@@ -37,7 +39,7 @@ class Settings:
     score_key: str | None = "relevance_score"
     text_fn: Callable[[Document], str] | None = None
     rank_fields: Sequence[str] | None = None
-    on_empty_text: OnEmptyText = "keep_last"
+    on_empty_text: OnEmptyText | None = None
     dedupe: Dedupe | None = None
     on_blank_query: OnBlankQuery = "error"
     on_error: OnError = "raise"
@@ -58,9 +60,10 @@ class Settings:
         _check_names(self.rank_fields)
 
     @classmethod
-    def of(cls, fields: object, **changes: Any) -> Settings:
+    def of(cls, fields: RerankerFields, **changes: Any) -> Settings:
         """The settings in an adapter's fields, with *changes*."""
         names = [name for name in SETTINGS if name != "prompt"]  # that field is the model's own
+        changes = {"on_empty_text": empty_text_rule(fields), **changes}
         return cls(**{name: getattr(fields, name) for name in names} | changes)
 
     def override(self, *sources: Mapping[str, Any]) -> Settings:
@@ -100,7 +103,7 @@ class Overrides(TypedDict, total=False):
     score_key: str | None
     text_fn: Callable[[Document], str] | None
     rank_fields: Sequence[str] | None
-    on_empty_text: OnEmptyText
+    on_empty_text: OnEmptyText | None
     dedupe: Dedupe | None
     on_blank_query: OnBlankQuery
     on_error: OnError

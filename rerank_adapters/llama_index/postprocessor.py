@@ -26,7 +26,6 @@ from ..adapter_fields import (
     FIELDS_CONFIG,
     Carried,
     FallbackFields,
-    OnEmptyText,
     RankerSource,
     as_config_errors,
     checked_rankings,
@@ -61,7 +60,7 @@ class CrossEncoderPostprocessor(FallbackFields, BaseNodePostprocessor):
 
     Input nodes, their metadata and their list stay as they were: what comes back are new
     NodeWithScore objects around the same nodes. Equal scores keep the order given; scores are
-    finite Python floats. Nodes without text come last with score None, unless there is a threshold.
+    finite Python floats. A node without text is blank, whatever its metadata: see `on_empty_text`.
     Configure it by the fields of `RerankerConfig`, explained there, or give a ready `reranker`.
     Equal configurations share one model, loaded on first use.
 
@@ -81,8 +80,6 @@ class CrossEncoderPostprocessor(FallbackFields, BaseNodePostprocessor):
     """Builds the text that is scored; `metadata_mode` then has no part in it."""
     keep_retrieval_score: bool = False
     """Keep the score that came in as metadata["retrieval_score"], unseen by embeddings and LLMs."""
-    on_empty_text: Carried[OnEmptyText] = "keep_last"
-    """Nodes without text: after all others and unscored, left out, or an InputError."""
     keep_unscored: bool = False
     """Nodes without text (images) come back beside the others, whatever `top_n` and
     `score_threshold` say."""

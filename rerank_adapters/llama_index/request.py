@@ -13,20 +13,20 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 
 from ..adapter_fields import (
     OnBlankQuery,
-    OnEmptyText,
     OnError,
+    RerankerFields,
     check_on_empty_text,
     check_text_fn,
     check_word,
+    empty_text_rule,
     is_kept,
-    split_empty,
     warn_kept,
 )
 from ..checks import check_selection
 from ..errors import InputError
 from ..hints import option_hint
 from ..protocols import Ranked, RerankRequest
-from ..ranking import Ranking
+from ..ranking import OnEmptyText, Ranking, check_no_blank, split_blank
 from .metadata import NodeText, with_retrieval_score, without_retrieval_score
 
 Query = str | QueryBundle
@@ -53,7 +53,7 @@ class Options:
     metadata_mode: MetadataMode
     text_fn: Callable[[BaseNode], str] | None
     keep_retrieval_score: bool
-    on_empty_text: OnEmptyText
+    on_empty_text: OnEmptyText | None
     keep_unscored: bool
     on_blank_query: OnBlankQuery
     on_error: OnError
@@ -65,7 +65,7 @@ class Options:
         check_on_empty_text(self.on_empty_text)
         check_word("on_blank_query", self.on_blank_query, get_args(OnBlankQuery))
         check_word("on_error", self.on_error, get_args(OnError))
-        if self.keep_unscored and self.on_empty_text != "keep_last":
+        if self.keep_unscored and self.on_empty_text not in ("keep_last", None):
             raise InputError(
                 "keep_unscored keeps nodes without text, which "
                 f"on_empty_text={self.on_empty_text!r} does not: give one of them"
@@ -74,7 +74,7 @@ class Options:
             raise InputError(f"prompt must be a str or None: got {self.prompt!r:.80}")
 
     @classmethod
-    def of(cls, fields: object, given: Mapping[str, Any] | None = None) -> Options:
+    def of(cls, fields: RerankerFields, given: Mapping[str, Any] | None = None) -> Options:
         """The options in a postprocessor's fields, with those *given* for one call."""
         if unknown := sorted(set(given or {}) - set(CALL_OPTIONS)):
             raise InputError(
@@ -83,7 +83,8 @@ class Options:
             )
         # The prompt in the fields is the model's own, in its configuration.
         names = [field.name for field in dataclasses.fields(cls) if field.name != "prompt"]
-        return cls(**{name: getattr(fields, name) for name in names} | dict(given or {}))
+        options = {name: getattr(fields, name) for name in names}
+        return cls(**{**options, "on_empty_text": empty_text_rule(fields), **(given or {})})
 
 
 CALL_OPTIONS = tuple(Overrides.__annotations__)
@@ -113,36 +114,33 @@ class NodeRequest:
             self._text(given.node, f"{where}nodes[{index}]")
             for index, given in enumerate(self.nodes)
         ]
-        self._scored, self._blank = split_empty(
-            [text.shown for text in self._texts], options.on_empty_text, name=f"{where}nodes"
-        )
+        shown = [text.shown for text in self._texts]
+        if options.on_empty_text == "error":
+            check_no_blank(shown, f"{where}nodes")
+        self._scored, self._blank = split_blank(shown, options.on_empty_text or "keep_last")
         if not self.query:
             self._keep()
 
     @property
     def metadata(self) -> list[str]:
-        """The metadata of each text to score that may stand after the body; "" where none may."""
-        return [self._texts[index].metadata for index in self._scored]
+        """The metadata of each text that may stand after the body; "" where none may."""
+        return [text.metadata for text in self._texts]
 
     def to_rank(self, after_body: AbstractSet[str]) -> RerankRequest:
         """What a ranker is asked; metadata in *after_body* stand there, others as the node says."""
-        texts = [self._texts[index] for index in self._scored]
+        options = self._options
         documents = [
-            text.body_first if text.metadata in after_body else text.shown for text in texts
+            text.body_first if text.metadata in after_body else text.shown for text in self._texts
         ]
-        return RerankRequest(self.query, documents, self._options.prompt)
+        rule = "drop" if options.keep_unscored else options.on_empty_text
+        return RerankRequest(self.query, documents, options.prompt, on_empty_text=rule)
 
     def answer(self, ranking: Ranking) -> None:
-        """Set the output: the nodes of *ranking*, then those without text, cut to top_n."""
-        options = self._options
-        output = [self._copy(self._scored[one.index], float(one.score)) for one in ranking]
-        last = [self._copy(index, None) for index in self._blank]
-        if options.keep_unscored:
-            self.output = [*output[: self.top_n], *last]
-        elif options.score_threshold is None:  # what was not scored cannot meet it
-            self.output = [*output, *last][: self.top_n]
-        else:
-            self.output = output[: self.top_n]
+        """Set the output: the nodes of *ranking*, cut to top_n, and those kept beside them."""
+        best = ranking.top(self.top_n)
+        self.output = [self._copy(one.index, float(one.score)) for one in best]
+        if self._options.keep_unscored:
+            self.output += [self._copy(index, None) for index in self._blank]
 
     @property
     def selection(self) -> dict[str, Any]:
@@ -175,7 +173,11 @@ class NodeRequest:
     def _text(self, node: BaseNode, name: str) -> NodeText:
         options = self._options
         if options.text_fn is None:
-            return NodeText.of(without_retrieval_score(node), options.metadata_mode)
+            plain = without_retrieval_score(node)
+            usual = NodeText.of(plain, options.metadata_mode)
+            if usual.shown or options.on_empty_text != "score":
+                return usual
+            return NodeText(plain.get_content(metadata_mode=options.metadata_mode))
         text = options.text_fn(node)
         if not isinstance(text, str):
             raise InputError(f"text_fn({name}.node) must give a str: got {text!r:.80}")

@@ -23,6 +23,8 @@ class RankedDocument:
     """A document's `index` in what was given, its `score`, and whether it was cut to fit.
 
     span: the characters of the document that the score is of, (start, end); None: all of it.
+    exit: how many layers were run where scoring ended early; None: all of them.
+    blank: it had no text, so the model scored nothing, and the score meets no threshold.
     Unpacks as (index, score): `for index, score in ranking`.
     """
 
@@ -30,6 +32,8 @@ class RankedDocument:
     score: float
     truncated: bool = False
     span: tuple[int, int] | None = None
+    exit: int | None = None
+    blank: bool = False
 
     def __iter__(self) -> Iterator[int | float]:
         return iter((self.index, self.score))
@@ -80,7 +84,10 @@ class Ranking(Sequence[RankedDocument]):
         [1]
         """
         check_selection(n, score_threshold)
-        return Ranking([self._documents[at] for at in kept(self.scores, n, score_threshold)])
+        bounded = score_threshold is not None
+        documents = [it for it in self._documents if not (bounded and it.blank)]
+        scores = [it.score for it in documents]
+        return Ranking([documents[at] for at in kept(scores, n, score_threshold)])
 
     @property
     def indices(self) -> list[int]:
@@ -101,7 +108,7 @@ class Ranking(Sequence[RankedDocument]):
         return [(items[document.index], document.score) for document in self._documents]
 
     def to_dicts(self, items: Sequence[Item] | None = None) -> list[dict[str, Any]]:
-        """Plain dicts for JSON: index, score, truncated, the span where there is one, the item.
+        """Plain dicts for JSON: index, score, truncated, span, exit and blank where set, the item.
 
         >>> Ranking([RankedDocument(1, 0.9)]).to_dicts(["a", "b"])
         [{'index': 1, 'score': 0.9, 'truncated': False, 'document': 'b'}]
@@ -111,6 +118,10 @@ class Ranking(Sequence[RankedDocument]):
             row: dict[str, Any] = {"index": it.index, "score": it.score, "truncated": it.truncated}
             if it.span is not None:
                 row["span"] = list(it.span)
+            if it.exit is not None:
+                row["exit"] = it.exit
+            if it.blank:
+                row["blank"] = True
             rows.append(row if items is None else {**row, "document": items[it.index]})
         return rows
 
@@ -175,27 +186,33 @@ def ranked(
     truncated: NDArray[np.bool_],
     spans: NDArray[np.int64] | None = None,
     *,
+    indices: Sequence[int] | None = None,
+    blank: Sequence[int] = (),
     top_n: int | None = None,
     score_threshold: float | None = None,
 ) -> Ranking:
     """The ranking of rows by *keys*, higher first, ties by index; *scores* are what it shows.
 
-    All of shape (documents,), but *spans* of shape (documents, 2).
+    All of shape (rows,), but *spans* of shape (rows, 2). *indices* are the documents' that rows
+    are of, ascending (None: the rows' own); those of *blank* documents stand last, with 0.0 or the
+    lowest score where that is lower, and meet no *score_threshold*.
     """
     order = np.argsort(-keys, kind="stable")
     shown = scores[order].tolist()
-    indices, cut = order.tolist(), truncated[order].tolist()
-    return Ranking(
-        [
-            RankedDocument(
-                indices[at],
-                shown[at],
-                cut[at],
-                None if spans is None else (int(spans[indices[at], 0]), int(spans[indices[at], 1])),
-            )
-            for at in kept(shown, top_n, score_threshold)
-        ]
-    )
+    rows, cut = order.tolist(), truncated[order].tolist()
+    documents = [
+        RankedDocument(
+            rows[at] if indices is None else indices[rows[at]],
+            shown[at],
+            cut[at],
+            None if spans is None else (int(spans[rows[at], 0]), int(spans[rows[at], 1])),
+        )
+        for at in kept(shown, top_n, score_threshold)
+    ]
+    if blank and score_threshold is None:
+        lowest = min([0.0, *shown])
+        documents += [RankedDocument(index, lowest, blank=True) for index in blank]
+    return Ranking(documents[:top_n])
 
 
 def check_selection(top_n: int | None, score_threshold: float | None) -> None:

@@ -83,7 +83,6 @@ def test_fields_are_the_configurations():
         "metadata_mode",
         "text_fn",
         "keep_retrieval_score",
-        "on_empty_text",
         "keep_unscored",
         "on_blank_query",
         "on_error",

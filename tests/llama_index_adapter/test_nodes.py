@@ -373,7 +373,7 @@ def test_a_template_that_shows_nothing_has_no_score(counting):
     node = TextNode(id_="hidden", text=TEXTS[2], metadata=NOTES, text_template=" ")
     postprocessor = CrossEncoderPostprocessor(reranker=over)
     result = postprocessor.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
-    assert outcome(result) == [("hidden", None)]
+    assert outcome(result) == [("hidden", 0.0)]
     assert backend.rows == 0
 
 
@@ -500,18 +500,20 @@ def without_text() -> list[NodeWithScore]:
 
 
 def test_nodes_without_text_come_last_and_unscored(counting):
-    """§5.10: no made-up score for an image or an empty text, whatever its metadata say."""
+    """§5.10: nothing is scored for an image or an empty text, whatever its metadata say."""
     over, backend = counting
     postprocessor = CrossEncoderPostprocessor(reranker=over, top_n=None, keep_retrieval_score=True)
     result = postprocessor.postprocess_nodes(without_text(), query_str=QUERY)
     assert backend.rows == 2
-    assert outcome(result[2:]) == [("image", None), ("blank", None), ("media", None)]
+    assert outcome(result[2:]) == [("image", 0.0), ("blank", 0.0), ("media", 0.0)]
     assert [it.metadata["retrieval_score"] for it in result[2:]] == [0.8, 0.7, 0.6]
     postprocessor.top_n = 3
     assert len(postprocessor.postprocess_nodes(without_text(), query_str=QUERY)) == 3
     postprocessor.score_threshold = -1e9
     kept = postprocessor.postprocess_nodes(without_text(), query_str=QUERY)
-    assert {it.node_id for it in kept} == {"node-0", "node-1"}, "None meets no threshold"
+    assert {it.node_id for it in kept} == {"node-0", "node-1"}, (
+        "what was not scored meets no threshold"
+    )
 
 
 def test_nodes_without_text_can_be_dropped_or_an_error(counting):
@@ -525,7 +527,24 @@ def test_nodes_without_text_can_be_dropped_or_an_error(counting):
         error.postprocess_nodes(without_text(), query_str=QUERY)
     only_blank = CrossEncoderPostprocessor(reranker=over)
     result = only_blank.postprocess_nodes(without_text()[:2], query_str=QUERY)
-    assert outcome(result) == [("image", None), ("blank", None)]
+    assert outcome(result) == [("image", 0.0), ("blank", 0.0)]
+
+
+def test_nodes_without_text_are_scored_where_that_is_asked(counting):
+    """on_empty_text="score": by their metadata, as any; a ready ranker's own rule counts too."""
+    over, backend = counting
+    score = CrossEncoderPostprocessor(reranker=over, top_n=None, on_empty_text="score")
+    given = without_text()
+    result = score.postprocess_nodes(given, query_str=QUERY)
+    by_id = {it.node_id: it.score for it in result}
+    texts = [it.node.get_content(metadata_mode=MetadataMode.EMBED) for it in given]
+    assert "the capital" in texts[0]
+    expected = dict(zip((it.node_id for it in given), over.score(QUERY, texts), strict=True))
+    assert by_id == pytest.approx(expected, abs=0)
+    before = backend.rows
+    own = Reranker.over(over._caller.scorer, on_empty_text="score")
+    CrossEncoderPostprocessor(reranker=own).postprocess_nodes(given[1:2], query_str=QUERY)
+    assert backend.rows == before + 1, "the ranker's rule, where the adapter says none"
 
 
 UNSCORED = [("image", None), ("blank", None), ("media", None)]
