@@ -83,7 +83,8 @@ def keys(logits: NDArray[np.float32], label: int = 1) -> Scores:
     others = np.delete(wide.astype(np.float64), label, axis=1)
     lead = wide[:, label].astype(np.float64) - np.logaddexp.reduce(others, axis=1)
     bound = np.finfo(np.float32)
-    return np.clip(lead, bound.min, bound.max).astype(np.float32)
+    found: Scores = np.clip(lead, bound.min, bound.max).astype(np.float32)
+    return found
 
 
 def scores(logits: NDArray[np.float32], activation: str, label: int = 1) -> Scores:
