@@ -32,6 +32,7 @@ from rerank_adapters.backends.torch import (
     parity,
     passes,
     render_chat,
+    whole,
 )
 from rerank_adapters.backends.torch.loading import LoadedCrossEncoder, resolve_device, resolve_dtype
 from rerank_adapters.backends.torch.traits import traits_of
@@ -658,7 +659,7 @@ def test_no_head_is_made_up_where_sentence_transformers_is_too_old(kind, monkeyp
     class Old(CrossEncoder):
         preprocess = property()  # hasattr says no
 
-    monkeypatch.setattr(loading, "CrossEncoder", Old)
+    monkeypatch.setattr(whole, "CrossEncoder", Old)
     with pytest.raises(ModelError, match=r"need sentence-transformers 5\.4 or later: .* makes up"):
         _load(kind)
 

@@ -74,7 +74,7 @@ def load_whole(
     for report in reports:
         _check_class(checkpoint, report.network, trust_remote_code)
         _check_weights(checkpoint, report, trust_remote_code)
-    if answers is None:
+    if answers is None or checkpoint.modules:
         _check_answers(checkpoint, cross_encoder)
     _give_pad_token(cross_encoder)
     cross_encoder.eval()
