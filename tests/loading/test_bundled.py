@@ -19,6 +19,7 @@ from onnx import external_data_helper
 from safetensors.numpy import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
+from rerank_adapters import Reranker
 from rerank_adapters.errors import ConfigError, ModelError
 from rerank_adapters.export import gate
 from rerank_adapters.loading import bundled
@@ -34,6 +35,7 @@ FILES = {
     "tokenizer_config.json",
 }
 LIMIT = 30_000_000
+ROOT = Path(__file__).parents[2]
 
 
 def packing() -> ModuleType:
@@ -98,6 +100,27 @@ def test_shipped_int8_drifts_little(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------- the layout
+
+
+def test_scores_of_plain_questions_say_what_they_mean() -> None:
+    """Every fifth of the plain pairs: right answers score high, nothing scores near nought.
+
+    The bounds are the training recipe's own goals; `robust.py` measures all 200.
+    """
+    lines = (ROOT / "notebooks" / "training" / "plain.tsv").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines[::5]]
+    questions, answers = [question for question, _ in pairs], [answer for _, answer in pairs]
+    with Reranker() as reranker:
+        table = np.stack([reranker.score(question, answers) for question in questions])
+        blank = np.stack([reranker.score(question, ["", " \n"]) for question in questions])
+        foreign = reranker.score(questions[0], ["Der Zug fährt um neun.", "Поезд уходит вечером."])
+    right = table.diagonal().copy()
+    np.fill_diagonal(table, 0)
+    assert np.median(right) >= 0.8
+    assert np.mean(right > table.max(1)) >= 0.95
+    assert table.sum() / (table.size - len(right)) <= 0.02
+    assert blank.mean() <= 0.02
+    assert foreign.max() <= 0.02
 
 
 def test_files(packed: Path) -> None:
