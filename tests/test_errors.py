@@ -145,7 +145,14 @@ def _closed(folder: Path) -> None:
 
 
 TABLE: list[tuple[Callable[[Path], None], type[RerankError], str]] = [
-    (_three_labels, ModelError, "expected a model with 1 or 2 labels: got 3"),
+    (
+        _three_labels,
+        ModelError,
+        (
+            "expected a model with 1 or 2 labels: got 3 (LABEL_0, LABEL_1, LABEL_2); pass label= "
+            'with the one that means "relevant", such as label="entailment" for an NLI model'
+        ),
+    ),
     (
         _another_head,
         ModelError,

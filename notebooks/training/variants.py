@@ -2,10 +2,10 @@
 
     python notebooks/training/variants.py
 
-One seed rule: seed 0, the same groups in the same order, the same held-out questions. Short runs last
-three seconds each and show which way a choice pulls at the start; full ones last equally long. nDCG@10
-within each question's list; `mean` is half the sets' mean and half that of the web questions, whose
-label is an answer string.
+One seed rule: seed 0, the same groups in the same order, the same held-out questions. Short runs
+last three seconds each and show which way a choice pulls at the start; full ones last equally long.
+nDCG@10 within each list; `mean` is half the mean of the sets and half that of the web questions,
+whose label is an answer string.
 """
 
 import json

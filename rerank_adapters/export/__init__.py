@@ -91,8 +91,7 @@ def export_onnx(
         answers=None if answers is None else tuple(answers),
         label=label,
     )
-    stated = replace(Checkpoint.read(checkpoint), manifest=Manifest())
-    framing = Framing.of(config, stated)
+    framing = Framing.of(config, replace(Checkpoint.read(checkpoint), manifest=Manifest()))
     with files.draft(Path(folder).resolve()) as draft:
         oracle = network.load(
             checkpoint, trust_remote_code=trust_remote_code, answers=framing.answers

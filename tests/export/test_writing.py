@@ -144,7 +144,9 @@ def test_a_chat_template_that_changes_texts_is_refused() -> None:
     """One renderer, one error: the words are those of loading it for torch."""
     stage = copy.deepcopy(encoder_for(build("qwen3"))[0])
     stage.tokenizer.chat_template = "{{ messages[-2].content | upper }} {{ messages[-1].content }}"
-    with pytest.raises(ModelError, match="the chat template must write the query and the document, once and as"):
+    with pytest.raises(
+        ModelError, match="the chat template must write the query and the document, once and as"
+    ):
         describing._template(stage, None)
 
 

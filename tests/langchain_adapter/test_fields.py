@@ -199,8 +199,9 @@ def test_a_runnable_s_schemas() -> None:
     runnables: list[Runnable[Any, Any]] = [CrossEncoderCompressor(), retriever()]
     for runnable in runnables:
         assert runnable.get_output_jsonschema()["items"] == {"$ref": "#/$defs/Document"}
-        assert runnable.get_config_jsonschema()["properties"] == {}
-        assert runnable.config_schema(include=["tags"]).model_fields.keys() == {"tags"}
+        configurable = runnable.get_config_jsonschema()["$defs"]["Configurable"]["properties"]
+        assert {"top_n", "score_threshold"} <= set(configurable)
+        assert runnable.config_schema(include=["tags"]).model_fields.keys() == {"tags", "configurable"}
 
 
 METHODS: list[tuple[Callable[..., Any], Any]] = [

@@ -205,10 +205,10 @@ async def test_an_override_is_one_run(ready: Reranker, base: ListRetriever, way:
 class Tagged(CrossEncoderCompressor):
     """A field, a validator and a private attribute of its own; it is warm once it is made."""
 
-    label: str = "plain"
+    badge: str = "plain"
     _warm: list[Document] = PrivateAttr(default_factory=list)
 
-    @field_validator("label")
+    @field_validator("badge")
     @classmethod
     def _lower(cls, value: str) -> str:
         return value.lower()
@@ -220,21 +220,21 @@ class Tagged(CrossEncoderCompressor):
     def compress_documents(self, documents, query, callbacks=None, **arguments):
         found = super().compress_documents(documents, query, callbacks, **arguments)
         return [
-            document.model_copy(update={"metadata": {**document.metadata, "label": self.label}})
+            document.model_copy(update={"metadata": {**document.metadata, "badge": self.badge}})
             for document in found
         ]
 
 
 def in_own_way(kind: Callable[..., Any], ready: Reranker) -> Any:
-    return kind(reranker=ready, label="FAQ", top_n=2)
+    return kind(reranker=ready, badge="FAQ", top_n=2)
 
 
 def test_a_subclass_s_own_fields_and_model_post_init(ready: Reranker) -> None:
     """The override runs with them, also while the object is being made."""
     tagged = in_own_way(Tagged, ready)
-    assert [one.metadata["label"] for one in tagged._warm] == ["faq", "faq"]
+    assert [one.metadata["badge"] for one in tagged._warm] == ["faq", "faq"]
     assert all(KEY in one.metadata for one in tagged._warm)
     (found,) = tagged.batch([{"query": QUERY, "documents": documents()}])
     assert found == tagged._warm
-    tagged.label = "NEWS"
-    assert tagged.invoke({"query": QUERY, "documents": documents()})[0].metadata["label"] == "news"
+    tagged.badge = "NEWS"
+    assert tagged.invoke({"query": QUERY, "documents": documents()})[0].metadata["badge"] == "news"

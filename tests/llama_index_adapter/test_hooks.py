@@ -199,7 +199,7 @@ class Ready(CrossEncoderPostprocessor):
     """Fields, validators and a model_post_init of its own; the latter uses the model."""
 
     least: int = 1
-    label: str = "plain"
+    badge: str = "plain"
     _window: int = PrivateAttr(default=0)
     _first: list[NodeWithScore] = PrivateAttr(default_factory=list)
 
@@ -210,7 +210,7 @@ class Ready(CrossEncoderPostprocessor):
             raise ConfigError(f"least must be at least 1: got {value}")
         return value
 
-    @field_validator("label")
+    @field_validator("badge")
     @classmethod
     def _upper(cls, value: str) -> str:
         return value.upper()
@@ -233,13 +233,13 @@ def ready(**fields: Any) -> Ready:
 
 def test_a_subclass_keeps_fields_validators_and_a_model_post_init_that_reranks():
     """The model can be used while the postprocessor is made; what is added is checked and saved."""
-    postprocessor = ready(top_n=3, least=2, label="mine")
-    assert (postprocessor._window, postprocessor.label) == (53, "MINE")
+    postprocessor = ready(top_n=3, least=2, badge="mine")
+    assert (postprocessor._window, postprocessor.badge) == (53, "MINE")
     assert len(postprocessor._first) == 3
     again = postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
     assert outcome(postprocessor._first) == outcome(again)
     back = Ready.from_dict(postprocessor.to_dict())
-    assert (back.least, back.label, back._window) == (2, "MINE", 53)
+    assert (back.least, back.badge, back._window) == (2, "MINE", 53)
     assert pickle.loads(pickle.dumps(postprocessor)).least == 2
     with pytest.raises(ConfigError, match="least"):
         ready(least=0)

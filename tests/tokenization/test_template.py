@@ -137,7 +137,7 @@ def test_a_template_that_tokens_cross_is_encoded_whole() -> None:
     tokenizer = PairTokenizer.from_folder(folder_of("gemma"), template=crossing, max_length=40)
     assert tokenizer.whole_pairs
     assert "wherever it is split" in tokenizer.whole_pairs_reason
-    ending = tokenizer._writer.encoder.ending.tolist()
+    ending = tokenizer._writer.inner.encoder.ending.tolist()
     assert "Answer:".endswith(reference("gemma").decode(ending).strip())
     pairs = [("the lamp", "light"), ("the lamp", LONG_DOCUMENT), ("", "")]
     encoded = tokenizer.encode(pairs)
