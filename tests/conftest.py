@@ -43,10 +43,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _sample(items: list[pytest.Item], seed: str) -> set[pytest.Item]:
-    """Of each group of long tests one: a group's name is in the mark, or is that of its test."""
+    """Of each group of long tests one: a group's name is in the mark, or is that of its test.
+
+    What takes longer than all else together says `sampled=False` and is left to `make test-all`.
+    """
     groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if mark := item.get_closest_marker("long"):
+        mark = item.get_closest_marker("long")
+        if mark and mark.kwargs.get("sampled", True):
             groups[mark.args[0] if mark.args else item.nodeid.partition("[")[0]].append(item)
     return {random.Random(f"{seed} {name}").choice(group) for name, group in groups.items()}
 

@@ -33,7 +33,7 @@ def test_each_line_to_be_changed_is_there_once() -> None:
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.long
+@pytest.mark.long(sampled=False)
 def test_every_mutant_is_noticed() -> None:
     """The whole table, by the script that prints it: 5 minutes on two cores."""
     done = subprocess.run(

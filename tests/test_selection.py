@@ -25,9 +25,13 @@ def test_one(): pass
 
 @pytest.mark.long("pair")
 def test_other(): pass
+
+@pytest.mark.long(sampled=False)
+def test_longest(): pass
 """
 PARTS = {f"test_parts[{part}]" for part in range(9)}
 PAIR = {"test_one", "test_other"}
+LONGEST = {"test_longest"}  # in no sample: two of each draw are all
 
 
 RUNS = """
@@ -63,7 +67,7 @@ def test_long_tests_run_when_they_are_asked_for(file: Path) -> None:
     default, everything, named = collected(file, [], ["-m", ""], ["-m", "long and not gpu"])
     assert default == {"test_short"}
     assert everything == {"test_short"} | PARTS | PAIR
-    assert named == PARTS | PAIR
+    assert named == PARTS | PAIR | LONGEST
 
 
 def test_a_sample_is_one_of_each_group(file: Path) -> None:

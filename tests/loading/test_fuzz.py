@@ -34,7 +34,7 @@ def test_damage_ends_in_our_errors() -> None:
     fuzz("onnx", range(60))
 
 
-@pytest.mark.long("fuzz")
+@pytest.mark.long("fuzz", sampled=False)
 @pytest.mark.parametrize(("backend", "seeds"), [("onnx", 1700), ("torch", 300)])
 def test_two_thousand_damages_end_in_our_errors(backend: str, seeds: int) -> None:
     """No other exception, no hang, no more than 1 GB."""
