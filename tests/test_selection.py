@@ -66,7 +66,7 @@ def test_long_tests_run_when_they_are_asked_for(file: Path) -> None:
     """Not by default; with `-m ""` beside all others; with an expression that names them."""
     default, everything, named = collected(file, [], ["-m", ""], ["-m", "long and not gpu"])
     assert default == {"test_short"}
-    assert everything == {"test_short"} | PARTS | PAIR
+    assert everything == {"test_short"} | PARTS | PAIR | LONGEST
     assert named == PARTS | PAIR | LONGEST
 
 
