@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import sentence_transformers
-from langchain_classic.retrievers import ContextualCompressionRetriever
-from langchain_classic.retrievers.document_compressors import CrossEncoderReranker
+from langchain_classic.retrievers import ContextualCompressionRetriever, MultiQueryRetriever
+from langchain_classic.retrievers.document_compressors import (
+    CrossEncoderReranker,
+    DocumentCompressorPipeline,
+)
 from langchain_core.cross_encoders import BaseCrossEncoder
+from langchain_core.language_models import FakeListLLM
 
 from rerank_adapters import RerankerConfig
 from rerank_adapters.langchain import CrossEncoderCompressor, RerankingRetriever
@@ -26,6 +30,7 @@ from tests.langchain_adapter.samples import (
     ids,
     scores,
 )
+from tests.langchain_adapter.test_arguments import Reversed, Tenants
 
 PAGE = Path(__file__).parents[2] / ".docs" / "migration-langchain.md"
 EXAMPLES = re.findall(
@@ -74,7 +79,7 @@ def test_every_new_name_on_the_page_exists() -> None:
     named = {name for row in rows for name in re.findall(r"\b([a-z_]+)=", row)}
     assert "score_threshold" in named
     fields = set(RerankingRetriever.model_fields) | set(RerankerConfig.__dataclass_fields__)
-    assert named <= fields
+    assert named <= fields | {"tenant", "update"}  # a search's own argument, and pydantic's
 
 
 def test_the_page_has_its_examples() -> None:
@@ -105,3 +110,48 @@ def test_the_page_s_examples_run(code: str, model: str, monkeypatch: pytest.Monk
     compressor = space.get("compressor")
     if isinstance(compressor, CrossEncoderCompressor):
         assert {type(d.metadata[compressor.score_key]) for d in space["found"]} == {float}
+
+
+def rows_of(section: str) -> list[tuple[str, str]]:
+    """Both cells of each row of code in the table under that heading."""
+    text = PAGE.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `(.*?)`[^|]* \| `(.*?)` \|$", text, re.MULTILINE)
+
+
+SITUATIONS = rows_of("Situations")
+CONSTRUCTORS = [after for _, after in rows_of("Jina, Voyage, NVIDIA, OpenVINO, LLMListwiseRerank")]
+
+
+@pytest.fixture
+def names(old: OldCrossEncoder, ready: Any, model: str) -> dict[str, Any]:
+    """What the cells of the tables may use."""
+    compressor = CrossEncoderCompressor(reranker=ready)
+    return {
+        "base": ListRetriever(found=documents()), "tenants": Tenants(seen=[]), "model": model,
+        "classic": CrossEncoderReranker(model=old, top_n=3), "compressor": compressor,
+        "pipeline": DocumentCompressorPipeline(transformers=[compressor, Reversed()]),
+        "llm": lambda: FakeListLLM(responses=[f"{QUERIES[0]}\nwhy, then, is it blue"]),
+        "query": QUERIES[0], "documents": documents(),
+        "ContextualCompressionRetriever": ContextualCompressionRetriever,
+        "MultiQueryRetriever": MultiQueryRetriever, "RerankingRetriever": RerankingRetriever,
+        "CrossEncoderCompressor": CrossEncoderCompressor,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), SITUATIONS)
+def test_both_cells_give_the_same_documents(before: str, after: str, names: dict[str, Any]) -> None:
+    """Ids in order, of the old expression and of the new one."""
+    assert ids(eval(after, dict(names))) == ids(eval(before, dict(names)))
+
+
+@pytest.mark.parametrize("cell", CONSTRUCTORS)
+def test_each_constructor_of_the_last_table_reranks(cell: str, names: dict[str, Any]) -> None:
+    """Two documents, with a score unless it is left out."""
+    found = eval(cell, names).compress_documents(documents(), QUERIES[0])
+    assert len(found) == 2
+    assert all((KEY in one.metadata) is ("score_key=None" not in cell) for one in found)
+
+
+def test_the_last_tables_have_their_rows() -> None:
+    """Five situations and five vendors."""
+    assert (len(SITUATIONS), len(CONSTRUCTORS)) == (5, 5)
