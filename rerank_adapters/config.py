@@ -91,8 +91,9 @@ OPTIONS = {
     ),
     "backend": Option(
         "runtime",
-        '"onnx" or "torch". "auto": the default model → onnx; a GPU and torch → torch; on CPU onnx '
-        "where the checkpoint has a float32 ONNX file, else torch. info().why says why.",
+        '"onnx" or "torch". "auto": the default model → onnx; a GPU, torch and weights for it → '
+        "torch; else onnx where the checkpoint has a float32 ONNX file, or no weights that torch "
+        "can read; else torch. info().why says why.",
     ),
     "device": Option(
         "runtime",
@@ -101,7 +102,8 @@ OPTIONS = {
     "dtype": Option(
         "runtime",
         '"float32", "float16", "bfloat16" or "int8". "auto": int8 for the default model on onnx; '
-        "else float32 on CPU, half precision on GPU.",
+        "of other ONNX files the one there is, float32 first; on torch float32 on CPU, half "
+        "precision on GPU.",
     ),
     "num_workers": Option(
         "runtime",

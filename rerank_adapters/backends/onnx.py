@@ -6,15 +6,16 @@ import logging
 import math
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoints import GRAPHS, choose_graph
 from ..clean import one_line
-from ..errors import BackendError, ClosedError, ConfigError, ModelError
+from ..errors import BackendError, ClosedError, ModelError
 from ..protocols import BackendTraits
 from ..tokens import TokenBatch
 from . import LoadOptions, Selection
@@ -27,20 +28,6 @@ import onnxruntime as ort
 
 logger = logging.getLogger(__name__)
 
-FILES: Mapping[str, tuple[str, ...]] = {
-    "float32": ("model.onnx",),
-    "float16": ("model_fp16.onnx", "model_float16.onnx"),
-    "int8": (
-        "model_int8.onnx",
-        "model_qint8_avx512_vnni.onnx",
-        "model_quantized.onnx",
-        "model_qint8_avx512.onnx",
-        "model_quint8_avx2.onnx",
-        "model_qint8_arm64.onnx",
-    ),
-}
-"""The hub's file names for each dtype, most wanted first; looked for in `onnx/` and beside it."""
-
 MOST_WORKERS = 8
 """Forwards at once are one for every two CPUs, at least two; more than these cost memory."""
 
@@ -52,8 +39,8 @@ BATCH_SCALE_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMu
 
 
 def select(files: frozenset[str], *, dtype: str, file_name: str | None) -> Selection:
-    """The ONNX file for *dtype*, and the weights beside it. Raises as `choose_file` does."""
-    file = choose_file(files, dtype=dtype, file_name=file_name)
+    """The ONNX file for *dtype*, and the weights beside it. Raises as `choose_graph` does."""
+    file = choose_graph(files, dtype=dtype, file_name=file_name)
     return Selection(file, (file, f"{file}*data*"))
 
 
@@ -69,29 +56,6 @@ def load(folder: Path, selection: Selection, options: LoadOptions) -> OnnxBacken
         answers=options.answers,
         labels=options.labels,
         max_length=options.max_length,
-    )
-
-
-def choose_file(files: frozenset[str], *, dtype: str, file_name: str | None) -> str:
-    """The ONNX file for *dtype* among a checkpoint's *files*, as a path inside it.
-
-    Raises ModelError listing the ONNX files there are, and ConfigError for a dtype ONNX lacks.
-    """
-    there = sorted(name for name in files if name.endswith(".onnx"))
-    if file_name is not None:
-        wanted: tuple[str, ...] = (file_name,)
-    elif dtype == "bfloat16":
-        raise ConfigError('dtype "bfloat16" needs backend "torch": got backend="onnx"')
-    else:
-        wanted = FILES["float32" if dtype == "auto" else dtype]
-    for name in wanted:
-        for path in (f"onnx/{name}", name):
-            if path in there:
-                return path
-    found = ", ".join(there) or "none"
-    cure = "rerank-adapters export makes one" if file_name is None else "name one of those"
-    raise ModelError(
-        f"no ONNX file {' or '.join(wanted)} in the checkpoint (found: {found}): {cure}"
     )
 
 
@@ -409,7 +373,7 @@ def _dtype(file: Path) -> str:
         return "int8"
     if _mentions(file, (b"MatMulNBits", b"MatMulBnb4")):
         return "q4"
-    return "float16" if file.name in FILES["float16"] else "float32"
+    return "float16" if file.name in GRAPHS["float16"] else "float32"
 
 
 def _mentions(file: Path, words: Sequence[bytes]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .damage import as_model_error
 from .files import Checkpoint
+from .graphs import GRAPHS, WEIGHTS, choose_graph, graph_of, has_weights
 from .json import NO_LIMIT
 from .links import check_links, inside
 from .manifest import ABSENT, FILE_NAME, FORMAT, Absent, Manifest
@@ -14,7 +15,9 @@ __all__ = [
     "ABSENT",
     "FILE_NAME",
     "FORMAT",
+    "GRAPHS",
     "NO_LIMIT",
+    "WEIGHTS",
     "Absent",
     "Checkpoint",
     "Manifest",
@@ -22,5 +25,8 @@ __all__ = [
     "as_model_error",
     "check_files",
     "check_links",
+    "choose_graph",
+    "graph_of",
+    "has_weights",
     "inside",
 ]

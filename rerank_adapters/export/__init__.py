@@ -9,7 +9,7 @@ from typing import Literal
 
 from .. import __version__
 from ..checkpoints import Checkpoint, Manifest
-from ..config import RerankerConfig
+from ..config import DEFAULT_MODEL, RerankerConfig
 from ..errors import ConfigError, MissingDependencyError
 
 try:  # before anything else fails for want of them
@@ -19,6 +19,7 @@ try:  # before anything else fails for want of them
 except ImportError as error:
     raise MissingDependencyError((error.name or "onnx").partition(".")[0], "export") from error
 
+from ..loading import bundled
 from ..loading.hub import CONFIG_FILES, Source, open_model
 from . import files, gate, graph, network
 from .describing import describe
@@ -73,8 +74,7 @@ def export_onnx(
     Raises ConfigError for an unknown dtype or a folder that cannot be written, and ModelError where
     the checkpoint cannot be loaded or the graph drifts from torch; then nothing is written.
     """
-    if dtype not in FILE_NAMES:
-        raise ConfigError(f"dtype must be one of {', '.join(FILE_NAMES)}: got {dtype!r}")
+    _check(str(model), dtype)
     source = open_model(
         str(model),
         revision=revision,
@@ -98,6 +98,16 @@ def export_onnx(
         )
         _write(oracle, framing, checkpoint, draft, dtype)
     return Path(folder)
+
+
+def _check(model: str, dtype: str) -> None:
+    if dtype not in FILE_NAMES:
+        raise ConfigError(f"dtype must be one of {', '.join(FILE_NAMES)}: got {dtype!r}")
+    if model == DEFAULT_MODEL:
+        raise ConfigError(
+            f"model must not be {DEFAULT_MODEL!r}: it is ONNX already, model_int8.onnx and "
+            f"model.onnx with their weights in model.safetensors, in {bundled.folder()}: copy it"
+        )
 
 
 def _write(

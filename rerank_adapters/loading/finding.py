@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backends import BACKENDS, Selection, backend_module
-from ..checkpoints import Checkpoint, as_model_error, inside
+from ..checkpoints import Checkpoint, as_model_error, graph_of, has_weights, inside
+from ..clean import one_line
 from ..config import DEFAULT_MODEL, RerankerConfig
 from ..errors import MissingDependencyError
 from ..families import Frame
 from . import bundled, hub
 from .catalogue import frame_of
 from .fingerprint import fingerprint
-
-FLOAT32_FILES = ("onnx/model.onnx", "model.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +87,23 @@ def choose_backend(config: RerankerConfig, files: frozenset[str]) -> tuple[str, 
     if config.file_name is not None or config.dtype == "int8":
         return "onnx", "file_name and int8 are the onnx backend's"
     gpu_asked = any(device.startswith(("cuda", "mps")) for device in config.devices)
-    torch_here = BACKENDS["torch"].installed
     if config.model == DEFAULT_MODEL and not gpu_asked:
         return "onnx", "the default model runs on onnxruntime"
-    if torch_here and (gpu_asked or ("auto" in config.devices and _accelerator())):
+    torch_here, weights = BACKENDS["torch"].installed, has_weights(files)
+    gpu = gpu_asked or ("auto" in config.devices and _accelerator())
+    if torch_here and weights and gpu:
         return "torch", "a GPU is used through torch, which is installed"
-    if any(name in files for name in FLOAT32_FILES):
-        return "onnx", "the checkpoint has a float32 ONNX file"
+    wanted = "float32" if config.dtype == "auto" else config.dtype
+    if graph_of(files, wanted) is not None:
+        return "onnx", f"the checkpoint has a {wanted} ONNX file"
+    graph = graph_of(files, config.dtype) or next((it for it in files if it.endswith(".onnx")), "")
+    if graph and not weights:
+        return "onnx", f"the checkpoint has no weights for torch, and {one_line(graph)}"
+    if graph and not torch_here and config.dtype == "auto":
+        return "onnx", f"torch is not installed, and the checkpoint has {one_line(graph)}"
     if not torch_here:
         raise MissingDependencyError("torch", "torch")
-    return "torch", "the checkpoint has no float32 ONNX file"
+    return "torch", f"the checkpoint has no {wanted} ONNX file"
 
 
 def _open(config: RerankerConfig) -> hub.Source:

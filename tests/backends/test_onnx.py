@@ -15,56 +15,14 @@ import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-from rerank_adapters import BackendError, ClosedError, ConfigError, ModelError, Reranker
+from rerank_adapters import BackendError, ClosedError, ModelError, Reranker
 from rerank_adapters.backends import onnx as backend_module
-from rerank_adapters.backends.onnx import OnnxBackend, available_cpus, choose_file
+from rerank_adapters.backends.onnx import OnnxBackend, available_cpus
 from rerank_adapters.tokenization import PairTokenizer
 from tests.checkpoints import PAIRS
 from tests.exported import exported
 from tests.fakes import CountingBackend, HeldBackend, queued_pairs, reranker_over
 from tests.loading.test_hub import lay_out_cache
-
-FILES = frozenset(
-    {
-        "config.json",
-        "onnx/model.onnx",
-        "onnx/model_fp16.onnx",
-        "onnx/model_quantized.onnx",
-        "onnx/model_qint8_avx512_vnni.onnx",
-        "onnx/model_O3.onnx",
-    }
-)
-
-
-@pytest.mark.parametrize(
-    ("files", "dtype", "file_name", "expected"),
-    [
-        (FILES, "auto", None, "onnx/model.onnx"),
-        (FILES, "float32", None, "onnx/model.onnx"),
-        (FILES, "float16", None, "onnx/model_fp16.onnx"),
-        (FILES, "int8", None, "onnx/model_qint8_avx512_vnni.onnx"),
-        (FILES | {"model_int8.onnx"}, "int8", None, "model_int8.onnx"),
-        (FILES, "auto", "model_O3.onnx", "onnx/model_O3.onnx"),
-        (FILES, "auto", "onnx/model_O3.onnx", "onnx/model_O3.onnx"),
-        (frozenset({"model.onnx"}), "auto", None, "model.onnx"),
-    ],
-)
-def test_the_hubs_file_names_are_known(files, dtype, file_name, expected) -> None:
-    """Each dtype finds its file, ours before others', in `onnx/` or beside it."""
-    assert choose_file(files, dtype=dtype, file_name=file_name) == expected
-
-
-def test_a_missing_file_lists_what_there_is() -> None:
-    """The error names the files wanted, those found and the cure."""
-    with pytest.raises(
-        ModelError,
-        match=r"no ONNX file model_fp16.onnx .*found: model.onnx\): rerank-adapters export",
-    ):
-        choose_file(frozenset({"model.onnx"}), dtype="float16", file_name=None)
-    with pytest.raises(ModelError, match=r"no ONNX file a.onnx .*found: none\)"):
-        choose_file(frozenset(), dtype="auto", file_name="a.onnx")
-    with pytest.raises(ConfigError, match='dtype "bfloat16" needs backend "torch"'):
-        choose_file(FILES, dtype="bfloat16", file_name=None)
 
 
 def _backend(file: Path, **options) -> OnnxBackend:

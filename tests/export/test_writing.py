@@ -246,3 +246,13 @@ def test_an_encoder_without_a_head_is_no_reranker(tmp_path: Path) -> None:
     ):
         export_onnx(tmp_path / "encoder", tmp_path / "out")
     assert leftovers(tmp_path) == ["encoder"]
+
+
+def test_the_default_model_is_a_graph_already(tmp_path) -> None:
+    """The error says where, and nothing is written."""
+    with pytest.raises(ConfigError) as caught:
+        export_onnx("default", tmp_path / "out")
+    folder = Path(str(caught.value).rpartition(" in ")[2].removesuffix(": copy it"))
+    assert (folder / "model_int8.onnx").is_file()
+    assert (folder / "model.safetensors").is_file()
+    assert not (tmp_path / "out").exists()

@@ -310,9 +310,9 @@ def test_only_the_files_needed_are_asked_of_the_hub(
     endpoint, asked = hub_server
     script = (
         "import sys; from rerank_adapters.loading.hub import CONFIG_FILES, open_model\n"
-        "from rerank_adapters.backends.onnx import choose_file\n"
+        "from rerank_adapters.checkpoints import choose_graph\n"
         "source = open_model('org/reranker', cache_folder=sys.argv[1])\n"
-        "file = choose_file(source.files, dtype='float32', file_name=None)\n"
+        "file = choose_graph(source.files, dtype='float32', file_name=None)\n"
         "folder = source.fetch([*CONFIG_FILES, file, f'{file}*data*'])\n"
         "print(source.revision, (folder / file).read_text())\n"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...checkpoints import WEIGHTS, has_weights
+from ...errors import ModelError
 from .. import LoadOptions, Selection
 from .backend import TorchBackend
 from .templates import convert_tokenizer, render_chat
@@ -15,11 +17,17 @@ def select(files: frozenset[str], *, dtype: str, file_name: str | None) -> Selec
     """Return the weights to fetch, in one format: safetensors where there are any.
 
     They are the same for every *dtype*, and *file_name* is for backends that open one file.
+    Raises ModelError where *files* has ONNX graphs alone.
     """
     del dtype, file_name
-    if any(name.endswith(".safetensors") for name in files):
-        return Selection(None, ("*.safetensors",))
-    return Selection(None, ("pytorch_model*.bin", "*/pytorch_model*.bin"))
+    graphs = sorted(name for name in files if name.endswith(".onnx"))
+    if graphs and not has_weights(files):
+        raise ModelError(
+            'no weights that backend="torch" reads in the checkpoint (found: '
+            f'{", ".join(graphs)}): pass backend="onnx", or get model.safetensors'
+        )
+    safe = [name for name in files if name.endswith(".safetensors")]
+    return Selection(None, WEIGHTS[:1] if safe else WEIGHTS[1:])
 
 
 def load(folder: Path, selection: Selection, options: LoadOptions) -> TorchBackend:
