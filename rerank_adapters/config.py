@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
@@ -173,6 +174,10 @@ class RerankerConfig:
     when_full: WhenFull = "block"
 
     def __post_init__(self) -> None:
+        for entry in fields(self):  # NumPy's integers are numbers too; JSON wants plain ones
+            number = getattr(self, entry.name)
+            if isinstance(number, Integral) and not isinstance(number, int):
+                object.__setattr__(self, entry.name, int(number))
         for name in ("backend", "dtype", "device", "activation"):
             object.__setattr__(self, name, _plain(name, getattr(self, name)))
         object.__setattr__(self, "model", _text("model", self.model))
@@ -218,7 +223,7 @@ def _plain(name: str, value: Any) -> Any:
         return "default" if name == "activation" else "auto"
     if name == "device" and isinstance(value, list | tuple) and value and None not in value:
         return tuple(_plain(name, one) for one in value)
-    if name == "device" and isinstance(value, int) and not isinstance(value, bool):
+    if name == "device" and isinstance(value, Integral) and not isinstance(value, bool):
         return f"cuda:{value}"
     kind = type(value)
     if kind.__module__ == "torch" and kind.__name__ in ("dtype", "device"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 
 from rerank_adapters import ConfigError, RerankerConfig
@@ -23,6 +25,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "fp16"}, 'dtype must be one of "auto", "float32", "float16", "bfloat16", "int8"'),
     ({"max_length": 0}, "max_length must be an int of at least 1: got 0"),
     ({"max_length": True}, "max_length must be an int of at least 1: got True"),
+    ({"max_length": "2"}, "max_length must be an int of at least 1: got '2'"),
+    ({"max_length": np.bool_(True)}, "max_length must be an int of at least 1: got np.True_"),
+    ({"max_length": np.float64(2)}, "max_length must be an int of at least 1: got np.float64(2.0)"),
     ({"num_workers": 0}, "num_workers must be an int of at least 1: got 0"),
     ({"num_threads": -1}, "num_threads must be an int of at least 1: got -1"),
     ({"num_threads": 10**9}, "num_threads must be at most 1024: got 1000000000"),
@@ -88,3 +93,16 @@ def test_a_token_of_the_wrong_kind_is_not_shown():
     with pytest.raises(ConfigError, match="token must be a str or None: got bytes") as caught:
         RerankerConfig(token=b"hf_secret")
     assert "hf_secret" not in str(caught.value)
+
+
+def test_numpy_s_integers_are_counts() -> None:
+    """Of every width and in every option that takes a number; what is kept is a plain int."""
+    hints = get_type_hints(RerankerConfig)
+    counts = [name for name, hint in hints.items() if int in get_args(hint)]
+    assert {"label", "max_length", "num_threads", "max_queue_pairs"} <= set(counts)
+    for kind in (np.int64, np.uint8, np.int32):
+        config = RerankerConfig(**{name: kind(7) for name in counts}, device=kind(1))
+        assert config == RerankerConfig(**dict.fromkeys(counts, 7), device="cuda:1")
+        kept = {name: getattr(config, name) for name in counts}
+        assert json.loads(json.dumps(kept)) == dict.fromkeys(counts, 7)
+    assert RerankerConfig(device=[np.int64(0), 1]).devices == ("cuda:0", "cuda:1")

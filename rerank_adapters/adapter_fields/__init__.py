@@ -10,19 +10,19 @@ from .fallback import (
     plain_count,
     warn_kept,
 )
-from .fields import FIELDS_CONFIG, Carried, RerankerFields, empty_text_rule
+from .fields import FIELDS_CONFIG, Carried, RerankerFields
 from .rankings import checked_rankings
 from .rules import (
     as_config_errors,
-    check_on_empty_text,
-    check_text_fn,
     check_word,
     plain_selection,
 )
+from .settings import CallSettings
 from .source import RankerSource, Warmable
 
 __all__ = [
     "FIELDS_CONFIG",
+    "CallSettings",
     "Carried",
     "FallbackFields",
     "OnBlankQuery",
@@ -31,11 +31,8 @@ __all__ = [
     "RerankerFields",
     "Warmable",
     "as_config_errors",
-    "check_on_empty_text",
-    "check_text_fn",
     "check_word",
     "checked_rankings",
-    "empty_text_rule",
     "is_kept",
     "plain_count",
     "plain_selection",

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from ..checks import check_selection
 from ..errors import ConfigError, InputError, OptionError, RerankError
 from ..hints import option_hint
-from ..ranking import OnEmptyText
 
 
 @contextmanager
@@ -61,21 +60,10 @@ def plain_selection(
     return (None if top_n is None else int(top_n)), float(score_threshold)
 
 
-def check_on_empty_text(value: object) -> None:
-    """Raise InputError unless *value* is a word of OnEmptyText, or None: the ranker's own rule."""
-    check_word("on_empty_text", value, (*get_args(OnEmptyText), None))
-
-
 def check_word(name: str, value: object, words: tuple[object, ...]) -> None:
     """Raise InputError unless *value* is one of *words*."""
     if value not in words:
         raise InputError(f"{name} must be one of {', '.join(map(repr, words))}: got {value!r:.80}")
-
-
-def check_text_fn(value: object) -> None:
-    """Raise InputError unless *value* is callable or None."""
-    if value is not None and not callable(value):
-        raise InputError(f"text_fn must be callable or None: got {value!r:.80}")
 
 
 def plain_signature(kind: type) -> inspect.Signature:

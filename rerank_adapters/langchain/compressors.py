@@ -41,12 +41,10 @@ class PlainCompressor(Runnable[Mapping[str, Any], list[Document]]):
         **arguments: Any,
     ) -> list[Document]:
         """What it makes of input["documents"] for input["query"]."""
-        query, documents = parts(input)
-        if not (given := list(documents)):
+        given, call = _call(input, config, arguments)
+        if not given[0]:
             return []
-        config, hook = ensure_config(config), self.compressor.compress_documents
-        own = {"callbacks": config.get("callbacks")}
-        return list(hooks.call_hook(hook, given, query, config=config, arguments=arguments, **own))
+        return list(hooks.call_hook(self.compressor.compress_documents, *given, **call))
 
     async def ainvoke(
         self,
@@ -55,14 +53,20 @@ class PlainCompressor(Runnable[Mapping[str, Any], list[Document]]):
         **arguments: Any,
     ) -> list[Document]:
         """`invoke`, awaited."""
-        query, documents = parts(input)
-        if not (given := list(documents)):
+        given, call = _call(input, config, arguments)
+        if not given[0]:
             return []
-        config, hook = ensure_config(config), self.compressor.acompress_documents
-        own = {"callbacks": config.get("callbacks")}
-        return list(
-            await hooks.acall_hook(hook, given, query, config=config, arguments=arguments, **own)
-        )
+        return list(await hooks.acall_hook(self.compressor.acompress_documents, *given, **call))
+
+
+def _call(
+    asked: Mapping[str, Any], config: RunnableConfig | None, arguments: Mapping[str, Any]
+) -> tuple[tuple[list[Document], Any], dict[str, Any]]:
+    """What a hook is called with: documents and query, and what goes with them."""
+    query, documents = parts(asked)
+    config = ensure_config(config)
+    own = {"callbacks": config.get("callbacks")}
+    return (list(documents), query), {"config": config, "arguments": arguments, **own}
 
 
 def as_runnable(compressor: object) -> Compressor:

@@ -238,7 +238,10 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         """Whether the compressor is to see *pool*: one without a query only if it knows of that."""
         blank = not pool.query.strip()
         if blank and self._on_blank_query == "error":
-            raise InputError(f"query must be a str that is not blank: got {pool.query!r:.80}")
+            raise InputError(
+                f"query must be a str that is not blank: got {pool.query!r:.80}; "
+                'on_blank_query="keep" lets it pass'
+            )
         return not blank or accepts(self.compressor, "on_blank_query")
 
     def _arguments(self) -> dict[str, Any]:

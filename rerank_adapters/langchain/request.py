@@ -82,7 +82,8 @@ class DocumentRequest:
         self._settings = settings = self._settings.override(_configurable(self.config), overrides)
         self._unranked = isinstance(query, str) and not query.strip()
         if not isinstance(query, str) or (self._unranked and settings.on_blank_query == "error"):
-            raise InputError(f"query must be a str that is not blank: got {query!r:.80}")
+            cure = '; on_blank_query="keep" lets it pass' if self._unranked else ""
+            raise InputError(f"query must be a str that is not blank: got {query!r:.80}{cure}")
         every = _checked(documents)
         self._documents = _distinct(every, settings.dedupe)
         self.texts = [

@@ -11,16 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import ConfigurableFieldSpec
 from typing_extensions import TypedDict
 
-from ..adapter_fields import (
-    OnBlankQuery,
-    OnError,
-    RerankerFields,
-    check_on_empty_text,
-    check_text_fn,
-    check_word,
-    empty_text_rule,
-)
-from ..checks import check_selection
+from ..adapter_fields import CallSettings, OnBlankQuery, OnError, check_word
 from ..errors import InputError
 from ..ranking import OnEmptyText
 
@@ -28,43 +19,21 @@ Dedupe = Literal["id", "content"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What a call may set; the fields are explained in `RankingFields`. Raises InputError.
+class Settings(CallSettings):
+    """What a call may set; the fields are explained in `RankingFields`. Raises InputError."""
 
-    prompt: this call's instruction, for models that take one; None: the model's own.
-    """
-
-    top_n: int | None = 3
-    score_threshold: float | None = None
-    score_key: str | None = "relevance_score"
-    text_fn: Callable[[Document], str] | None = None
-    rank_fields: Sequence[str] | None = None
-    on_empty_text: OnEmptyText | None = None
-    dedupe: Dedupe | None = None
-    on_blank_query: OnBlankQuery = "error"
-    on_error: OnError = "raise"
-    prompt: str | None = None
+    text_fn: Callable[[Document], str] | None
+    score_key: str | None
+    rank_fields: Sequence[str] | None
+    dedupe: Dedupe | None
 
     def __post_init__(self) -> None:
-        check_selection(self.top_n, self.score_threshold)
+        CallSettings.__post_init__(self)  # super() knows no class that has slots
         _check_key(self.score_key)
-        check_on_empty_text(self.on_empty_text)
         check_word("dedupe", self.dedupe, (*get_args(Dedupe), None))
-        check_word("on_blank_query", self.on_blank_query, get_args(OnBlankQuery))
-        check_word("on_error", self.on_error, get_args(OnError))
-        if self.prompt is not None and not isinstance(self.prompt, str):
-            raise InputError(f"prompt must be a str or None: got {self.prompt!r:.80}")
-        check_text_fn(self.text_fn)
         if self.text_fn is not None and self.rank_fields is not None:
             raise InputError("text_fn builds the whole text: give either it or rank_fields")
         _check_names(self.rank_fields)
-
-    @classmethod
-    def of(cls, fields: RerankerFields, **changes: Any) -> Settings:
-        """The settings in an adapter's fields, with *changes*."""
-        names = [name for name in SETTINGS if name != "prompt"]  # that field is the model's own
-        changes = {"on_empty_text": empty_text_rule(fields), **changes}
-        return cls(**{name: getattr(fields, name) for name in names} | changes)
 
     def override(self, *sources: Mapping[str, Any]) -> Settings:
         """These settings with those of *sources*, of which the last wins. InputError for others."""

@@ -42,6 +42,7 @@ from .request import (
     Options,
     Overrides,
     Requests,
+    known,
     outcomes,
     read_bundles,
     read_requests,
@@ -205,7 +206,7 @@ class CrossEncoderPostprocessor(FallbackFields, BaseNodePostprocessor):
         return given if owner is self else {}
 
     def _options(self) -> Options:
-        return Options.of(self, self._overrides())
+        return Options.of(self, **known(self._overrides()))
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict, get_args
+from typing import Any, TypedDict
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from ..adapter_fields import (
-    OnBlankQuery,
-    OnError,
-    RerankerFields,
-    check_on_empty_text,
-    check_text_fn,
-    check_word,
-    empty_text_rule,
-    is_kept,
-    warn_kept,
-)
-from ..checks import check_selection
+from ..adapter_fields import CallSettings, OnBlankQuery, is_kept, warn_kept
 from ..errors import InputError
 from ..hints import option_hint
 from ..protocols import Ranked, RerankRequest
-from ..ranking import OnEmptyText, Ranking, check_no_blank, split_blank
+from ..ranking import Ranking, check_no_blank, split_blank
 from .metadata import NodeText, with_retrieval_score, without_retrieval_score
 
 Query = str | QueryBundle
@@ -42,49 +30,34 @@ class Overrides(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(CallSettings):
     """How nodes are scored and what of them comes back; explained at the postprocessor's fields.
 
     Raises InputError.
     """
 
-    top_n: int | None
-    score_threshold: float | None
-    metadata_mode: MetadataMode
     text_fn: Callable[[BaseNode], str] | None
+    metadata_mode: MetadataMode
     keep_retrieval_score: bool
-    on_empty_text: OnEmptyText | None
     keep_unscored: bool
-    on_blank_query: OnBlankQuery
-    on_error: OnError
-    prompt: str | None = None
 
     def __post_init__(self) -> None:
-        check_selection(self.top_n, self.score_threshold)
-        check_text_fn(self.text_fn)
-        check_on_empty_text(self.on_empty_text)
-        check_word("on_blank_query", self.on_blank_query, get_args(OnBlankQuery))
-        check_word("on_error", self.on_error, get_args(OnError))
+        CallSettings.__post_init__(self)  # super() knows no class that has slots
         if self.keep_unscored and self.on_empty_text not in ("keep_last", None):
             raise InputError(
                 "keep_unscored keeps nodes without text, which "
                 f"on_empty_text={self.on_empty_text!r} does not: give one of them"
             )
-        if self.prompt is not None and not isinstance(self.prompt, str):
-            raise InputError(f"prompt must be a str or None: got {self.prompt!r:.80}")
 
-    @classmethod
-    def of(cls, fields: RerankerFields, given: Mapping[str, Any] | None = None) -> Options:
-        """The options in a postprocessor's fields, with those *given* for one call."""
-        if unknown := sorted(set(given or {}) - set(CALL_OPTIONS)):
-            raise InputError(
-                f"a call takes {', '.join(CALL_OPTIONS)}: got {', '.join(unknown)}"
-                f"{option_hint(unknown[0])}"
-            )
-        # The prompt in the fields is the model's own, in its configuration.
-        names = [field.name for field in dataclasses.fields(cls) if field.name != "prompt"]
-        options = {name: getattr(fields, name) for name in names}
-        return cls(**{**options, "on_empty_text": empty_text_rule(fields), **(given or {})})
+
+def known(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a call was *given*; InputError where it is not a call's to set."""
+    if unknown := sorted(set(given) - set(CALL_OPTIONS)):
+        raise InputError(
+            f"a call takes {', '.join(CALL_OPTIONS)}: got {', '.join(unknown)}"
+            f"{option_hint(unknown[0])}"
+        )
+    return given
 
 
 CALL_OPTIONS = tuple(Overrides.__annotations__)
