@@ -142,7 +142,12 @@ def described() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankerConfig:
-    """Everything that `Reranker` takes. Two equal values load the same reranker."""
+    """Everything that `Reranker` takes. Two equal values load the same reranker.
+
+    >>> config = RerankerConfig(max_length=256)
+    >>> config == RerankerConfig(max_length=256), config.model
+    (True, 'default')
+    """
 
     model: str = DEFAULT_MODEL
     revision: str | None = None

@@ -24,6 +24,13 @@ class RerankError(Exception):
 
     Its message is one line, fit for a terminal and a log, and tells no token: what it quotes may
     come from a stranger's file.
+
+    >>> from rerank_adapters import Reranker
+    >>> try:
+    ...     Reranker("no/such/folder/", local_files_only=True)
+    ... except RerankError as error:
+    ...     print(type(error).__name__)
+    ModelError
     """
 
     def __init__(self, message: str = "") -> None:
@@ -31,15 +38,35 @@ class RerankError(Exception):
 
 
 class InputError(RerankError, ValueError):
-    """A query, text or per-call argument breaks a rule; the message names it and its index."""
+    """A query, text or per-call argument breaks a rule; the message names it and its index.
+
+    >>> from rerank_adapters.testing import ranker_of
+    >>> ranker_of({}).rerank(" ", ["a"])
+    Traceback (most recent call last):
+    rerank_adapters.errors.InputError: query must not be blank: got ' '
+    """
 
 
 class ConfigError(RerankError, ValueError):
-    """A construction argument breaks a rule."""
+    """A construction argument breaks a rule.
+
+    >>> from rerank_adapters import RerankerConfig
+    >>> RerankerConfig(max_length=0)
+    Traceback (most recent call last):
+    rerank_adapters.errors.ConfigError: max_length must be an int of at least 1: got 0
+    """
 
 
 class OptionError(ConfigError, TypeError):
-    """An option that does not exist; a TypeError too, as Python's own would be."""
+    """An option that does not exist; a TypeError too, as Python's own would be.
+
+    >>> from rerank_adapters.testing import ranker_of
+    >>> try:
+    ...     ranker_of({}).rerank("q", ["a"], top_k=3)
+    ... except OptionError as error:
+    ...     print(str(error).partition(": ")[2])
+    top_k is called top_n
+    """
 
 
 class MissingDependencyError(RerankError, ImportError):
@@ -47,6 +74,9 @@ class MissingDependencyError(RerankError, ImportError):
 
     `module` is what could not be imported, `extra` the extra of rerank-adapters that brings it, ""
     where it comes with every install.
+
+    >>> print(MissingDependencyError("torch", "torch"))
+    `torch` is not installed: pip install 'rerank-adapters[torch]'
     """
 
     def __init__(self, module: str, extra: str) -> None:
@@ -60,15 +90,32 @@ class MissingDependencyError(RerankError, ImportError):
 
 
 class ModelError(RerankError):
-    """A checkpoint's files are missing, damaged or mean something this library cannot score."""
+    """A checkpoint's files are missing, damaged or mean something this library cannot score.
+
+    >>> from rerank_adapters import Reranker
+    >>> Reranker("./nowhere")
+    Traceback (most recent call last):
+    rerank_adapters.errors.ModelError: model must be a folder or a hub id: no folder at './nowhere'
+    """
 
 
 class BackendError(RerankError, RuntimeError):
-    """The runtime or device asked for cannot be had, or a forward pass failed."""
+    """The runtime or device asked for cannot be had, or a forward pass failed.
+
+    >>> from rerank_adapters import Reranker
+    >>> Reranker(backend="onnx", device="cuda:99")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    rerank_adapters.errors.BackendError: ...device 'cuda:99' was asked for...
+    """
 
 
 class OverloadedError(RerankError, RuntimeError):
-    """The queue is full; `retry_after` estimates, in seconds, when there will be room."""
+    """The queue is full; `retry_after` estimates, in seconds, when there will be room.
+
+    >>> error = OverloadedError("the queue holds 96 of at most 96 pairs", retry_after=1.5)
+    >>> error.retry_after
+    1.5
+    """
 
     def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
         self.retry_after = retry_after
@@ -76,4 +123,12 @@ class OverloadedError(RerankError, RuntimeError):
 
 
 class ClosedError(RerankError, RuntimeError):
-    """The reranker was closed, or its engine broke and says why."""
+    """The reranker was closed, or its engine broke and says why.
+
+    >>> from rerank_adapters import Reranker
+    >>> reranker = Reranker()
+    >>> reranker.close()
+    >>> reranker.rerank("q", ["a"])
+    Traceback (most recent call last):
+    rerank_adapters.errors.ClosedError: the reranker is closed: load it again
+    """

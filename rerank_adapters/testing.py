@@ -37,7 +37,14 @@ def ranker_of(table: Mapping[Pair, float], *, default: float = 0.0) -> Reranker:
 
 
 class FunctionScorer:
-    """A Scorer from a function of a query and a document; `calls` lists the pairs of each call."""
+    """A Scorer from a function of a query and a document; `calls` lists the pairs of each call.
+
+    >>> scorer = FunctionScorer(lambda query, document: len(document))
+    >>> Reranker.over(scorer).rerank("q", ["ab", "abc"]).indices
+    [1, 0]
+    >>> scorer.calls
+    [[('q', 'ab'), ('q', 'abc')]]
+    """
 
     def __init__(self, score: Callable[[str, str], float]) -> None:
         self._score = score

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import grimp
@@ -160,6 +162,37 @@ def _imported(file: Path) -> set[str]:
 def test_each_library_is_imported_where_it_belongs():
     """The table is exact, both ways: nothing unlisted, nothing listed that is gone."""
     assert third_party(ROOT / "rerank_adapters") == THIRD_PARTY
+
+
+def _distribution(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def _undeclared(imported: set[str], declared: set[str]) -> set[str]:
+    """The libraries among *imported* that no distribution of *declared* brings."""
+    brings = packages_distributions()
+    return {
+        name
+        for name in imported - sys.stdlib_module_names
+        if not declared & {_distribution(it) for it in brings.get(name, [])}
+    }
+
+
+def test_every_imported_distribution_is_declared():
+    """The package's by itself or an extra, the tests' and notebooks' by the test group as well."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    extras = project["project"]["optional-dependencies"].values()
+    declared = {_distribution(it) for it in project["project"]["dependencies"]}
+    declared |= {_distribution(it) for extra in extras for it in extra}
+    used = set().union(*third_party(ROOT / "rerank_adapters").values())
+    assert _undeclared(used, declared) == set()
+    assert _undeclared({"httpx"}, declared) == {"httpx"}
+    test = declared | {_distribution(it) for it in project["dependency-groups"]["test"]}
+    for folder in ("tests", "notebooks", ".ci", ".docs"):
+        files = list((ROOT / folder).rglob("*.py"))
+        beside = {file.stem for file in files} | {"rerank_adapters", "tests", "notebooks"}
+        used = {name for file in files for name in _imported(file)} - beside
+        assert _undeclared(used, test) == set(), folder
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 import ir_measures
 import numpy as np
 import pytest
+import typer
 from scipy.stats import permutation_test
 from typer.testing import CliRunner, Result
 
@@ -34,6 +35,7 @@ from rerank_adapters.cli.corpus import Bm25, example_folder, passages
 from rerank_adapters.cli.demo import no_network
 from rerank_adapters.cli.reading import excerpts
 from rerank_adapters.cli.search import moved
+from rerank_adapters.config import OPTIONS
 from tests.checkpoints import build
 
 CORPUS = example_folder()
@@ -674,3 +676,15 @@ def test_the_demos_block_holds_and_ends() -> None:
             with pytest.raises(OSError, match="reached for the network"):
                 reach()
     assert {name: getattr(socket.socket, name) for name in saved} == saved
+
+
+def test_every_option_of_every_command_is_explained() -> None:
+    """What `--help` shows of each: a text, the library's own where the library has the option."""
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert (parameter.help or "").strip(), (name, parameter.name)
+            own = OPTIONS.get(parameter.name)
+            others = parameter.name in ("model", "dtype", "max_length")  # of export and tune
+            assert own is None or others or parameter.help == own.text, (name, parameter.name)

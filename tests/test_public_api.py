@@ -213,14 +213,14 @@ def test_every_public_method_says_what_it_does_and_is_annotated(name: str):
     assert {*parameters, "return"} <= set(hints)
 
 
-FRAMEWORKS_OWN = {"name", "tags", "metadata", "callback_manager", "class_name"}
-"""Properties of an adapter's schema that its framework's base class brings."""
-
-
 def test_each_option_is_explained_once_and_shown_everywhere():
     """One text per option: in three docstrings, in both adapters' schemas; grouped by purpose."""
     from rerank_adapters.config import OPTIONS
-    from rerank_adapters.langchain import CrossEncoderCompressor
+    from rerank_adapters.langchain import (
+        CrossEncoderCompressor,
+        LangChainCrossEncoder,
+        RerankingRetriever,
+    )
     from rerank_adapters.llama_index import CrossEncoderPostprocessor
 
     assert list(OPTIONS) == list(CONFIG)
@@ -229,12 +229,17 @@ def test_each_option_is_explained_once_and_shown_everywhere():
     assert groups == sorted(groups, key=["model", "text", "runtime", "queue"].index)
     for documented in (RerankerConfig, Reranker.__init__, Reranker.from_pretrained):
         assert all(f"`{name}`: {it.text}" in documented.__doc__ for name, it in OPTIONS.items())
-    for adapter in (CrossEncoderCompressor, CrossEncoderPostprocessor):
+    adapters = (
+        CrossEncoderCompressor,
+        CrossEncoderPostprocessor,
+        LangChainCrossEncoder,
+        RerankingRetriever,
+    )
+    for adapter in adapters:
         properties = adapter.model_json_schema()["properties"]
+        assert {name for name, it in properties.items() if not it.get("description")} == set()
         for name, option in OPTIONS.items():
             assert properties[name]["description"] == option.text
-        bare = {name for name, it in properties.items() if not it.get("description")}
-        assert bare <= FRAMEWORKS_OWN
         shown = str(inspect.signature(adapter))
         assert "Annotated" not in shown
         assert "max_length: int | None = None" in shown

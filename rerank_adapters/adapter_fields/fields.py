@@ -12,12 +12,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PrivateAttr,
     SecretStr,
     SkipValidation,
     model_validator,
 )
-from pydantic.json_schema import SkipJsonSchema
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from ..config import (
     DEFAULT_MODEL,
@@ -41,6 +42,15 @@ Carried = Annotated[Value, SkipValidation()]
 """A field that pydantic shows in schemas and leaves to somebody else to judge."""
 
 CONFIG_FIELDS = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
+
+FRAMEWORKS = {
+    "name": "What traces call it. None: its class's name.",
+    "tags": "Words that traces of every call carry.",
+    "metadata": "Values that traces of every call carry.",
+    "callback_manager": "Whom calls report to.",
+    "class_name": "The name under which configurations are saved.",
+}
+"""What fields are for that a framework's base class brings and does not explain in schemas."""
 
 if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
     PathText = str | Path
@@ -122,6 +132,16 @@ class RerankerFields(BaseModel):
             """`model_validate` of a JSON text."""
             with own_errors():
                 return super().model_validate_json(*arguments, **options)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: Any, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        for name, shown in handler.resolve_ref_schema(schema).get("properties", {}).items():
+            if name in FRAMEWORKS:
+                shown.setdefault("description", FRAMEWORKS[name])
+        return schema
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:

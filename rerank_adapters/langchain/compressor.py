@@ -55,6 +55,11 @@ class CrossEncoderCompressor(
 
     Raises ConfigError (a field), InputError (query, documents, an argument of a call) and what
     loading the model raises.
+
+    >>> documents = [Document("It is red."), Document("It is 70 m tall.", id="b")]
+    >>> best = CrossEncoderCompressor(top_n=1).compress_documents(documents, "how tall is it?")
+    >>> best[0].id, best[0].metadata["relevance_score"] > 0.5
+    ('b', True)
     """
 
     model_config = FIELDS_CONFIG

@@ -19,6 +19,11 @@ class LangChainCrossEncoder(RerankerFields, BaseCrossEncoder):
     """Scores (query, text) pairs; drops into langchain-classic's `CrossEncoderReranker`.
 
     A blank text has the model's own number, or is an InputError where on_empty_text is "error".
+
+    >>> encoder = LangChainCrossEncoder()
+    >>> tall, red = encoder.score([("how tall is it?", "70 m"), ("how tall is it?", "Red.")])
+    >>> tall > red
+    True
     """
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:

@@ -54,6 +54,17 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     equal compete in one ranking, so `top_n` counts over all of them, and equal documents count
     once. Each message then holds, in content and artifact, those of its own documents that are
     left, best first, in the form that its tool wrote. Other messages stay as they are.
+
+    >>> from langchain_core.documents import Document
+    >>> from langchain_core.messages import AIMessage, ToolMessage
+    >>> call = {"name": "search", "args": {"query": "how tall is it?"}, "id": "1"}
+    >>> found = [Document("It is red."), Document("It is 70 m tall.")]
+    >>> content = str.join(chr(10) * 2, [document.page_content for document in found])
+    >>> result = ToolMessage(content, artifact=found, name="search", tool_call_id="1")
+    >>> middleware = RerankingMiddleware(CrossEncoderCompressor(top_n=1))
+    >>> state = {"messages": [AIMessage("", tool_calls=[call]), result]}
+    >>> middleware.before_model(state, None)["messages"][0].content
+    'It is 70 m tall.'
     """
 
     def __init__(

@@ -45,6 +45,11 @@ class RerankingRetriever(RankingFields, BaseRetriever):
 
     A subclass that overrides `_get_relevant_documents` (or its async twin) is asked on every path,
     per query; an override that is only sync is awaited in a thread.
+
+    >>> from langchain_core.runnables import RunnableLambda
+    >>> found = RunnableLambda(lambda query: [Document("It is red."), Document("It is 70 m tall.")])
+    >>> RerankingRetriever(base_retriever=found, top_n=1).invoke("how tall is it?")[0].page_content
+    'It is 70 m tall.'
     """
 
     model_config = FIELDS_CONFIG

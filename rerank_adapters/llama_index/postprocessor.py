@@ -67,6 +67,13 @@ class CrossEncoderPostprocessor(FallbackFields, BaseNodePostprocessor):
 
     Raises ConfigError (a field) and InputError (query, nodes), both ValueErrors, and on first use
     what loading the model raises; pydantic's ValidationError for what is no field.
+
+    >>> from llama_index.core.schema import NodeWithScore, TextNode
+    >>> texts = ["It is red.", "It is 70 m tall."]
+    >>> nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
+    >>> postprocessor = CrossEncoderPostprocessor(top_n=1)
+    >>> postprocessor.postprocess_nodes(nodes, query_str="how tall is it?")[0].text
+    'It is 70 m tall.'
     """
 
     model_config = FIELDS_CONFIG

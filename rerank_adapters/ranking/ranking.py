@@ -26,6 +26,10 @@ class RankedDocument:
     exit: how many layers were run where scoring ended early; None: all of them.
     blank: it had no text, so the model scored nothing, and the score meets no threshold.
     Unpacks as (index, score): `for index, score in ranking`.
+
+    >>> index, score = RankedDocument(2, 0.9)
+    >>> index, score
+    (2, 0.9)
     """
 
     index: int
@@ -46,7 +50,12 @@ class RankedDocument:
 
 
 class Ranking(Sequence[RankedDocument]):
-    """An immutable ranking, best first; equal ones keep the order given."""
+    """An immutable ranking, best first; equal ones keep the order given.
+
+    >>> ranking = Ranking([RankedDocument(1, 0.9), RankedDocument(0, 0.2)])
+    >>> ranking.select(["bread", "towers"]), ranking.scores
+    (['towers', 'bread'], [0.9, 0.2])
+    """
 
     __slots__ = ("_documents",)
 
