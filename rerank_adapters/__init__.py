@@ -16,7 +16,9 @@ from .errors import (
     OverloadedError,
     RerankError,
 )
+from .passages import Paragraphs, Windows
 from .ranking import RankedDocument, Ranking
+from .score_cache import ScoreCache
 
 if TYPE_CHECKING:
     from .ranking.plotting import plot_rank_changes as plot_rank_changes
@@ -32,11 +34,14 @@ __all__ = [
     "MissingDependencyError",
     "ModelError",
     "OverloadedError",
+    "Paragraphs",
     "RankedDocument",
     "Ranking",
     "RerankError",
     "Reranker",
     "RerankerConfig",
+    "ScoreCache",
+    "Windows",
     "__version__",
 ]
 

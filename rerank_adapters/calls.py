@@ -15,7 +15,7 @@ import numpy as np
 from .checks import check_selection, checked_requests, deadline_of, gathered
 from .errors import BackendError, ClosedError, InputError, RerankError
 from .futures import done, prepare, then, wait, wait_async
-from .protocols import Call, Pair, Queue, Ranked, Requests, RerankRequest, Scored, Scorer
+from .protocols import Caching, Call, Pair, Queue, Ranked, Requests, RerankRequest, Scored, Scorer
 from .ranking import OnEmptyText, Ranking, ranked, split_blank
 
 Seam = TypeVar("Seam")
@@ -181,6 +181,12 @@ class Caller:
         if not self.ended:
             self.ended = True
             self.scorer.close()
+
+    def stats(self) -> dict[str, Any]:
+        """What the scorer's queue and cache count."""
+        cache = inside(self.scorer, Caching)  # type: ignore[type-abstract]  # likewise
+        queue = {} if self.queue is None else self.queue.stats()
+        return queue if cache is None else {**queue, **cache.cache_stats()}
 
     def check_open(self) -> None:
         """Raise ClosedError where it was closed."""

@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 from .backends import BACKENDS
 from .errors import ConfigError
 from .hints import VALUES
+from .passages import Windows
 from .ranking import OnEmptyText
+from .score_cache import ScoreCache
 
 BackendName = Literal["auto", "onnx", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
@@ -79,6 +81,11 @@ OPTIONS = {
         'alone ("only_second").',
     ),
     "query_max_tokens": Option("text", "Tokens of the query that are kept. None: all."),
+    "windows": Option(
+        "text",
+        "Read documents longer than a window in several: Windows(tokens, stride, aggregate), or a "
+        "mapping of these. The ranking says where the best one stands (span). None: cut them.",
+    ),
     "activation": Option(
         "text",
         'logits → score: "sigmoid", "identity" or "softmax". "default": what the checkpoint says, '
@@ -120,6 +127,11 @@ OPTIONS = {
     ),
     "max_batch_tokens": Option(
         "runtime", "Padded tokens in one forward. None: the backend's own choice for its device."
+    ),
+    "cache": Option(
+        "runtime",
+        "Remember scores: ScoreCache.memory(bytes=...), ScoreCache.at(path, bytes=..., ttl=...), "
+        "or a mapping of these. It is alive, so it is never saved, pickled or compared.",
     ),
     "max_queue_pairs": Option("queue", "Pairs that may wait at once. None: no bound."),
     "max_queue_tokens": Option("queue", "Tokens that may wait at once. None: no bound."),
@@ -164,6 +176,7 @@ class RerankerConfig:
     max_length: int | None = None
     truncation: Truncation = "longest_first"
     query_max_tokens: int | None = None
+    windows: Windows | None = None
     activation: Activation = "default"
     on_empty_text: OnEmptyText = "keep_last"
 
@@ -173,6 +186,7 @@ class RerankerConfig:
     num_workers: int | None = None
     num_threads: int | None = None
     max_batch_tokens: int | None = None
+    cache: ScoreCache | None = field(default=None, repr=False, compare=False)
 
     max_queue_pairs: int | None = None
     max_queue_tokens: int | None = None
@@ -190,9 +204,11 @@ class RerankerConfig:
             object.__setattr__(self, "cache_folder", _text("cache_folder", self.cache_folder))
         object.__setattr__(self, "device", _devices(self.device))
         _check_frame(self)
-        hints = get_type_hints(type(self))
-        for name, hint in ((k, v) for k, v in hints.items() if k not in ("answers", "label")):
-            _check(name, getattr(self, name), hint)
+        object.__setattr__(self, "windows", Windows.of(self.windows))
+        object.__setattr__(self, "cache", ScoreCache.of(self.cache))
+        for name, hint in get_type_hints(type(self)).items():
+            if name not in _CHECK_THEMSELVES:
+                _check(name, getattr(self, name), hint)
         for name in ("num_threads", "num_workers"):
             threads = getattr(self, name)
             if threads is not None and threads > MOST_THREADS:
@@ -201,9 +217,10 @@ class RerankerConfig:
             _check_backend(self)
 
     def __getstate__(self) -> list[object]:
-        """Every field in order, the token left out: a pickle may go anywhere."""
+        """Every field in order, without token and live cache: a pickle may go anywhere."""
+        left_out = ("token", "cache")
         return [
-            None if entry.name == "token" else getattr(self, entry.name) for entry in fields(self)
+            None if entry.name in left_out else getattr(self, entry.name) for entry in fields(self)
         ]
 
     def __copy__(self) -> RerankerConfig:
@@ -217,6 +234,9 @@ class RerankerConfig:
     def devices(self) -> tuple[str, ...]:
         """The devices asked for, one or several."""
         return (self.device,) if isinstance(self.device, str) else self.device
+
+
+_CHECK_THEMSELVES = ("answers", "label", "windows", "cache")
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -50,7 +50,7 @@ def then(inner: Future[Other], finish: Callable[[Other], Result]) -> Future[Resu
 
     *finish* runs in whichever thread ends *inner*, mostly a worker: it gathers arrays, no more.
     """
-    outer: Future[Result] = _open()
+    outer: Future[Result] = opened()
     _follow(outer, inner, finish)
     return outer
 
@@ -61,7 +61,7 @@ def prepare(work: Callable[[], Future[Result]], *, ticket: Future[Any] | None) -
     Where *ticket* fails, because the queue closed or the deadline passed, so does the result, at
     once; where the result is cancelled, so is *ticket*, and what has not begun never runs.
     """
-    outer: Future[Result] = _open()
+    outer: Future[Result] = opened()
     if ticket is not None:
         _bind(outer, ticket)
     context = contextvars.copy_context()
@@ -120,7 +120,7 @@ def _late() -> TimeoutError:
     return TimeoutError("no scores within the timeout: the request was dropped")
 
 
-def _open() -> Future[Any]:
+def opened() -> Future[Any]:
     """A Future that wakes `concurrent.futures.wait` where it is cancelled."""
     future: Future[Any] = Future()
     future.add_done_callback(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .ranking import OnEmptyText, Ranking
-from .tokens import Scores, TokenBatch
+from .tokens import KnownTokens, Scores, TokenBatch
 
 Pair = tuple[str, str]
 
@@ -52,6 +52,7 @@ class Call:
     groups       int64 of shape (queries + 1,): where each query's pairs begin, and the end
     on_progress  called from a worker with the number of pairs just done; it may count, not wait
     ticket       the place in a queue that `Queue.reserve` gave out for this call
+    tokens       texts that a wrapper has tokenised already; what is absent is read anew
     """
 
     deadline: float | None = None
@@ -60,6 +61,17 @@ class Call:
     groups: NDArray[np.int64] | None = None
     on_progress: Callable[[int], None] | None = None
     ticket: Future[Any] | None = None
+    tokens: KnownTokens | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> Call:
+        """What travels beside the pairs at *rows*, which ascend and may repeat."""
+        chosen = rows.tolist()
+        return replace(
+            self,
+            prompts=None if self.prompts is None else [self.prompts[row] for row in chosen],
+            keys=None if self.keys is None else [self.keys[row] for row in chosen],
+            groups=None if self.groups is None else np.searchsorted(rows, self.groups),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,6 +236,15 @@ class Queue(Protocol):
 
     def stats(self) -> dict[str, Any]:
         """A snapshot of the queue and of what was done so far."""
+        ...
+
+
+@runtime_checkable
+class Caching(Protocol):
+    """Beside a Scorer that remembers scores; found as a Queue is."""
+
+    def cache_stats(self) -> dict[str, int]:
+        """What it counted so far, by names that begin with "cache_"."""
         ...
 
 

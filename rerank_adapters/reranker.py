@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
@@ -25,8 +25,10 @@ from .errors import ConfigError, InputError
 from .futures import then
 from .hints import first_guesses, method_error
 from .loading import load
+from .passages import Windows
 from .protocols import Call, ModelInfo, Pair, Requests, RerankRequest, Scorer, TokenCounter
 from .ranking import OnEmptyText, Ranking
+from .score_cache import ScoreCache
 from .tokens import Scores
 
 P = ParamSpec("P")
@@ -79,6 +81,7 @@ class Reranker(Closing):
         max_length: int | None = None,
         truncation: Truncation = "longest_first",
         query_max_tokens: int | None = None,
+        windows: Windows | Mapping[str, Any] | None = None,
         activation: Activation = "default",
         on_empty_text: OnEmptyText = "keep_last",
         backend: BackendName = "auto",
@@ -87,6 +90,7 @@ class Reranker(Closing):
         num_workers: int | None = None,
         num_threads: int | None = None,
         max_batch_tokens: int | None = None,
+        cache: ScoreCache | Mapping[str, Any] | None = None,
         max_queue_pairs: int | None = None,
         max_queue_tokens: int | None = None,
         when_full: WhenFull = "block",
@@ -290,8 +294,8 @@ class Reranker(Closing):
         return self._caller.scorer.info()
 
     def stats(self) -> dict[str, Any]:
-        """A snapshot of the queue and of what was done so far; {} where there is no queue."""
-        return {} if self._caller.queue is None else self._caller.queue.stats()
+        """A snapshot of the queue, the cache and what was done so far; {} where there are none."""
+        return self._caller.stats()
 
     @property
     def closed(self) -> bool:

@@ -176,7 +176,7 @@ class _Registry:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._views: dict[RerankerConfig, _View] = {}
+        self._views: dict[object, _View] = {}
         self._models: weakref.WeakValueDictionary[tuple[object, ...], _Model]
         self._models = weakref.WeakValueDictionary()
         self._reaper: threading.Thread | None = None
@@ -184,7 +184,7 @@ class _Registry:
     def hold(self, config: RerankerConfig) -> tuple[_View, Reranker]:
         """The view of *config* and its ranker, one lease more on it; loads where it must."""
         with self._lock:
-            view = self._views.setdefault(config, _View(config))
+            view = self._views.setdefault(_key(config), _View(config))
             view.leases += 1
         try:
             with view.lock:
@@ -270,14 +270,19 @@ class _Registry:
             return model
 
     def _forget(self, view: _View) -> None:
-        if self._views.get(view.config) is view:
-            del self._views[view.config]
+        if self._views.get(_key(view.config)) is view:
+            del self._views[_key(view.config)]
 
     def _start_reaper(self) -> None:
         with self._lock:
             if self._reaper is None:
                 self._reaper = threading.Thread(target=self.reap, name="rerank-idle", daemon=True)
                 self._reaper.start()
+
+
+def _key(config: RerankerConfig) -> object:
+    """What makes two configurations one view: a live cache is compared by nothing but itself."""
+    return config, id(config.cache)
 
 
 def _close(view: _View) -> None:

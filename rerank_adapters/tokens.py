@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float32]
+
+KnownTokens = Mapping[str, NDArray[np.int32]]
+"""Texts as a tokenizer reads them, and their tokens, all of them."""
 
 
 class PairText(NamedTuple):

@@ -14,8 +14,10 @@ from rerank_adapters.engine.admission import Limits
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.futures import done
 from rerank_adapters.loading import assemble
+from rerank_adapters.passages import Windows
 from rerank_adapters.protocols import Backend, BackendTraits, Call, ModelInfo, Scored, Scorer
 from rerank_adapters.reranker import Reranker
+from rerank_adapters.score_cache import ScoreCache
 from rerank_adapters.tokenization import PairTokenizer
 from rerank_adapters.tokens import Scores, TokenBatch
 from tests import checkpoints
@@ -177,6 +179,8 @@ def scorer_over(
     when_full: str = "block",
     num_workers: int | None = None,
     max_batch_tokens: int | None = None,
+    windows: Windows | None = None,
+    cache: ScoreCache | None = None,
 ) -> Scorer:
     """The real chain of scorers and the real queue over fake backends."""
     return assemble(
@@ -186,6 +190,8 @@ def scorer_over(
         num_workers=num_workers,
         max_batch_tokens=max_batch_tokens,
         limits=Limits(pairs=max_queue_pairs, block=when_full == "block"),
+        windows=windows,
+        cache=cache,
     )
 
 
@@ -196,6 +202,8 @@ def reranker_over(
     when_full: str = "block",
     num_workers: int | None = None,
     max_batch_tokens: int | None = None,
+    windows: Windows | None = None,
+    cache: ScoreCache | None = None,
 ) -> Reranker:
     """A Reranker of real parts over fake backends: the tiny BERT's tokenizer, the real queue."""
     return Reranker.over(
@@ -206,5 +214,7 @@ def reranker_over(
             when_full=when_full,
             num_workers=num_workers,
             max_batch_tokens=max_batch_tokens,
+            windows=windows,
+            cache=cache,
         )
     )

@@ -31,8 +31,10 @@ from ..config import (
     WhenFull,
 )
 from ..errors import ConfigError, RerankError
+from ..passages import Windows
 from ..protocols import Ranker
 from ..ranking import OnEmptyText
+from ..score_cache import ScoreCache
 from .rules import own_errors, plain_signature
 from .source import RankerSource, Warmable, check_ranker
 
@@ -57,11 +59,15 @@ if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
     Devices = str | Sequence[str] | None
     Answers = Sequence[str] | None
     Token = SecretStr | str | None
+    WindowsValue = Windows | Mapping[str, Any] | None
+    CacheValue = ScoreCache | Mapping[str, Any] | None
 else:
     PathText = str
     Devices = str | tuple[str, ...]
     Answers = tuple[str, ...] | None
     Token = SecretStr | None
+    WindowsValue = Windows | None
+    CacheValue = ScoreCache | None
 
 FIELDS_CONFIG = ConfigDict(
     extra="forbid",
@@ -98,6 +104,7 @@ class RerankerFields(BaseModel):
     max_length: Carried[int | None] = None
     truncation: Carried[Truncation] = "longest_first"
     query_max_tokens: Carried[int | None] = None
+    windows: Carried[WindowsValue] = None
     activation: Carried[Activation] = "default"
     on_empty_text: Carried[OnEmptyText] = "keep_last"
     backend: Carried[BackendName] = "auto"
@@ -106,6 +113,7 @@ class RerankerFields(BaseModel):
     num_workers: Carried[int | None] = None
     num_threads: Carried[int | None] = None
     max_batch_tokens: Carried[int | None] = None
+    cache: SkipJsonSchema[Carried[CacheValue]] = Field(default=None, exclude=True, repr=False)
     max_queue_pairs: Carried[int | None] = None
     max_queue_tokens: Carried[int | None] = None
     when_full: Carried[WhenFull] = "block"
@@ -257,6 +265,15 @@ class RerankerFields(BaseModel):
         copied._prepare()
         return copied
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields are equal but the cache, which is alive and no setting."""
+        if isinstance(other, RerankerFields) and other.cache is not self.cache:
+            other = other.__copy__()
+            other.__dict__["cache"] = self.cache
+        return super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as pydantic has it: fields can be assigned
+
     def __copy__(self) -> Self:
         copied = super().__copy__()
         copied._source = None  # it has a lease of its own
@@ -276,7 +293,7 @@ class RerankerFields(BaseModel):
             )
         # pydantic's own: LlamaIndex's would drop what cannot be pickled, and only warn.
         state = BaseModel.__getstate__(self)
-        return {**state, "__dict__": {**state["__dict__"], "token": None}}
+        return {**state, "__dict__": {**state["__dict__"], "token": None, "cache": None}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         BaseModel.__setstate__(self, state)

@@ -19,14 +19,19 @@ from ..engine.batching import BatchRule
 from ..engine.engine import Engine
 from ..engine.worker import Forward
 from ..errors import BackendError, ConfigError
+from ..passages import Windows
 from ..protocols import Backend, BackendTraits, ModelFamily, ModelInfo, Scorer
+from ..score_cache import ScoreCache
+from ..scorers.cached import Cached
 from ..scorers.cross_encoder import CrossEncoder
 from ..scorers.distinct import Distinct
+from ..scorers.long_documents import LongDocuments
 from ..scorers.queued import Queued
 from ..tokenization import PairTokenizer
-from ..tokens import TokenBatch
+from ..tokens import Scores, TokenBatch
 from .finding import Found
 from .meaning import Meaning
+from .numbers import numbers_context
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +42,12 @@ class Loaded:
 
     engine: Engine
     backends: tuple[Backend, ...]
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """What each backend says it runs: device, numbers, kernels; its threads change nothing."""
+        told = ({**backend.info(), "num_threads": 0} for backend in self.backends)
+        return tuple(repr(sorted(facts.items(), key=str)) for facts in told)
 
     @property
     def wants_texts(self) -> bool:
@@ -111,6 +122,9 @@ def compose(
         max_batch_tokens=config.max_batch_tokens,
         facts=facts,
         prompt=config.prompt,
+        windows=config.windows,
+        cache=config.cache,
+        context=numbers_context(found, meaning, loaded.described),
         ends_engine=ends_engine,
         on_close=on_close,
     )
@@ -124,6 +138,8 @@ def assemble(
     num_workers: int | None = None,
     max_batch_tokens: int | None = None,
     limits: Limits | None = None,
+    windows: Windows | None = None,
+    cache: ScoreCache | None = None,
 ) -> Scorer:
     """The same chain over parts that are here already; closing it closes *backends*."""
     loaded = _behind_engine(
@@ -136,6 +152,9 @@ def assemble(
         limits=limits or Limits(),
         max_batch_tokens=max_batch_tokens,
         facts={"model": type(backends[0]).__name__},
+        windows=windows,
+        cache=cache,
+        context=repr((tokenizer.max_length, family.activation, windows)).encode(),
     )
 
 
@@ -148,10 +167,13 @@ def _chain(
     max_batch_tokens: int | None,
     facts: Mapping[str, Any],
     prompt: str | None = None,
+    windows: Windows | None = None,
+    cache: ScoreCache | None = None,
+    context: bytes = b"",
     ends_engine: bool = True,
     on_close: Callable[[], None] | None = None,
 ) -> Scorer:
-    """Distinct → queued(core): wrappers to come stand in the order of the design."""
+    """Distinct → cached → long documents → queued(core)."""
     info = _info(tokenizer, family, loaded, facts, max_batch_tokens)
     core = CrossEncoder(tokenizer, family, info=info, wants_texts=loaded.wants_texts, prompt=prompt)
     admission = Admission(
@@ -161,7 +183,10 @@ def _chain(
         ends_engine=ends_engine,
         on_close=on_close,
     )
-    return Distinct(Queued(core, admission))
+    scorer: Scorer = LongDocuments(Queued(core, admission), windows, tokenizer, _activate(family))
+    if cache is not None:
+        scorer = Cached(scorer, cache, context)
+    return Distinct(scorer)
 
 
 def _behind_engine(
@@ -196,6 +221,16 @@ def _forward(backend: Backend, labels: int) -> Forward:
         return logits
 
     return forward
+
+
+def _activate(family: ModelFamily) -> Callable[[Scores], Scores]:
+    """From what rankings sort by to scores: of two labels it is the lead of the second."""
+
+    def activate(keys: Scores) -> Scores:
+        columns = [np.zeros_like(keys)] * (family.labels - 1)
+        return family.scores(np.stack([*columns, keys], axis=1))
+
+    return activate
 
 
 def _rule(traits: BackendTraits, max_batch_tokens: int | None) -> BatchRule:

@@ -40,7 +40,7 @@ class CrossEncoder:
     def encode(self, pairs: Sequence[Pair], call: Call) -> EncodedPairs:
         """The tokens of *pairs*, in order, and which of them were cut."""
         if not self._wants_texts:
-            return self.tokenizer.encode(pairs, call.prompts)
+            return self.tokenizer.encode(pairs, call.prompts, call.tokens)
         encoded = self.tokenizer.encode(pairs)  # for lengths: the backend writes its own tokens
         prompts = call.prompts or [None] * len(pairs)
         texts = tuple(

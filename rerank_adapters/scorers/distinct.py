@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ class Distinct(Wrapper):
         if len(firsts) == len(pairs):
             return self.inner.submit_pairs(pairs, call)
         kept = np.array(firsts, dtype=np.int64)
-        inner = self.inner.submit_pairs([pairs[row] for row in firsts], _take(call, kept))
+        inner = self.inner.submit_pairs([pairs[row] for row in firsts], call.take(kept))
         repeats = len(pairs) - len(firsts)
 
         def spread(scored: Scored) -> Scored:
@@ -53,14 +52,3 @@ def _distinct(pairs: Sequence[Pair], call: Call) -> tuple[list[int], NDArray[np.
             firsts.append(row)
         rows[row] = number
     return firsts, rows
-
-
-def _take(call: Call, rows: NDArray[np.int64]) -> Call:
-    """*call* for the pairs at *rows*, which ascend."""
-    chosen = rows.tolist()
-    return replace(
-        call,
-        prompts=None if call.prompts is None else [call.prompts[row] for row in chosen],
-        keys=None if call.keys is None else [call.keys[row] for row in chosen],
-        groups=None if call.groups is None else np.searchsorted(rows, call.groups),
-    )

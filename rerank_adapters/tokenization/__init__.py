@@ -15,5 +15,6 @@ from __future__ import annotations
 from ..checkpoints import TextTemplate
 from .gather import EncodedPairs
 from .pair_tokenizer import PairTokenizer
+from .windows import Cursor, Cutter
 
-__all__ = ["EncodedPairs", "PairTokenizer", "TextTemplate"]
+__all__ = ["Cursor", "Cutter", "EncodedPairs", "PairTokenizer", "TextTemplate"]

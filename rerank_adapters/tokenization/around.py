@@ -9,7 +9,7 @@ import numpy as np
 
 from ..checkpoints import TextTemplate
 from ..errors import ConfigError
-from ..tokens import TokenBatch
+from ..tokens import KnownTokens, TokenBatch
 from .gather import EncodedPairs, Ids
 from .prompts import Pairs, Prompts, Writer
 from .reader import Reader
@@ -68,14 +68,26 @@ class AroundWriter:
     inner: Writer
     around: Around
 
-    def encode(self, pairs: Pairs, prompts: Prompts | None) -> EncodedPairs:
+    def encode(
+        self, pairs: Pairs, prompts: Prompts | None, known: KnownTokens | None = None
+    ) -> EncodedPairs:
         """Return the tokens of each pair, order kept."""
         if self.around.document_first:
             pairs = [(document, query) for query, document in pairs]
-        encoded = self.inner.encode(pairs, prompts)
+        encoded = self.inner.encode(pairs, prompts, None if self.around.document_first else known)
         batch = _inserted(encoded.batch, encoded.batch.offsets[:-1].tolist(), self.around.head)
         batch = _inserted(batch, batch.offsets[1:].tolist(), self.around.tail)
         return replace(encoded, batch=batch)
+
+    def as_read(self, documents: Sequence[str]) -> list[str]:
+        """Return *documents* as they are tokenised where they stand second, else as they are."""
+        return list(documents) if self.around.document_first else self.inner.as_read(documents)
+
+    def least_room(self, limit: int) -> int:
+        """Return how many tokens any query leaves to its document in pairs of *limit* tokens."""
+        if self.around.document_first:
+            return 0
+        return self.inner.least_room(limit - len(self.around.head) - len(self.around.tail))
 
     def uncut(self) -> AroundWriter:
         """Return the same writer without limits."""

@@ -10,7 +10,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ..checkpoints import NO_LIMIT
 from ..errors import ConfigError
-from ..tokens import TokenBatch
+from ..tokens import KnownTokens, TokenBatch
 from .gather import EncodedPairs, Ids, gather
 from .probes import PROBES
 from .reader import Column, Reader, clean
@@ -43,13 +43,15 @@ class PairEncoder:
     frame: Frame
     options: Options
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
+    def encode(
+        self, pairs: Sequence[tuple[str, str]], known: KnownTokens | None = None
+    ) -> EncodedPairs:
         """Return the tokens of each (query, document), order kept."""
         options, room = self.options, self.options.limit - self.frame.size
         # The beginning of a text says nothing about its end: cut on the left, all of it is read.
         limit = room if options.side == "right" else None
         queries = self.reader.column([query for query, _ in pairs], limit)
-        documents = self.reader.column([document for _, document in pairs], limit)
+        documents = self.reader.column([document for _, document in pairs], limit, known)
         kept = self._kept(queries, documents, room)
         return EncodedPairs(
             self._joined(queries, documents, kept),
@@ -59,6 +61,10 @@ class PairEncoder:
     def uncut(self) -> PairEncoder:
         """Return the same encoder without limits."""
         return replace(self, options=self.options.uncut())
+
+    def least_room(self, limit: int) -> int:
+        """Return half of the limit where the longer text is cut, else nothing."""
+        return (limit - self.frame.size) // 2 * int(self.options.truncation == "longest_first")
 
     def _kept(self, queries: Column, documents: Column, room: int) -> tuple[Counts, Counts]:
         cap = self.options.query_max_tokens or NO_LIMIT
@@ -99,8 +105,11 @@ class WholeEncoder:
     options: Options
     types: bool
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
+    def encode(
+        self, pairs: Sequence[tuple[str, str]], known: KnownTokens | None = None
+    ) -> EncodedPairs:
         """Return the tokens of each (query, document), order kept."""
+        del known  # the two texts are read together
         queries = [query for query, _ in pairs]
         queries, dropped = self.reader.shorten(queries, self.options.query_max_tokens)
         documents = [document for _, document in pairs]
@@ -122,6 +131,11 @@ class WholeEncoder:
     def uncut(self) -> WholeEncoder:
         """Return the same encoder without limits."""
         return replace(self, truncating=self.reader.tokenizer, options=self.options.uncut())
+
+    def least_room(self, limit: int) -> int:
+        """Return half of the limit where the longer text is cut, else nothing."""
+        frame: int = self.reader.tokenizer.num_special_tokens_to_add(is_pair=True)
+        return (limit - frame) // 2 * int(self.options.truncation == "longest_first")
 
     def _bounded(self, queries: list[str], documents: list[str]) -> tuple[list[str], list[str]]:
         """The texts without what the cut drops anyway, but which is longer stays so.

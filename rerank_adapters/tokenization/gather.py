@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tokens import TokenBatch
+from ..tokens import KnownTokens, TokenBatch
 from .truncation import Counts
 
 Ids = NDArray[np.int32]
@@ -32,8 +32,14 @@ class EncodedPairs:
 class Encoder(Protocol):
     """One way to encode pairs."""
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
-        """Return the tokens of each (query, document), order kept."""
+    def encode(
+        self, pairs: Sequence[tuple[str, str]], known: KnownTokens | None = None
+    ) -> EncodedPairs:
+        """Return the tokens of each (query, document), order kept; *known* are not read again."""
+        ...
+
+    def least_room(self, limit: int) -> int:
+        """Return how many tokens any query leaves to its document in pairs of *limit* tokens."""
         ...
 
     def uncut(self) -> Encoder:

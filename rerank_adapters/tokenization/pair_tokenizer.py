@@ -7,17 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from ..checkpoints import NO_LIMIT, Checkpoint, TextTemplate
 from ..config import Truncation
 from ..errors import ConfigError
+from ..tokens import KnownTokens
 from .around import Around, AroundWriter
 from .files import Convert, Files
 from .frame import pair_encoder
 from .gather import EncodedPairs
 from .prompts import PlainWriter, Prompts, TemplateWriter, Writer
-from .reader import Reader
+from .reader import Column, Reader
 from .template import text_encoder
-from .truncation import Options, Side
+from .truncation import Counts, Options, Side
+from .windows import Cutter
 
 
 class PairTokenizer:
@@ -142,17 +146,46 @@ class PairTokenizer:
         return bool(self.whole_pairs_reason)
 
     def encode(
-        self, pairs: Sequence[tuple[str, str]], prompts: Prompts | None = None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        prompts: Prompts | None = None,
+        known: KnownTokens | None = None,
     ) -> EncodedPairs:
         """Return the tokens of each (query, document), order kept; equal texts are read once.
 
         prompts: one for each pair, None for the model's own. It stands before the query, or in a
             template where the model's own stands.
+        known: texts as `read` reads them, which are not tokenised again.
 
         Raises InputError where truncation="only_second" leaves a document no token, and for a
         prompt that the model's template cannot take.
         """
-        return self._writer.encode(pairs, prompts)
+        return self._writer.encode(pairs, prompts, known)
+
+    def read(
+        self,
+        documents: Sequence[str],
+        limit: int | None = None,
+        known: KnownTokens | None = None,
+    ) -> Column:
+        """Return the tokens of *documents* as they stand in a pair: all, or *limit* and more.
+
+        A template's own text next to a document is read with it.
+        """
+        return self._reader.column(self._writer.as_read(documents), limit, known)
+
+    def room(self, queries: Sequence[str], prompts: Prompts | None = None) -> Counts:
+        """Return how many tokens a document may have beside each query before it is cut.
+
+        0 or less: the query leaves it none.
+        """
+        taken = self.encode([(query, "") for query in queries], prompts).batch.lengths
+        left = self.max_length - taken
+        return np.maximum(left, self._writer.least_room(self.max_length))
+
+    def cutter(self) -> Cutter:
+        """Return what cuts long texts into windows by this tokenizer's tokens."""
+        return Cutter(self._reader)
 
     def answer_tokens(self, words: Sequence[str]) -> tuple[int, int | None]:
         """Return the ids of a language model's yes and no, or of yes alone, and None.

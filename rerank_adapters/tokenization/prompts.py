@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import InputError
-from ..tokens import TokenBatch
+from ..tokens import KnownTokens, TokenBatch
 from .gather import EncodedPairs, Encoder
 from .template import TextEncoder, text_encoder
 
@@ -24,8 +24,18 @@ REMEMBERED = 16
 class Writer(Protocol):
     """One way to write pairs with prompts."""
 
-    def encode(self, pairs: Pairs, prompts: Prompts | None) -> EncodedPairs:
+    def encode(
+        self, pairs: Pairs, prompts: Prompts | None, known: KnownTokens | None = None
+    ) -> EncodedPairs:
         """Return the tokens of each pair, order kept; a prompt of None is the model's own."""
+        ...
+
+    def as_read(self, documents: Sequence[str]) -> list[str]:
+        """Return *documents* as they are tokenised."""
+        ...
+
+    def least_room(self, limit: int) -> int:
+        """Return how many tokens any query leaves to its document in pairs of *limit* tokens."""
         ...
 
     def uncut(self) -> Writer:
@@ -40,15 +50,26 @@ class PlainWriter:
     encoder: Encoder
     prompt: str
 
-    def encode(self, pairs: Pairs, prompts: Prompts | None) -> EncodedPairs:
+    def encode(
+        self, pairs: Pairs, prompts: Prompts | None, known: KnownTokens | None = None
+    ) -> EncodedPairs:
         """Return the tokens of each pair, order kept."""
         written = [None] * len(pairs) if prompts is None else prompts
         return self.encoder.encode(
             [
                 ((self.prompt if prompt is None else prompt) + query, document)
                 for prompt, (query, document) in zip(written, pairs, strict=True)
-            ]
+            ],
+            known,
         )
+
+    def as_read(self, documents: Sequence[str]) -> list[str]:
+        """Return *documents*: nothing of the frame is read with them."""
+        return list(documents)
+
+    def least_room(self, limit: int) -> int:
+        """Return how many tokens any query leaves to its document in pairs of *limit* tokens."""
+        return self.encoder.least_room(limit)
 
     def uncut(self) -> PlainWriter:
         """Return the same writer without limits."""
@@ -65,7 +86,9 @@ class TemplateWriter:
         make: Callable[[str], TextEncoder] = partial(_with_prompt, encoder)
         self._prompted = lru_cache(maxsize=REMEMBERED)(make)
 
-    def encode(self, pairs: Pairs, prompts: Prompts | None) -> EncodedPairs:
+    def encode(
+        self, pairs: Pairs, prompts: Prompts | None, known: KnownTokens | None = None
+    ) -> EncodedPairs:
         """Return the tokens of each pair, order kept.
 
         Raises InputError for a prompt that the template cannot take.
@@ -75,11 +98,11 @@ class TemplateWriter:
         for row, (prompt, _) in enumerate(zip(written, pairs, strict=True)):
             rows_of.setdefault(prompt, []).append(row)
         if rows_of.keys() <= {None}:
-            return self.encoder.encode(pairs)
+            return self.encoder.encode(pairs, known)
         encoders = [self._encoder(prompt) for prompt in rows_of]
         groups = list(rows_of.values())
         parts = [
-            encoder.encode([pairs[row] for row in rows], rows)
+            encoder.encode([pairs[row] for row in rows], known, rows)
             for encoder, rows in zip(encoders, groups, strict=True)
         ]
         order = np.argsort(np.concatenate(groups))
@@ -91,6 +114,14 @@ class TemplateWriter:
     def uncut(self) -> TemplateWriter:
         """Return the same writer without limits."""
         return TemplateWriter(self.encoder.uncut())
+
+    def as_read(self, documents: Sequence[str]) -> list[str]:
+        """Return *documents* with the template's text that is tokenised with them."""
+        return self.encoder.as_read(documents)
+
+    def least_room(self, limit: int) -> int:
+        """Return how many tokens any query leaves to its document in pairs of *limit* tokens."""
+        return self.encoder.least_room(limit)
 
     def _encoder(self, prompt: str | None) -> TextEncoder:
         return self.encoder if prompt is None else self._prompted(prompt)

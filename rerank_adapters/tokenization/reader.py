@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from ..checkpoints import NO_LIMIT
+from ..tokens import KnownTokens
 from .gather import Ids
 from .truncation import Counts, Side
 
@@ -41,6 +42,12 @@ class Column:
     lengths: Counts
     cut: NDArray[np.bool_]
 
+    def known(self) -> dict[str, Ids]:
+        """The tokens of each text that was read to its end."""
+        rows = zip(self.texts, self.starts.tolist(), self.lengths.tolist(), strict=True)
+        whole = zip(rows, self.cut.tolist(), strict=True)
+        return {text: self.ids[at : at + size] for (text, at, size), cut in whole if not cut}
+
 
 class Reader:
     """Reads texts with a tokenizer that nobody changes; special tokens are never added."""
@@ -50,11 +57,16 @@ class Reader:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def column(self, texts: list[str], limit: int | None) -> Column:
-        """Return the tokens of *texts*: all, or more than *limit*, the first *limit* exact."""
+    def column(
+        self, texts: list[str], limit: int | None, known: KnownTokens | None = None
+    ) -> Column:
+        """Return the tokens of *texts*: all, or more than *limit*, the first *limit* exact.
+
+        Those of *known* are taken from there, and are not read.
+        """
         indices: dict[str, int] = {}
         rows = np.array([indices.setdefault(text, len(indices)) for text in texts], dtype=np.int64)
-        ids, cut = self._read(list(indices), limit)
+        ids, cut = self._unread(list(indices), limit, known or {})
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         ends = np.cumsum(lengths)
         return Column(
@@ -104,6 +116,21 @@ class Reader:
             return self.tokenizer.encode_batch(texts, add_special_tokens=False)
         except TypeError:  # a lone surrogate somewhere
             return self.tokenizer.encode_batch(clean(texts), add_special_tokens=False)
+
+    def _unread(
+        self, texts: list[str], limit: int | None, known: KnownTokens
+    ) -> tuple[list[Sequence[int]], NDArray[np.bool_]]:
+        """Return the ids of *texts*, and which are cut; *known* are neither read nor cut."""
+        new = [row for row, text in enumerate(texts) if text not in known]
+        read, were_cut = self._read([texts[row] for row in new], limit)
+        if len(new) == len(texts):
+            return list(read), were_cut
+        ids: list[Sequence[int]] = [known[text].tolist() if text in known else [] for text in texts]
+        cut = np.zeros(len(texts), dtype=np.bool_)
+        cut[new] = were_cut
+        for row, found in zip(new, read, strict=True):
+            ids[row] = found
+        return ids, cut
 
     def _read(
         self, texts: list[str], limit: int | None

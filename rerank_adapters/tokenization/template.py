@@ -9,6 +9,7 @@ import numpy as np
 
 from ..checkpoints import TextTemplate
 from ..errors import ConfigError
+from ..tokens import KnownTokens
 from .gather import EncodedPairs, Ids, gather
 from .probes import PROBES
 from .reader import Reader
@@ -48,7 +49,10 @@ class TextEncoder:
     options: Options
 
     def encode(
-        self, pairs: Sequence[tuple[str, str]], rows: Sequence[int] | None = None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        known: KnownTokens | None = None,
+        rows: Sequence[int] | None = None,
     ) -> EncodedPairs:
         """Return the tokens of each (query, document), order kept.
 
@@ -60,7 +64,7 @@ class TextEncoder:
         queries, dropped = self.reader.shorten(queries, options.query_max_tokens)
         halves = [self._halves(query, pair[1]) for query, pair in zip(queries, pairs, strict=True)]
         first = self.reader.column([half for half, _ in halves], limit)
-        second = self.reader.column([half for _, half in halves], limit)
+        second = self.reader.column([half for _, half in halves], limit, known)
         tail = self.seam.tail if self.seam else np.zeros(0, dtype=np.int32)
         counts = np.stack([first.lengths, second.lengths, np.full(len(pairs), len(tail))], axis=1)
         long = counts.sum(axis=1) > options.limit
@@ -76,6 +80,17 @@ class TextEncoder:
     def uncut(self) -> TextEncoder:
         """Return the same encoder without limits."""
         return replace(self, options=self.options.uncut())
+
+    def least_room(self, limit: int) -> int:
+        """Return 0: a long query cuts the document first, which stands last."""
+        del limit
+        return 0
+
+    def as_read(self, documents: Sequence[str]) -> list[str]:
+        """Return *documents* as they are tokenised, the template's text around them among it."""
+        if self.seam is None:
+            return list(documents)
+        return [self._halves("", document)[1] for document in documents]
 
     def _halves(self, query: str, document: str) -> tuple[str, str]:
         if self.seam is None:
