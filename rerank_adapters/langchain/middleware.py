@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -43,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["before_model", "wrap_tool_call"]
 Result = ToolMessage | Command[Any]
+
+RESERVED = ":|"
+"""What LangGraph keeps for itself in the names of nodes."""
 
 
 class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -87,8 +91,8 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         - query: makes the query from a tool call; None takes its "query" argument, else the last
           human message that has text.
         - tools: names of the tools whose results are reranked, or the tools. None: all of them.
-        - name: of this instance, one agent may hold several of different names. None: the class's,
-          with the settings that the compressor binds.
+        - name: of this instance, without : and |; one agent may hold several of different names.
+          None: the class's, with the settings that the compressor binds.
         - mode: "before_model" ranks a round's results together. "wrap_tool_call" ranks each result
           as it comes, so that what is streamed is what the model reads; calls do not compete then.
         - document_prompt, document_separator: build the content of messages that they, or bare
@@ -159,7 +163,8 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         """Rerank what one call found, in that mode; else only see whether it can be reranked."""
         result = handler(request)
         pools = self._result(request, result)
-        return _replaced(result, self._rank(pools)) if pools else result
+        ranked: Result = _replaced(result, self._rank(pools)) if pools else result
+        return ranked
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Result]]
@@ -167,7 +172,8 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         """`wrap_tool_call`, awaited."""
         result = await handler(request)
         pools = self._result(request, result)
-        return _replaced(result, await self._arank(pools)) if pools else result
+        ranked: Result = _replaced(result, await self._arank(pools)) if pools else result
+        return ranked
 
     def _round(self, state: AgentState[Any]) -> list[Pool]:
         messages = state["messages"]
@@ -282,22 +288,26 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         return messages
 
 
-def _messages(result: Result) -> list[ToolMessage]:
-    """The tool messages of a tool's result."""
+def _messages(result: object) -> list[ToolMessage]:
+    """The tool messages of a tool's result: one, in a Command, or in a list of both."""
     if isinstance(result, ToolMessage):
         return [result]
-    update = result.update if isinstance(result.update, dict) else {}
-    several = update.get("messages") or []
-    return [one for one in several if isinstance(one, ToolMessage)]
+    if isinstance(result, Command):
+        result = result.update.get("messages") if isinstance(result.update, dict) else None
+    several = result if isinstance(result, list) else []
+    return [message for one in several for message in _messages(one)]
 
 
-def _replaced(result: Result, ranked: Sequence[ToolMessage]) -> Result:
+def _replaced(result: Any, ranked: Sequence[ToolMessage]) -> Any:
     """*result* with *ranked* in the place of messages of the same call."""
     if isinstance(result, ToolMessage):
-        return ranked[0]
-    calls: dict[Any, ToolMessage] = {one.tool_call_id: one for one in ranked}
+        return next((it for it in ranked if it.tool_call_id == result.tool_call_id), result)
+    if isinstance(result, list):
+        return [_replaced(one, ranked) for one in result]
+    if not isinstance(result, Command) or not _messages(result):
+        return result
     update: Any = result.update
-    messages = [calls.get(getattr(one, "tool_call_id", None), one) for one in update["messages"]]
+    messages = _replaced(update["messages"], ranked)
     return dataclasses.replace(result, update={**update, "messages": messages})
 
 
@@ -315,6 +325,8 @@ def _names(tools: Sequence[str | BaseTool] | None) -> frozenset[str] | None:
 def _checked_name(name: object) -> str | None:
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise ConfigError(f"name must be a str that is not blank, or None: got {name!r:.80}")
+    if name is not None and set(name) & set(RESERVED):
+        raise ConfigError(f"name must hold none of {' '.join(RESERVED)}: got {name!r:.80}")
     return name
 
 
@@ -323,7 +335,15 @@ def _default_name(middleware: RerankingMiddleware) -> str:
     kind, compressor = type(middleware).__name__, middleware.compressor
     bound = compressor.kwargs if isinstance(compressor, RunnableBinding) else {}
     plain = {k: v for k, v in bound.items() if k in SETTINGS and isinstance(v, int | float | str)}
-    return f"{kind}({', '.join(f'{k}={v}' for k, v in sorted(plain.items()))})" if plain else kind
+    shown = [f"{name}={_in_a_name(value)}" for name, value in sorted(plain.items())]
+    return f"{kind}({', '.join(shown)})" if shown else kind
+
+
+def _in_a_name(value: float | str) -> str:
+    """*value*, or of a text that is more than a word, such as a prompt, a checksum."""
+    if not isinstance(value, str) or value.isidentifier():
+        return str(value)
+    return f"{zlib.crc32(value.encode('utf-8', 'surrogatepass')):08x}"
 
 
 def _checked_formatters(formatters: Mapping[str, Formatter] | None) -> dict[str, Formatter]:

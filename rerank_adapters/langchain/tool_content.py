@@ -10,6 +10,8 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_document
 
+from .tool_pieces import found_pieces
+
 NOTHING_FOUND = "No relevant documents."
 
 Formatter = Callable[[Document], str]
@@ -43,12 +45,21 @@ class Forms:
         if not content:
             return lambda _: content
         if isinstance(content, list):
-            return _block_form(content, documents)
+            return self._in_one_block(tool, content, documents) or _block_form(content, documents)
         if self._is_plain(content, documents):
             return self._joined(lambda one: format_document(one, self._prompt))
-        return _json_form(content, documents) or _piece_form(
-            content, [one.page_content for one in documents], (self._separator, "\n\n", "\n")
-        )
+        form = _json_form(content, documents) or _json_lines_form(content, documents)
+        return form or _piece_form(content, documents, self._separator)
+
+    def _in_one_block(
+        self, tool: str, content: list[str | dict[Any, Any]], documents: Sequence[Document]
+    ) -> Form | None:
+        """All documents in the text of one block."""
+        (block, *more) = content
+        if more or not isinstance(block, dict) or not isinstance(block.get("text"), str):
+            return None
+        inner = self.of(tool, block["text"], documents)
+        return None if inner is None else lambda kept: [{**block, "text": inner(kept)}]
 
     def _joined(self, formatter: Formatter) -> Form:
         def form(kept: Kept) -> str:
@@ -84,91 +95,63 @@ def _block_form(content: list[str | dict[Any, Any]], documents: Sequence[Documen
 
 
 def _json_form(content: str, documents: Sequence[Document]) -> Form | None:
-    """A JSON list with one item per document, as LangChain writes what a tool returns."""
+    """A JSON list with one item per document, by itself or in an object, written as it was."""
     try:
-        items = json.loads(content)
+        given = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(items, list) or len(items) != len(documents):
+    values = given.items() if isinstance(given, dict) else [(None, given)]
+    lists = [(key, items) for key, items in values if _is_of(items, documents)]
+    if len(lists) != 1:
         return None
-    if not all(_holds(item, one.page_content) for item, one in zip(items, documents, strict=True)):
-        return None
+    key, items = lists[0]
+    style = _style(given, content)
 
     def form(kept: Kept) -> str:
-        return json.dumps([items[index] for index, _ in kept], ensure_ascii=False)
+        chosen = [items[index] for index, _ in kept]
+        return json.dumps(chosen if key is None else {**given, key: chosen}, **style)
 
     return form
+
+
+def _json_lines_form(content: str, documents: Sequence[Document]) -> Form | None:
+    """A line of JSON per document."""
+    lines = content.splitlines()
+    try:
+        items = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        return None
+    if not _is_of(items, documents):
+        return None
+    return lambda kept: "\n".join(lines[index] for index, _ in kept) if kept else NOTHING_FOUND
+
+
+def _is_of(items: object, documents: Sequence[Document]) -> bool:
+    """Whether *items* are a list with one for each of *documents*, which holds its text."""
+    if not isinstance(items, list) or len(items) != len(documents):
+        return False
+    pairs = zip(items, documents, strict=True)
+    return all(_holds(item, one.page_content.strip()) for item, one in pairs)
 
 
 def _holds(item: object, text: str) -> bool:
-    values = item.values() if isinstance(item, dict) else [item]
-    return any(isinstance(value, str) and text in value for value in values)
+    if isinstance(item, dict | list):
+        return any(_holds(it, text) for it in (item.values() if isinstance(item, dict) else item))
+    return isinstance(item, str) and text in item
 
 
-def _piece_form(content: str, texts: Sequence[str], separators: Sequence[str]) -> Form | None:
-    """Pieces of *content*, each around one of *texts*, with the first separator that parts them."""
-    bounds = _bounds(content, texts)
-    if bounds is None:
+def _style(given: object, content: str) -> dict[str, Any]:
+    """How `json.dumps` writes *given* as *content*, or as LangChain writes what a tool returns."""
+    layouts: list[dict[str, Any]] = [{}, {"indent": 2}, {"indent": 4}, {"separators": (",", ":")}]
+    for ensure_ascii, layout in itertools.product((False, True), layouts):
+        style = {"ensure_ascii": ensure_ascii, **layout}
+        if json.dumps(given, **style) == content:
+            return style
+    return {"ensure_ascii": False}
+
+
+def _piece_form(content: str, documents: Sequence[Document], separator: str) -> Form | None:
+    found = found_pieces(content, [one.page_content for one in documents], separator)
+    if found is None:
         return None
-    for separator in separators:
-        pieces = _pieces(content, bounds, separator) if separator else None
-        if pieces is not None:
-            return _from_pieces(separator, *pieces)
-    return None
-
-
-def _bounds(content: str, texts: Sequence[str]) -> list[tuple[int, int]] | None:
-    """Where each of *texts* stands in *content*, in order, or None."""
-    bounds, end = [], 0
-    for text in texts:
-        start = content.find(text, end)
-        if start < 0 or not text:
-            return None
-        end = start + len(text)
-        bounds.append((start, end))
-    return bounds
-
-
-def _pieces(
-    content: str, bounds: Sequence[tuple[int, int]], separator: str
-) -> tuple[str, list[str], str] | None:
-    """What stands before all pieces, the pieces, and what stands after them.
-
-    Between two texts stand the rest of one piece, a separator and the begin of the next. Where that
-    is one separator, it is seen; where it is more, the first begin and the last rest, which are
-    known, say which.
-    """
-    head, tail = content[: bounds[0][0]], content[bounds[-1][1] :]
-    gaps = [(end, start) for (_, end), (start, _) in itertools.pairwise(bounds)]
-    counts = {content.count(separator, end, start) for end, start in gaps}
-    first, last = 0, len(content)
-    if counts <= {1}:  # what else is parted off stands before or after all of them
-        rest = 0
-        first = head.rfind(separator) + len(separator) if separator in head else 0
-        if separator in tail:
-            last = bounds[-1][1] + tail.find(separator)
-    elif counts == {head.count(separator) + 1 + tail.count(separator)}:
-        rest = tail.count(separator)
-    else:
-        return None
-    cuts = [_nth(content, separator, end, rest) for end, _ in gaps]
-    starts = [first, *(cut + len(separator) for cut in cuts)]
-    pieces = [content[a:b] for a, b in zip(starts, [*cuts, last], strict=True)]
-    return content[:first], pieces, content[last:]
-
-
-def _nth(content: str, separator: str, start: int, skipped: int) -> int:
-    """Where *separator* stands after *start*, the first *skipped* of them left out."""
-    found = content.index(separator, start)
-    for _ in range(skipped):
-        found = content.index(separator, found + len(separator))
-    return found
-
-
-def _from_pieces(separator: str, before: str, pieces: Sequence[str], after: str) -> Form:
-    def form(kept: Kept) -> str:
-        if not kept:
-            return NOTHING_FOUND
-        return before + separator.join(pieces[index] for index, _ in kept) + after
-
-    return form
+    return lambda kept: found.joined([index for index, _ in kept]) if kept else NOTHING_FOUND

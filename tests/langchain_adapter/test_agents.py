@@ -297,6 +297,27 @@ def test_wrapping_reranks_messages_in_a_command(
 
 @pytest.mark.parametrize("mode", ["before_model", "wrap_tool_call"])
 @pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_tool_that_answers_with_a_list(
+    compressor: CrossEncoderCompressor, wanted: list[Document], mode: Any, asynchronous: bool
+) -> None:
+    """Updates of the state beside a message: the message is ranked, the updates stay."""
+
+    @tool
+    def news(query: str) -> Any:
+        """Searches."""
+        message = ToolMessage(
+            content_of(documents()), tool_call_id="call-news", artifact=documents(), name="news"
+        )
+        return [Command(update={"jump_to": "model"}), message]
+
+    agent, model = agent_of(RerankingMiddleware(compressor, mode=mode), "news", tools=[news])
+    state = await invoked(agent, ASKED, asynchronous=asynchronous)
+    assert found_in(model.read[-1]).content == content_of(wanted)
+    assert found_in(state["messages"]).artifact == wanted
+
+
+@pytest.mark.parametrize("mode", ["before_model", "wrap_tool_call"])
+@pytest.mark.parametrize("asynchronous", [False, True])
 async def test_a_blank_query_and_a_reranker_that_fails(
     compressor: CrossEncoderCompressor, mode: Any, asynchronous: bool
 ) -> None:
@@ -362,6 +383,7 @@ def test_options_are_checked_when_made(compressor: CrossEncoderCompressor) -> No
         ("tools", []),
         ("tools", [3]),
         ("name", " "),
+        ("name", "news: mine"),
         ("mode", "after_model"),
         ("on_error", "ignore"),
         ("on_blank_query", None),

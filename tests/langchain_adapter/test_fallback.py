@@ -74,7 +74,9 @@ def adapters(ranker: Any, **fields: Any) -> list[tuple[Any, Any]]:
 async def test_a_blank_query(ready: Reranker, way: str, query: str) -> None:
     """An error unless told; kept: input order, cut to top_n, no score, no bound; nothing is run."""
     for adapter, given in adapters(ready):
-        with pytest.raises(InputError, match=r"that is not blank: got .*on_blank_query=.keep. lets"):
+        with pytest.raises(
+            InputError, match=r"that is not blank: got .*on_blank_query=.keep. lets"
+        ):
             await ask(adapter, given(query), way)
     idle = BrokenRanker(AssertionError("a blank query is not ranked"))
     for adapter, given in adapters(idle, on_blank_query="keep", score_threshold=1e9):
