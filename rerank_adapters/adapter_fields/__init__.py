@@ -11,6 +11,7 @@ from .fallback import (
     warn_kept,
 )
 from .fields import FIELDS_CONFIG, Carried, RerankerFields
+from .passages import in_body
 from .rankings import checked_rankings
 from .rules import (
     as_config_errors,
@@ -33,6 +34,7 @@ __all__ = [
     "as_config_errors",
     "check_word",
     "checked_rankings",
+    "in_body",
     "is_kept",
     "plain_count",
     "plain_selection",

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..ranking import OnEmptyText
 from .fallback import OnBlankQuery, OnError
 from .fields import RerankerFields, empty_text_rule
+from .passages import check_passages
 from .rules import check_word
 
 
@@ -29,6 +30,8 @@ class CallSettings:
     on_empty_text: OnEmptyText | None
     on_blank_query: OnBlankQuery
     on_error: OnError
+    span_key: str | None
+    return_passages: bool
     prompt: str | None = None
 
     def __post_init__(self) -> None:
@@ -40,6 +43,7 @@ class CallSettings:
         check_word("on_error", self.on_error, get_args(OnError))
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise InputError(f"prompt must be a str or None: got {self.prompt!r:.80}")
+        check_passages(self.span_key, self.return_passages, self.text_fn)
 
     @classmethod
     def of(cls, fields: RerankerFields, **changes: Any) -> Self:

@@ -25,6 +25,12 @@ Device = Annotated[str, typer.Option(help=OPTIONS["device"].text)]
 Precision = Annotated[DType, typer.Option(help=OPTIONS["dtype"].text)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help=OPTIONS["max_length"].text)]
+Windows = Annotated[
+    str | None, typer.Option(metavar="tokens=N,stride=N,...", help=OPTIONS["windows"].text)
+]
+Cache = Annotated[
+    str | None, typer.Option(metavar="bytes=N,path=FILE,...", help=OPTIONS["cache"].text)
+]
 
 
 def _file(text: str) -> Any:
@@ -56,14 +62,23 @@ def search(
     device: Device = "auto",
     dtype: Precision = "auto",
     max_length: MaxLength = None,
+    windows: Windows = None,
+    cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
     """Search files: BM25 finds candidates, the reranker puts the best first."""
     from ..reranker import Reranker
+    from .mapping import mapping
     from .search import search as search_files
 
     with Reranker(
-        model, backend=backend, device=device, dtype=dtype, max_length=max_length
+        model,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        windows=mapping("--windows", windows),
+        cache=mapping("--cache", cache),
     ) as reranker:
         search_files(
             query, paths, ranker=reranker, candidates=candidates, top_n=top_n, as_json=as_json
@@ -84,6 +99,8 @@ def rerank(
     device: Device = "auto",
     dtype: Precision = "auto",
     max_length: MaxLength = None,
+    windows: Windows = None,
+    cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank the lines (or JSON lines) on standard input, best first.
@@ -93,12 +110,19 @@ def rerank(
     """
     from ..reranker import Reranker
     from .console import note
+    from .mapping import mapping
     from .search import rerank as rerank_lines
 
     if sys.stdin.isatty():
         note("type or paste lines to rank, then end the input")
     with Reranker(
-        model, backend=backend, device=device, dtype=dtype, max_length=max_length
+        model,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        windows=mapping("--windows", windows),
+        cache=mapping("--cache", cache),
     ) as reranker:
         rerank_lines(
             query,

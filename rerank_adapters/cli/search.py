@@ -27,7 +27,10 @@ SNIPPET = 160
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One passage, with its rank and score before and after; bm25_rank is None without a match."""
+    """One passage, with its rank and score before and after; bm25_rank is None without a match.
+
+    span: the characters of `text` that the score is of, with windows.
+    """
 
     rank: int
     score: float
@@ -36,6 +39,7 @@ class Hit:
     source: str
     text: str
     truncated: bool
+    span: tuple[int, int] | None = None
 
 
 def search(
@@ -87,7 +91,8 @@ def _hits(
         index, bm25_score = retrieved[document.index]
         before = document.index + 1 if bm25_score > 0 else None
         source, text = found[index].source, found[index].text
-        hits.append(Hit(rank, document.score, before, bm25_score, source, text, document.truncated))
+        cut, span = document.truncated, document.span
+        hits.append(Hit(rank, document.score, before, bm25_score, source, text, cut, span))
     return hits
 
 
@@ -103,7 +108,15 @@ def _show(hits: Sequence[Hit]) -> None:
         )
     table(["rank", "was", "score", "passage"], rows)
     best = hits[0]
-    panel(best.text, f"best passage: {best.source}")
+    panel(marked(best.text, best.span), f"best passage: {best.source}")
+
+
+def marked(text: str, span: tuple[int, int] | None) -> str:
+    """*text* with » and « around the characters in *span*, where these are not all of it."""
+    start, end = span or (0, len(text))
+    if not text[:start].strip() and not text[end:].strip():
+        return text
+    return f"{text[:start]}»{text[start:end]}«{text[end:]}"
 
 
 def moved(before: int | None, after: int) -> Text:

@@ -22,6 +22,7 @@ from ..adapter_fields import (
     plain_selection,
 )
 from ..config import RerankerConfig
+from ..passages import Windows
 from .settings import SPECS, Dedupe, Settings
 
 __all__ = ["FIELDS_CONFIG", "Carried", "RankingFields", "RerankerFields"]
@@ -42,6 +43,11 @@ class RankingFields(FallbackFields, Serializable):
     rank_fields: Carried[Sequence[str] | None] = None
     """Metadata that are scored with the content, each as a line "name: value" before it, in this
     order; a document that lacks one goes without that line. None: the content alone."""
+    span_key: Carried[str | None] = None
+    """Where in a document's metadata the bounds of its best passage are written, [start, end] in
+    characters of its content, when documents are read in `windows`. None: nowhere."""
+    return_passages: Carried[bool] = False
+    """Give the best passage of each document in place of its content, with `windows`."""
     dedupe: Carried[Dedupe | None] = None
     """Score and return only the first of several documents of equal "id", or of equal "content".
     A document whose id is None is like no other. None: keep all."""
@@ -66,8 +72,19 @@ class RankingFields(FallbackFields, Serializable):
         return {"token": "HF_TOKEN"}
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model."""
-        return super().to_json() if self.reranker is None else self.to_json_not_implemented()
+        """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model.
+
+        Windows are written as the mapping they can be made of; a live cache is left out.
+        """
+        if self.reranker is not None:
+            return self.to_json_not_implemented()
+        saved = super().to_json()
+        if saved["type"] == "constructor":
+            kwargs = {name: it for name, it in saved["kwargs"].items() if name != "cache"}
+            if self.windows is not None:
+                kwargs["windows"] = Windows.to_dict(self.windows)
+            saved["kwargs"] = kwargs
+        return saved
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:

@@ -96,7 +96,7 @@ class DocumentRequest:
     def _answer(self, ranking: Ranking) -> list[Document]:
         settings = self._settings
         best = ranking.top(settings.top_n, score_threshold=settings.score_threshold)
-        return [self._copy(one.index, one.score) for one in best]
+        return [self._copy(one.index, one.score, one.span) for one in best]
 
     def _kept(self) -> list[Document]:
         """The documents as they came, cut, with no score: not even an earlier one."""
@@ -105,14 +105,22 @@ class DocumentRequest:
         order = sorted([*scored, *blank])[: settings.top_n]
         return [self._copy(index, None) for index in order]
 
-    def _copy(self, index: int, score: float | None) -> Document:
+    def _copy(
+        self, index: int, score: float | None, span: tuple[int, int] | None = None
+    ) -> Document:
         document, key = self._documents[index], self._settings.score_key
+        changes: dict[str, Any] = {}
         metadata = dict(document.metadata)
         if key is not None and score is None:
             metadata.pop(key, None)
         elif key is not None and score is not None:
             metadata[key] = float(score)
-        return document.model_copy(update={"metadata": metadata})
+        if (found := self._settings.passage(document, index, span)) is not None:
+            if self._settings.span_key is not None:
+                metadata[self._settings.span_key] = list(found)
+            if self._settings.return_passages:
+                changes["page_content"] = document.page_content[slice(*found)]
+        return document.model_copy(update={**changes, "metadata": metadata})
 
 
 def outcomes(

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import ConfigurableFieldSpec
 from typing_extensions import TypedDict
 
-from ..adapter_fields import CallSettings, OnBlankQuery, OnError, check_word
+from ..adapter_fields import CallSettings, OnBlankQuery, OnError, check_word, in_body
 from ..errors import InputError
 from ..ranking import OnEmptyText
 
@@ -49,6 +49,15 @@ class Settings(CallSettings):
             changes["text_fn"] = None
         return dataclasses.replace(self, **changes)
 
+    def passage(
+        self, document: Document, index: int, span: tuple[int, int] | None
+    ) -> tuple[int, int] | None:
+        """Where in the content *span* of `text` is; None where nothing asks, or nothing is."""
+        if span is None or (self.span_key is None and not self.return_passages):
+            return None
+        content = len(document.page_content)
+        return in_body(span, len(self.text(document, index)) - content, content)
+
     def text(self, document: Document, index: int) -> str:
         """The text that is scored for *document*. InputError where `text_fn` gives none."""
         if self.text_fn is not None:
@@ -74,6 +83,8 @@ class Overrides(TypedDict, total=False):
     rank_fields: Sequence[str] | None
     on_empty_text: OnEmptyText | None
     dedupe: Dedupe | None
+    span_key: str | None
+    return_passages: bool
     on_blank_query: OnBlankQuery
     on_error: OnError
     prompt: str | None

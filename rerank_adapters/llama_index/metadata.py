@@ -72,13 +72,34 @@ def long_metadata(
 def with_retrieval_score(node: AnyNode, score: float | None) -> AnyNode:
     """A copy that carries *score* in its metadata, out of sight of embeddings and LLMs."""
     kept = None if score is None else float(score)  # an earlier step may have left a NumPy number
+    return with_hidden(node, RETRIEVAL_SCORE, kept)
+
+
+def with_hidden(node: AnyNode, key: str, value: object) -> AnyNode:
+    """A copy that carries *value* in its metadata, out of sight of embeddings and LLMs."""
     return node.model_copy(
         update={
-            "metadata": {**node.metadata, RETRIEVAL_SCORE: kept},
-            "excluded_embed_metadata_keys": _with_key(node.excluded_embed_metadata_keys),
-            "excluded_llm_metadata_keys": _with_key(node.excluded_llm_metadata_keys),
+            "metadata": {**node.metadata, key: value},
+            "excluded_embed_metadata_keys": _with_key(node.excluded_embed_metadata_keys, key),
+            "excluded_llm_metadata_keys": _with_key(node.excluded_llm_metadata_keys, key),
         }
     )
+
+
+def cut_to(node: AnyNode, body: str, span: tuple[int, int]) -> AnyNode:
+    """A copy of the same id whose text is *body* within *span*; its place in its file moves along.
+
+    A kind of node whose text cannot be set stays whole.
+    """
+    copied = node.model_copy()
+    if not hasattr(copied, "set_content"):
+        return node
+    copied.set_content(body[slice(*span)])
+    first = getattr(node, "start_char_idx", None)
+    if isinstance(first, int):
+        moved = {"start_char_idx": first + span[0], "end_char_idx": first + span[1]}
+        copied = copied.model_copy(update=moved)
+    return copied
 
 
 def without_retrieval_score(node: AnyNode) -> AnyNode:
@@ -97,5 +118,5 @@ def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def _with_key(keys: list[str]) -> list[str]:
-    return keys if RETRIEVAL_SCORE in keys else [*keys, RETRIEVAL_SCORE]
+def _with_key(keys: list[str], key: str) -> list[str]:
+    return keys if key in keys else [*keys, key]

@@ -88,6 +88,11 @@ class CrossEncoderPostprocessor(FallbackFields, BaseNodePostprocessor):
     """Builds the text that is scored; `metadata_mode` then has no part in it."""
     keep_retrieval_score: bool = False
     """Keep the score that came in as metadata["retrieval_score"], unseen by embeddings and LLMs."""
+    span_key: Carried[str | None] = None
+    """Where in a node's metadata the bounds of its best passage are written, [start, end] in
+    characters of its text, unseen by embeddings and LLMs, when nodes are read in `windows`."""
+    return_passages: Carried[bool] = False
+    """Give new nodes of the same ids that hold the best passage alone, with `windows`."""
     keep_unscored: bool = False
     """Nodes without text (images) come back beside the others, whatever `top_n` and
     `score_threshold` say."""

@@ -10,14 +10,21 @@ from typing import Any, TypedDict
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from ..adapter_fields import CallSettings, OnBlankQuery, is_kept, warn_kept
+from ..adapter_fields import CallSettings, OnBlankQuery, in_body, is_kept, warn_kept
 from ..errors import InputError
 from ..hints import option_hint
 from ..protocols import Ranked, RerankRequest
 from ..ranking import Ranking, check_no_blank, split_blank
-from .metadata import NodeText, with_retrieval_score, without_retrieval_score
+from .metadata import (
+    NodeText,
+    cut_to,
+    with_hidden,
+    with_retrieval_score,
+    without_retrieval_score,
+)
 
 Query = str | QueryBundle
+Span = tuple[int, int] | None
 Requests = Iterable[tuple[Query, Sequence[NodeWithScore]]]
 
 
@@ -102,6 +109,7 @@ class NodeRequest:
     def to_rank(self, after_body: AbstractSet[str]) -> RerankRequest:
         """What a ranker is asked; metadata in *after_body* stand there, others as the node says."""
         options = self._options
+        self._after_body = after_body
         documents = [
             text.body_first if text.metadata in after_body else text.shown for text in self._texts
         ]
@@ -111,7 +119,7 @@ class NodeRequest:
     def answer(self, ranking: Ranking) -> None:
         """Set the output: the nodes of *ranking*, cut to top_n, and those kept beside them."""
         best = ranking.top(self.top_n)
-        self.output = [self._copy(one.index, float(one.score)) for one in best]
+        self.output = [self._copy(one.index, float(one.score), one.span) for one in best]
         if self._options.keep_unscored:
             self.output += [self._copy(index, None) for index in self._blank]
 
@@ -156,12 +164,34 @@ class NodeRequest:
             raise InputError(f"text_fn({name}.node) must give a str: got {text!r:.80}")
         return NodeText(text)
 
-    def _copy(self, index: int, score: float | None) -> NodeWithScore:
-        given = self.nodes[index]
-        if not self._options.keep_retrieval_score:
+    def _passage(self, index: int, span: Span) -> Span:
+        """Where in the body *span* of the scored text is; None where nothing asks or is there."""
+        if span is None or (self._options.span_key is None and not self._options.return_passages):
+            return None
+        body, text = _body(self.nodes[index].node), self._texts[index]
+        if text.metadata and text.metadata in self._after_body:
+            return in_body(span, 0, len(body))
+        inner = body.strip()  # a template's text is stripped as a whole
+        found = text.shown.rfind(inner)
+        return None if found < 0 else in_body(span, found - body.index(inner), len(body))
+
+    def _copy(self, index: int, score: float | None, span: Span = None) -> NodeWithScore:
+        given, options = self.nodes[index], self._options
+        passage = self._passage(index, span)
+        if not options.keep_retrieval_score and passage is None:
             return given.model_copy(update={"score": score})
-        node = with_retrieval_score(given.node, given.score)
+        node = given.node
+        if options.keep_retrieval_score:
+            node = with_retrieval_score(node, given.score)
+        if passage is not None and options.return_passages:
+            node = cut_to(node, _body(node), passage)
+        if passage is not None and options.span_key is not None:
+            node = with_hidden(node, options.span_key, list(passage))
         return given.model_copy(update={"score": score, "node": node})
+
+
+def _body(node: BaseNode) -> str:
+    return node.get_content(metadata_mode=MetadataMode.NONE)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ValidationError
 
-from rerank_adapters import ConfigError, ModelError, RerankerConfig, sharing
+from rerank_adapters import ConfigError, ModelError, RerankerConfig, Windows, sharing
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from tests.exported import exported
@@ -59,6 +59,9 @@ CHANGED = {
     "keep_unscored": True,
     "on_blank_query": "keep",
     "on_error": "keep",
+    "windows": Windows(64, 32, "topk_mean"),
+    "span_key": "span",
+    "return_passages": True,
 }
 
 
@@ -86,6 +89,8 @@ def test_fields_are_the_configurations():
         "keep_unscored",
         "on_blank_query",
         "on_error",
+        "span_key",
+        "return_passages",
         "reranker",
     }
 
