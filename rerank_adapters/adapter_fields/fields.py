@@ -67,7 +67,7 @@ else:
     Answers = tuple[str, ...] | None
     Token = SecretStr | None
     WindowsValue = Windows | None
-    CacheValue = ScoreCache | None
+    CacheValue = dict[str, Any] | None
 
 FIELDS_CONFIG = ConfigDict(
     extra="forbid",
@@ -113,7 +113,7 @@ class RerankerFields(BaseModel):
     num_workers: Carried[int | None] = None
     num_threads: Carried[int | None] = None
     max_batch_tokens: Carried[int | None] = None
-    cache: SkipJsonSchema[Carried[CacheValue]] = Field(default=None, exclude=True, repr=False)
+    cache: Carried[CacheValue] = Field(default=None, exclude=True, repr=False)
     max_queue_pairs: Carried[int | None] = None
     max_queue_tokens: Carried[int | None] = None
     when_full: Carried[WhenFull] = "block"

@@ -11,6 +11,7 @@ import typer
 from .. import __version__
 from ..config import OPTIONS, BackendName, DType
 from .console import emit, progress, say, table
+from .mapping import mapping
 
 app = typer.Typer(
     help="Rerank text with a cross-encoder: search, measure, export.",
@@ -68,7 +69,6 @@ def search(
 ) -> None:
     """Search files: BM25 finds candidates, the reranker puts the best first."""
     from ..reranker import Reranker
-    from .mapping import mapping
     from .search import search as search_files
 
     with Reranker(
@@ -110,7 +110,6 @@ def rerank(
     """
     from ..reranker import Reranker
     from .console import note
-    from .mapping import mapping
     from .search import rerank as rerank_lines
 
     if sys.stdin.isatty():

@@ -244,7 +244,7 @@ def test_the_token_is_never_shown(show: Callable[[object], object]):
 def test_it_has_a_json_schema():
     """As LlamaIndex's own postprocessors: of what a saved configuration holds, not of code."""
     schema = CrossEncoderPostprocessor.model_json_schema()
-    wanted = set(CHANGED) | {"callback_manager", "class_name", "token", "file_name"}
+    wanted = set(CHANGED) | {"callback_manager", "class_name", "token", "file_name", "cache"}
     assert set(schema["properties"]) == wanted
     assert schema["properties"]["class_name"]["default"] == "CrossEncoderPostprocessor"
 
