@@ -50,6 +50,12 @@ class Family:
         """Return float32 scores of shape (pairs,) from logits of shape (pairs, labels)."""
         return activations.scores(self._scaled(logits), self.activation, self.label)
 
+    def scores_of(self, keys: Scores) -> Scores:
+        """Return the scores of *keys*, as the mean of several is one; both float32 (pairs,)."""
+        if self.activation in activations.TURNING:
+            return keys
+        return activations.scores(keys[:, None], self.activation)
+
     def _scaled(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.scale == 1:
             return logits

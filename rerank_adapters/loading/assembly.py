@@ -19,6 +19,7 @@ from ..engine.batching import BatchRule
 from ..engine.engine import Engine
 from ..engine.worker import Forward
 from ..errors import BackendError, ConfigError
+from ..families import Family
 from ..passages import Windows
 from ..protocols import Backend, BackendTraits, ModelFamily, ModelInfo, Scorer
 from ..score_cache import ScoreCache
@@ -225,6 +226,8 @@ def _forward(backend: Backend, labels: int) -> Forward:
 
 def _activate(family: ModelFamily) -> Callable[[Scores], Scores]:
     """From what rankings sort by to scores: of two labels it is the lead of the second."""
+    if isinstance(family, Family):
+        return family.scores_of
 
     def activate(keys: Scores) -> Scores:
         columns = [np.zeros_like(keys)] * (family.labels - 1)
