@@ -81,8 +81,8 @@ class RankingFields(FallbackFields, Serializable):
         saved = super().to_json()
         if saved["type"] == "constructor":
             kwargs = {name: it for name, it in saved["kwargs"].items() if name != "cache"}
-            if self.windows is not None:
-                kwargs["windows"] = Windows.to_dict(self.windows)
+            if isinstance(self.windows, Windows):
+                kwargs["windows"] = self.windows.to_dict()
             saved["kwargs"] = kwargs
         return saved
 

@@ -51,7 +51,10 @@ def test_a_hit_is_bit_for_bit_and_costs_nothing(tmp_path, monkeypatch, kind: str
         assert asyncio.run(reranker.arerank("how tall?", documents[::-1])).scores == expected.scores
         assert (backend.forwards, calls) == (before, [])
         stats = reranker.stats()
-        assert (stats["cache_hits"], stats["cache_misses"]) == (10, 5)
+        assert (stats["cache_hits"], stats["cache_misses"]) == (
+            8,
+            4,
+        )  # blank ones are not asked for
         assert stats["cache_bytes"] > 0
         assert stats["cache_evictions"] == 0
         assert stats["unfinished"] == 0

@@ -157,14 +157,15 @@ def test_all_windows_of_all_queries_share_one_plan():
 def test_pieces_change_nothing_but_memory(monkeypatch):
     """More windows than go at once are queued one after the other: same answers, same spans."""
     documents = [FILLER * 30, "short", ANSWER + FILLER * 9, " \n ", FILLER * 3]
+    request = RerankRequest("q", documents, on_empty_text="score")
     settings = Windows(16, 8, "topk_mean")
     rankings, progress = [], []
     for most in (1024, 7, 1):
         monkeypatch.setattr(pieces, "WINDOWS_AT_ONCE", most)
         counts: list[int] = []
         with _over(CountingBackend(), settings) as reranker:
-            rankings += reranker.rerank_many([("q", documents)], on_progress=counts.append)
-            assert asyncio.run(reranker.arerank("q", documents)) == rankings[0]
+            rankings += reranker.rerank_many([request], on_progress=counts.append)
+            assert asyncio.run(reranker.arerank_many([request])) == rankings[:1]
         progress.append(sum(counts))
     assert rankings[0] == rankings[1] == rankings[2]
     assert progress == [5, 5, 5]
