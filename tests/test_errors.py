@@ -219,7 +219,7 @@ def test_each_failure_has_its_class_and_its_words(
 WRONG_KINDS = [
     ("config.json", {"max_position_embeddings": "many"}, "'many'"),
     ("rerank_adapters.json", {"labels": "x"}, "'x'"),
-    ("tokenizer_config.json", {"model_max_length": "many"}, "'str'"),
+    ("tokenizer_config.json", {"model_max_length": "many"}, "'many'"),
     ("tokenizer_config.json", {"pad_token": 3}, "'int'"),
     ("tokenizer_config.json", {"truncation_side": "middle"}, "'left' or 'right': got 'middle'"),
 ]

@@ -91,6 +91,7 @@ CONFIG = {
     "truncation": "longest_first",
     "query_max_tokens": None,
     "windows": None,
+    "special_tokens": None,
     "activation": "default",
     "on_empty_text": "keep_last",
     "backend": "auto",

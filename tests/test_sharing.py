@@ -61,6 +61,7 @@ def test_equal_weights_are_loaded_once_whatever_the_other_options(loads) -> None
         {"prompt": "about boats: "},
         {"truncation": "only_second"},
         {"query_max_tokens": 1},
+        {"special_tokens": "as_text"},
         {"max_queue_pairs": 5},
         {"max_batch_tokens": 64},
     ]

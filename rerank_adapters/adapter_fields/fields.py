@@ -27,6 +27,7 @@ from ..config import (
     BackendName,
     DType,
     RerankerConfig,
+    SpecialTokens,
     Truncation,
     WhenFull,
 )
@@ -105,6 +106,7 @@ class RerankerFields(BaseModel):
     truncation: Carried[Truncation] = "longest_first"
     query_max_tokens: Carried[int | None] = None
     windows: Carried[WindowsValue] = None
+    special_tokens: Carried[SpecialTokens | None] = None
     activation: Carried[Activation] = "default"
     on_empty_text: Carried[OnEmptyText] = "keep_last"
     backend: Carried[BackendName] = "auto"

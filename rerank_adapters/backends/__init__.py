@@ -81,6 +81,7 @@ class LoadOptions:
     encode writes pairs as this library does, uncut: a backend that brings a tokenizer of its own
     compares with it, unless pairs are framed as somebody said beside the files. answers are the
     token ids of a language model's yes and no, labels the columns that logits should have.
+    tokenizer_json gives that tokenizer as tokenizer.json is read here.
     """
 
     device: str = "auto"
@@ -96,6 +97,7 @@ class LoadOptions:
     labels: int | None = None
     framed: bool = False
     encode: Callable[[Sequence[tuple[str, str]]], TokenBatch]
+    tokenizer_json: Callable[[], str] | None = None
 
 
 class BackendModule(Protocol):

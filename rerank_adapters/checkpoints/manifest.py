@@ -46,6 +46,7 @@ class Manifest:
     causal          whether the model generates text, and so is read at its last token
     prompt          what is written into the template, or put before each query; None: nothing
     template        the text around a pair, None where pairs go through the tokenizer's own frame
+    special_tokens  "as_text" or "as_tokens": what a text's "[SEP]" is unless it is said
     position_limit  most tokens of a pair, None for any
     label           the label whose lead over the others is the score, where files do not say
     scale           what the logit is multiplied by before the activation
@@ -57,6 +58,7 @@ class Manifest:
     causal: bool | Absent = ABSENT
     prompt: str | Absent | None = ABSENT
     template: TextTemplate | Absent | None = ABSENT
+    special_tokens: str | Absent = ABSENT
     position_limit: int | Absent | None = ABSENT
     label: int | Absent | None = ABSENT
     scale: float | Absent = ABSENT
@@ -136,6 +138,10 @@ _KINDS = {
     "template": (
         "null or an object of the strings prefix, middle, suffix and the bool strip",
         lambda value: value is None or _is_template(value),
+    ),
+    "special_tokens": (
+        '"as_text" or "as_tokens"',
+        lambda value: value in ("as_text", "as_tokens"),
     ),
     "position_limit": (
         "an int of at least 1 or null",

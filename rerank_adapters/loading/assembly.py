@@ -79,6 +79,7 @@ def start(found: Found, meaning: Meaning) -> Loaded:
                     labels=meaning.family.labels,
                     framed=meaning.framed,
                     encode=lambda pairs: uncut.encode(pairs).batch,
+                    tokenizer_json=lambda: tokenizer.tokenizer_json,
                 ),
             )
             for device in config.devices
@@ -281,11 +282,15 @@ def _info(
 
 def _check_texts(config: RerankerConfig, loaded: Loaded) -> None:
     """Refuse options that only our own tokenizer honours where the checkpoint's must run."""
-    ours = config.truncation != "longest_first" or config.query_max_tokens is not None
-    if ours and loaded.wants_texts:
+    usual = RerankerConfig()
+    ours = ("truncation", "query_max_tokens", "special_tokens")
+    asked = [name for name in ours if getattr(config, name) != getattr(usual, name)]
+    if config.special_tokens == "as_tokens":  # which is how it writes them
+        asked.remove("special_tokens")
+    if asked and loaded.wants_texts:
+        values = ", ".join(f"{name}={getattr(config, name)!r}" for name in asked)
         raise ConfigError(
-            "truncation and query_max_tokens need pairs written by us, and this checkpoint "
-            f"writes its own ({loaded.backends[0].info().get('fallback')}): got "
-            f"truncation={config.truncation!r}, query_max_tokens={config.query_max_tokens!r}; "
-            "leave both at their defaults"
+            f"{', '.join(ours)} need pairs written by us, and this checkpoint writes its own "
+            f"({loaded.backends[0].info().get('fallback')}): got {values}; leave them at their "
+            "defaults"
         )

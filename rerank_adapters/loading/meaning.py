@@ -50,6 +50,7 @@ def _read(found: Found) -> Meaning:
         max_length=config.max_length,
         truncation=config.truncation,
         query_max_tokens=config.query_max_tokens,
+        special_tokens=config.special_tokens,
         prompt=family.prompt,
         template=family.template,
         position_limit=family.position_limit,

@@ -6,8 +6,8 @@ checked against the tokenizer's own pair encoding; where they disagree pairs are
 `PairTokenizer.whole_pairs_reason` says why. Ids, type ids and cuts equal those of transformers'
 `tokenizer(pairs, truncation="longest_first", max_length=...)`.
 
-Nothing here changes after load, so any number of threads may encode at once. A lone surrogate,
-which no tokenizer takes, is read as "?".
+tokenizer.json says how texts are read (`overrides` names the few exceptions), whatever runs the
+network. Nothing here changes after load, so any number of threads may encode at once.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, normalizers
 
 from ..checkpoints import NO_LIMIT, Checkpoint, as_model_error
 from ..errors import ModelError
+from .overrides import class_of, overruled
 from .truncation import Side
 
 Convert = Callable[[Path], Path]
@@ -20,9 +21,9 @@ Convert = Callable[[Path], Path]
 # Tokenizer classes of transformers that hand no token_type_ids to the model though their frames may
 # number them: `model_input_names` of the class, which a list in tokenizer_config.json replaces.
 _WITHOUT_TYPE_IDS = {
-    *("Albert", "Barthez", "BigBird", "Camembert", "Cohere", "DistilBert", "GPT2", "GPTNeoX"),
-    *("Gemma", "Herbert", "Llama", "MPNet", "Qwen2", "RemBert", "Roberta", "Splinter", "T5"),
-    *("XLMRoberta",),
+    *("albert", "barthez", "bigbird", "camembert", "cohere", "distilbert", "gpt2", "gptneox"),
+    *("gemma", "herbert", "llama", "mpnet", "qwen2", "rembert", "roberta", "splinter", "t5"),
+    *("xlmroberta",),
 }
 
 
@@ -49,7 +50,7 @@ class Files:
     def read(cls, checkpoint: Checkpoint, convert: Convert | None) -> Files:
         """Read tokenizer.json and what goes with it; ModelError where it is missing or damaged."""
         folder, settings, sentence = checkpoint.folder, checkpoint.tokenizer, checkpoint.sentence
-        tokenizer = _load(folder, convert)
+        tokenizer = overruled(_load(folder, convert), checkpoint)
         truncation, padding = tokenizer.truncation or {}, tokenizer.padding or {}
         side = settings.get("truncation_side", truncation.get("direction", "right"))
         if side not in ("left", "right"):
@@ -61,10 +62,10 @@ class Files:
             tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         return cls(
             tokenizer,
-            max_length=_stored_length(settings, sentence),
+            max_length=_stored_length(checkpoint),
             truncation_side=side,
             pad_id=_pad_id(tokenizer, settings, padding, checkpoint.config),
-            types=_gives_types(settings),
+            types=_gives_types(checkpoint),
         )
 
 
@@ -116,12 +117,22 @@ def _growth(rule: dict[str, Any]) -> float:
     return 1.0 + written  # a pattern may match between any two letters
 
 
-def _stored_length(settings: dict[str, Any], sentence: dict[str, Any]) -> int:
+def _stored_length(checkpoint: Checkpoint) -> int:
     """The limit sentence-transformers' own settings give, else the tokenizer's."""
+    settings, sentence = checkpoint.tokenizer, checkpoint.sentence
     text = (sentence.get("processing_kwargs") or {}).get("text") or {}
-    own = sentence.get("max_seq_length") or settings.get("model_max_length")
-    lengths = [length for length in (text.get("max_length"), own) if length]
+    own = sentence.get("max_seq_length")
+    own = own if _is_length(own) else settings.get("model_max_length")
+    stated: tuple[Any, ...] = (text.get("max_length"), own)
+    if any(isinstance(length, str) for length in stated):
+        raise ModelError(f"max_length in {checkpoint.folder} must be a number: got {stated!r}")
+    lengths = [length for length in stated if _is_length(length)]
     return int(min([*lengths, NO_LIMIT]))  # transformers writes 1e30 for "no limit"
+
+
+def _is_length(value: object) -> bool:
+    """Whether it bounds anything: -1, 0, null, NaN, true and words do not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
 
 
 def _pad_id(
@@ -137,9 +148,8 @@ def _pad_id(
     return next((value for value in stated if isinstance(value, int)), 0)
 
 
-def _gives_types(settings: dict[str, Any]) -> bool:
-    names = settings.get("model_input_names")
+def _gives_types(checkpoint: Checkpoint) -> bool:
+    names = checkpoint.tokenizer.get("model_input_names")
     if names is not None:
         return "token_type_ids" in names
-    kind = str(settings.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer")
-    return kind not in _WITHOUT_TYPE_IDS
+    return class_of(checkpoint) not in _WITHOUT_TYPE_IDS

@@ -10,10 +10,11 @@ from tokenizers import Encoding, Tokenizer
 
 from ..checkpoints import NO_LIMIT
 from ..errors import ConfigError
+from ..texts import whole_pairs
 from ..tokens import KnownTokens, TokenBatch
 from .gather import EncodedPairs, Ids, gather
 from .probes import PROBES
-from .reader import Column, Reader, clean
+from .reader import Column, Reader, head
 from .truncation import Counts, Options, longest_first, only_second
 
 SPARE_TOKENS = 64
@@ -146,22 +147,21 @@ class WholeEncoder:
         most, side = 2 * self.options.limit + SPARE_TOKENS, self.options.side
         if all(len(text) <= most for text in (*queries, *documents)):
             return queries, documents
-        counts = zip(self.reader.counts(queries), self.reader.counts(documents), strict=True)
-        heads = [
-            (
-                self.reader.head(query, most + SPARE_TOKENS * int(left > right), side),
-                self.reader.head(document, most + SPARE_TOKENS * int(left <= right), side),
-            )
-            for query, document, (left, right) in zip(queries, documents, counts, strict=True)
-        ]
-        return [query for query, _ in heads], [document for _, document in heads]
+        read = {text: self.reader.full([text])[0] for text in {*queries, *documents}}
+        queries_read, documents_read = [], []
+        for query, document in zip(queries, documents, strict=True):
+            longer = len(read[query]) > len(read[document])
+            left, right = most + SPARE_TOKENS * longer, most + SPARE_TOKENS * (not longer)
+            queries_read.append(head(query, read[query], left, side))
+            documents_read.append(head(document, read[document], right, side))
+        return queries_read, documents_read
 
     def _encodings(self, queries: list[str], documents: list[str]) -> list[Encoding]:
         try:
             return self.truncating.encode_batch(list(zip(queries, documents, strict=True)))
-        except TypeError:  # a lone surrogate somewhere
-            texts = zip(clean(queries), clean(documents), strict=True)
-            return self.truncating.encode_batch(list(texts))
+        except TypeError:  # half a character somewhere
+            pairs = whole_pairs(list(zip(queries, documents, strict=True)))
+            return self.truncating.encode_batch(list(pairs))
 
 
 def pair_encoder(

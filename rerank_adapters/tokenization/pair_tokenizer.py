@@ -9,14 +9,16 @@ from typing import get_args
 
 import numpy as np
 
-from ..checkpoints import NO_LIMIT, Checkpoint, TextTemplate
-from ..config import Truncation
+from ..checkpoints import ABSENT, NO_LIMIT, Checkpoint, TextTemplate
+from ..config import SpecialTokens, Truncation
 from ..errors import ConfigError
 from ..tokens import KnownTokens
 from .around import Around, AroundWriter
 from .files import Convert, Files
 from .frame import pair_encoder
 from .gather import EncodedPairs
+from .literal import as_text as literal
+from .literal import writes_mark
 from .prompts import PlainWriter, Prompts, TemplateWriter, Writer
 from .reader import Column, Reader
 from .template import text_encoder
@@ -33,26 +35,36 @@ class PairTokenizer:
                  "right", whatever the tokenizer states: pads on the left would shift positions
     whole_pairs_reason  why pairs are encoded whole (slower), "" where they are put together in id
                  space
+    special_tokens  what a text's "[SEP]" is: "as_text" or "as_tokens"
+
+    reader reads texts, plain the checkpoint's own frame or template: two where texts are text only.
     """
 
-    __slots__ = ("_reader", "_writer", "max_length", "pad_id", "pad_side", "whole_pairs_reason")
+    __slots__ = (
+        *("_plain", "_reader", "_writer", "max_length", "pad_id", "pad_side", "special_tokens"),
+        "whole_pairs_reason",
+    )
 
     def __init__(
         self,
         writer: Writer,
         reader: Reader,
+        plain: Reader,
         *,
         max_length: int,
         pad_id: int,
         pad_side: Side,
         whole_pairs_reason: str = "",
+        special_tokens: SpecialTokens = "as_tokens",
     ) -> None:
         self._writer = writer
         self._reader = reader
+        self._plain = plain
         self.max_length = max_length
         self.pad_id = pad_id
         self.pad_side: Side = pad_side
         self.whole_pairs_reason = whole_pairs_reason
+        self.special_tokens: SpecialTokens = special_tokens
 
     @classmethod
     def from_checkpoint(
@@ -64,6 +76,7 @@ class PairTokenizer:
         query_max_tokens: int | None = None,
         prompt: str | None = None,
         template: TextTemplate | None = None,
+        special_tokens: SpecialTokens | None = None,
         position_limit: int | None = None,
         convert: Convert | None = None,
     ) -> PairTokenizer:
@@ -76,6 +89,9 @@ class PairTokenizer:
         query_max_tokens: cuts each query to so many tokens before that (its prompt counts, where
             it is not in a template).
         prompt: put before each query; not used with a *template*, which has it written in.
+        special_tokens: what of them stands in a query or a document: "as_text" is text there,
+            "as_tokens" what it spells; None: as text in a *template*, as tokens elsewhere, where an
+            export does not state it.
         convert: maps a folder without tokenizer.json to a tokenizer.json made from its files.
 
         Raises ModelError for a missing or damaged file, ConfigError for arguments out of range.
@@ -84,24 +100,25 @@ class PairTokenizer:
         files = Files.read(checkpoint, convert)
         limit = min(max_length or NO_LIMIT, position_limit or NO_LIMIT, files.max_length)
         options = Options(limit, truncation, files.truncation_side, query_max_tokens)
-        reader = Reader(files.tokenizer)
-        writer: Writer
-        chats = template is not None and not template.frame
-        if template is not None:
-            around = Around.of(reader, template)
-            first = replace(template, document_first=False)  # `around` changes the texts over
-            text, reason = text_encoder(reader, first, around.within(options))
-            writer = AroundWriter(TemplateWriter(text), around)
-        else:
+        as_text = _as_text(checkpoint, special_tokens, template)
+        reader = plain = Reader(files.tokenizer)
+        if as_text:
+            inside = template is not None and writes_mark(files.tokenizer, template.prefix)
+            reader = Reader(literal(files.tokenizer, inside=inside))
+        if template is None:
             pair, reason = pair_encoder(reader, options, types=files.types)
-            writer = PlainWriter(pair, prompt or "")
+            writer: Writer = PlainWriter(pair, prompt or "")
+        else:
+            writer, reason = _template_writer(reader, plain, template, options)
         return cls(
             writer,
             reader,
+            plain,
             max_length=limit,
             pad_id=files.pad_id,
-            pad_side="left" if checkpoint.causal or chats else "right",
+            pad_side=_pad_side(checkpoint, template),
             whole_pairs_reason=reason,
+            special_tokens="as_text" if as_text else "as_tokens",
         )
 
     @classmethod
@@ -114,6 +131,7 @@ class PairTokenizer:
         query_max_tokens: int | None = None,
         prompt: str | None = None,
         template: TextTemplate | None = None,
+        special_tokens: SpecialTokens | None = None,
         position_limit: int | None = None,
         convert: Convert | None = None,
     ) -> PairTokenizer:
@@ -125,6 +143,7 @@ class PairTokenizer:
             query_max_tokens=query_max_tokens,
             prompt=prompt,
             template=template,
+            special_tokens=special_tokens,
             position_limit=position_limit,
             convert=convert,
         )
@@ -134,11 +153,18 @@ class PairTokenizer:
         return PairTokenizer(
             self._writer.uncut(),
             self._reader,
+            self._plain,
             max_length=NO_LIMIT,
             pad_id=self.pad_id,
             pad_side=self.pad_side,
             whole_pairs_reason=self.whole_pairs_reason,
+            special_tokens=self.special_tokens,
         )
+
+    @property
+    def tokenizer_json(self) -> str:
+        """tokenizer.json as it is read here, for a library that brings a tokenizer of its own."""
+        return self._plain.tokenizer.to_str()
 
     @property
     def whole_pairs(self) -> bool:
@@ -196,9 +222,9 @@ class PairTokenizer:
         return ids[0], ids[1] if len(ids) > 1 else None
 
     def _token(self, word: str) -> int:
-        known: int | None = self._reader.tokenizer.token_to_id(word)
-        ids = self._reader.ids(word) if known is None else [known]
-        unknown = getattr(self._reader.tokenizer.model, "unk_token", None)
+        known: int | None = self._plain.tokenizer.token_to_id(word)
+        ids = self._plain.ids(word) if known is None else [known]
+        unknown = getattr(self._plain.tokenizer.model, "unk_token", None)
         if len(ids) != 1 or (known is None and ids[0] == self._id_of(unknown)):
             raise ConfigError(
                 f"answers must be single tokens of the vocabulary: got {word!r}, which is "
@@ -207,12 +233,37 @@ class PairTokenizer:
         return ids[0]
 
     def _id_of(self, token: str | None) -> int | None:
-        return None if token is None else self._reader.tokenizer.token_to_id(token)
+        return None if token is None else self._plain.tokenizer.token_to_id(token)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each of *texts* has by itself, uncut, without special tokens."""
         counts: list[int] = self._reader.counts(list(texts)).tolist()
         return counts
+
+
+def _template_writer(
+    reader: Reader, plain: Reader, template: TextTemplate, options: Options
+) -> tuple[Writer, str]:
+    """Return the writer of pairs in *template*, and "" or why pairs must be encoded whole."""
+    around = Around.of(plain, template)
+    first = replace(template, document_first=False)  # `around` changes the texts over
+    text, reason = text_encoder(reader, first, around.within(options), plain=plain)
+    return AroundWriter(TemplateWriter(text), around), reason
+
+
+def _pad_side(checkpoint: Checkpoint, template: TextTemplate | None) -> Side:
+    chats = template is not None and not template.frame
+    return "left" if checkpoint.causal or chats else "right"
+
+
+def _as_text(
+    checkpoint: Checkpoint, asked: SpecialTokens | None, template: TextTemplate | None
+) -> bool:
+    """Whether texts write no special tokens: as asked, as exported, else in a template."""
+    stated = checkpoint.manifest.special_tokens
+    if asked is None and stated is not ABSENT:
+        return stated == "as_text"
+    return template is not None if asked is None else asked == "as_text"
 
 
 def _check(max_length: int | None, truncation: str, query_max_tokens: int | None) -> None:

@@ -134,4 +134,4 @@ def _with_prompt(encoder: TextEncoder, prompt: str) -> TextEncoder:
             "prompt must be None, since this model's chat template cannot take another: got "
             f"{prompt!r}; load the model with that prompt instead"
         )
-    return text_encoder(encoder.reader, template, encoder.options)[0]
+    return text_encoder(encoder.reader, template, encoder.options, plain=encoder.plain)[0]

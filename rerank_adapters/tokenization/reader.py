@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ..checkpoints import NO_LIMIT
+from ..texts import whole
 from ..tokens import KnownTokens
 from .gather import Ids
 from .truncation import Counts, Side
@@ -25,6 +25,10 @@ SETTLED_WORDS = 8
 A cut changes the pre-token that touches it, and with rules that give letters back to the next one
 (GPT-4o's do) the one before it. No rule is known that reaches further.
 """
+
+
+PROBED = 6
+"""A text without blanks is first read to a sixth: if that settles nothing, 7/6 of it were read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +56,12 @@ class Column:
 class Reader:
     """Reads texts with a tokenizer that nobody changes; special tokens are never added."""
 
-    __slots__ = ("tokenizer",)
+    __slots__ = ("_bounded", "tokenizer")
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        words = self.full(["a, b. " * SETTLED_WORDS])[0].word_ids
+        self._bounded = len(set(words)) > SETTLED_WORDS  # else no head of a text ever settles
 
     def column(
         self, texts: list[str], limit: int | None, known: KnownTokens | None = None
@@ -90,32 +96,26 @@ class Reader:
         """Return *texts* up to their first *tokens* tokens (None: whole), and which were cut."""
         if tokens is None:
             return texts, np.zeros(len(texts), dtype=np.bool_)
-        heads = {text: self.head(text, tokens) for text in dict.fromkeys(texts)}
+        distinct = list(dict.fromkeys(texts))
+        read = zip(distinct, self.full(distinct), strict=True)
+        heads = {text: head(text, encoding, tokens) for text, encoding in read}
         dropped = np.array([len(heads[text]) < len(text) for text in texts], dtype=np.bool_)
         return [heads[text] for text in texts], dropped
-
-    def head(self, text: str, tokens: int, side: Side = "right") -> str:
-        """Return *text* up to its first *tokens* tokens, or with *side* "left" its last ones."""
-        (encoding,) = self.full([text])
-        if len(encoding) <= tokens:
-            return text
-        if side == "left":
-            return text[encoding.offsets[-tokens][0] :]
-        return text[: encoding.offsets[tokens][0]]
 
     def fast(self, texts: list[str]) -> list[Encoding]:
         """Return encodings with ids alone."""
         try:
             return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError:  # a lone surrogate somewhere
-            return self.tokenizer.encode_batch_fast(clean(texts), add_special_tokens=False)
+        except TypeError:  # half a character somewhere
+            texts = [whole(text) for text in texts]
+            return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
     def full(self, texts: list[str]) -> list[Encoding]:
         """Return encodings with offsets and word ids."""
         try:
             return self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        except TypeError:  # a lone surrogate somewhere
-            return self.tokenizer.encode_batch(clean(texts), add_special_tokens=False)
+        except TypeError:  # half a character somewhere
+            return self.tokenizer.encode_batch(list(map(whole, texts)), add_special_tokens=False)
 
     def _unread(
         self, texts: list[str], limit: int | None, known: KnownTokens
@@ -137,34 +137,56 @@ class Reader:
     ) -> tuple[list[list[int]], NDArray[np.bool_]]:
         """Return the ids of *texts*, and which of them are cut.
 
-        A long text is read through a window of characters that doubles until SETTLED_WORDS
-        pre-tokens follow the last token wanted, or the text is all in. A cut changes none but the
-        few pre-tokens before it, since each is tokenised by itself. Text without pre-token bounds
-        (Unigram without blanks, Gemma) is read whole.
+        Of a long text a head is read, and that is enough where SETTLED_WORDS pre-tokens follow the
+        last token wanted: a cut changes none but the few pre-tokens before it, since each is
+        tokenised by itself. Else a longer one, while all heads together are a small part of the
+        text, and then all of it: text without pre-token bounds (Unigram without blanks, Gemma) has
+        but one pre-token.
         """
-        window = NO_LIMIT if limit is None else limit * CHARACTERS_PER_TOKEN
         ids: list[list[int]] = [[]] * len(texts)
         cut = np.zeros(len(texts), dtype=np.bool_)
-        short = [row for row, text in enumerate(texts) if len(text) <= window]
-        for row, encoding in zip(short, self.fast([texts[row] for row in short]), strict=True):
+        heads = {row: self._head(text, limit) for row, text in enumerate(texts)}
+        heads = {row: head for row, head in heads.items() if len(head) < len(texts[row])}
+        while heads:
+            longer = {}
+            for (row, head), encoding in zip(
+                heads.items(), self.full(list(heads.values())), strict=True
+            ):
+                cut[row] = _settled(encoding, limit or 0)
+                ids[row] = encoding.ids
+                window = 4 * len(head)
+                if not cut[row] and 2 * window <= len(texts[row]) // PROBED:
+                    longer[row] = texts[row][: cut_offset(texts[row], window)]
+            heads = {row: head for row, head in longer.items() if len(head) < len(texts[row])}
+        wholes = [row for row in range(len(texts)) if not cut[row]]
+        for row, encoding in zip(wholes, self.fast([texts[row] for row in wholes]), strict=True):
             ids[row] = encoding.ids
-        waiting = [row for row, text in enumerate(texts) if len(text) > window]
-        while waiting:
-            heads = [texts[row][: cut_offset(texts[row], window)] for row in waiting]
-            reading, waiting = waiting, []
-            for row, head, encoding in zip(reading, heads, self.full(heads), strict=True):
-                cut[row] = len(head) < len(texts[row])
-                if cut[row] and not _settled(encoding, limit or 0):
-                    waiting.append(row)
-                else:
-                    ids[row] = encoding.ids
-            window *= 2
         return ids, cut
 
+    def _head(self, text: str, limit: int | None) -> str:
+        """Return what to read of *text* first: all of it where it is short, or no head can do."""
+        if limit is None or len(text) <= limit * CHARACTERS_PER_TOKEN:
+            return text
+        window = limit * CHARACTERS_PER_TOKEN
+        if len(text) < window * PROBED and _blanks(text, window) < SETTLED_WORDS:
+            # Where a cut does not settle the text is read again: the head must be a small part.
+            window = len(text) // PROBED
+        return text[: cut_offset(text, window)] if self._bounded else text
 
-def clean(texts: Sequence[str]) -> list[str]:
-    """Return *texts* with "?" for each lone surrogate, which no tokenizer takes."""
-    return [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts]
+
+def head(text: str, encoding: Encoding, tokens: int, side: Side = "right") -> str:
+    """Return *text*, read as *encoding*, up to its first *tokens* tokens, or its last ones."""
+    if len(encoding) <= tokens:
+        return text
+    text = whole(text)  # which is what the offsets count in
+    if side == "left":
+        return text[encoding.offsets[-tokens][0] :]
+    return text[: encoding.offsets[tokens][0]]
+
+
+def _blanks(text: str, window: int) -> int:
+    """Return how many blanks stand in the second half of *window*."""
+    return sum(text.count(blank, window // 2, window) for blank in " \n\t\u00a0\u3000")
 
 
 _BEFORE_BLANK = re.compile(r"(?s:.*)\S(?=\s)")

@@ -11,40 +11,28 @@ from ..checkpoints import TextTemplate
 from ..errors import ConfigError
 from ..tokens import KnownTokens
 from .gather import EncodedPairs, Ids, gather
-from .probes import PROBES
+from .layout import Layout, split
+from .marked import split_at_marks
 from .reader import Reader
 from .truncation import Counts, Options, no_room_left
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seam:
-    """A template split where no token crosses: around the query, around the document, the rest.
-
-    `around_query` and `around_document` are (text before, text after), `tail` the rest's tokens.
-    """
-
-    around_query: tuple[str, str]
-    around_document: tuple[str, str]
-    tail: Ids
-
-    def halves(self, query: str, document: str) -> tuple[str, str]:
-        """Return the two texts to tokenise apart."""
-        (before, after), (between, behind) = self.around_query, self.around_document
-        return f"{before}{query}{after}", f"{between}{document}{behind}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class TextEncoder:
-    """A template's text around a query and a document, without special tokens.
+    """A template's text around a query and a document, without special tokens of the frame's.
 
-    Split at its `seam` each query and document is tokenised once; without a seam each pair is one
-    text. Cut to the limit the text loses its end, so the template's own last tokens (`ending`) are
-    written back over the last tokens kept, as sentence-transformers does: the model is read there.
+    Laid out by `layout` each query and document is tokenised once, or each pair as one text. Cut to
+    the limit the text loses its end, so the template's own last tokens (`ending`) are written back
+    over the last tokens kept, as sentence-transformers does: the model is read there.
+
+    reader  reads the texts; in the template itself marks are tokens always, in texts where `plain`,
+            which reads the template, and `reader` are one
     """
 
     reader: Reader
+    plain: Reader
     template: TextTemplate
-    seam: Seam | None
+    layout: Layout
     ending: Ids
     options: Options
 
@@ -65,17 +53,18 @@ class TextEncoder:
         halves = [self._halves(query, pair[1]) for query, pair in zip(queries, pairs, strict=True)]
         first = self.reader.column([half for half, _ in halves], limit)
         second = self.reader.column([half for _, half in halves], limit, known)
-        tail = self.seam.tail if self.seam else np.zeros(0, dtype=np.int32)
-        counts = np.stack([first.lengths, second.lengths, np.full(len(pairs), len(tail))], axis=1)
+        layout, rows_of = self.layout, np.ones(len(pairs), dtype=np.int64)
+        sources = (layout.head, first.ids, layout.between, second.ids, layout.tail, self.ending)
+        fixed = [rows_of * len(sources[at]) for at in (0, 2, 4)]
+        counts = np.stack([fixed[0], first.lengths, fixed[1], second.lengths, fixed[2]], axis=1)
         long = counts.sum(axis=1) > options.limit
         if options.truncation == "only_second" and long.any():
             asked = [query if cut else "" for query, cut in zip(queries, long, strict=True)]
             self._check_room(asked, range(len(pairs)) if rows is None else rows)
         starts, lengths = self._spans(counts)
-        starts[:, 0] += first.starts
-        starts[:, 1] += second.starts
-        sources = (first.ids, second.ids, tail, self.ending)
-        return EncodedPairs(gather(sources, (0, 0, 0, 0), starts, lengths), dropped | long)
+        starts[:, 1] += first.starts
+        starts[:, 3] += second.starts
+        return EncodedPairs(gather(sources, (0,) * 6, starts, lengths), dropped | long)
 
     def uncut(self) -> TextEncoder:
         """Return the same encoder without limits."""
@@ -88,19 +77,17 @@ class TextEncoder:
 
     def as_read(self, documents: Sequence[str]) -> list[str]:
         """Return *documents* as they are tokenised, the template's text around them among it."""
-        if self.seam is None:
+        if not self.layout.apart:
             return list(documents)
         return [self._halves("", document)[1] for document in documents]
 
     def _halves(self, query: str, document: str) -> tuple[str, str]:
-        if self.seam is None:
-            return self.template.text(query, document), ""
         if self.template.strip:
             query, document = query.strip(), document.strip()
-        return self.seam.halves(query, document)
+        return self.layout.halves(query, document)
 
     def _spans(self, counts: Counts) -> tuple[Counts, Counts]:
-        """Return starts and lengths, (pairs, 4), of the kept part of halves, tail and ending."""
+        """Return starts and lengths, (pairs, 6), of the kept part of each source."""
         limit, totals = self.options.limit, counts.sum(axis=1)
         written = len(self.ending)
         # At the limit itself too, as in sentence-transformers: nothing is cut there, but the text's
@@ -120,23 +107,32 @@ class TextEncoder:
     def _check_room(self, queries: list[str], rows: Sequence[int]) -> None:
         """Raise InputError for the first query that leaves its document no token."""
         room = self.options.limit - len(self.ending)
-        before = [f"{self.template.prefix}{query}{self.template.middle}" for query in queries]
-        lost = np.flatnonzero(self.reader.column(before, room).lengths >= room)
+        layout, middle = self.layout, self.layout.around_document[0]
+        before = [f"{layout.around_query[0]}{query}{layout.around_query[1]}" for query in queries]
+        taken = len(layout.head) + len(layout.between)
+        if layout.apart:
+            taken += len(self.reader.ids(middle))
+        else:
+            before = [text + middle for text in before]
+        lost = np.flatnonzero(self.reader.column(before, room).lengths + taken >= room)
         lost = lost[[bool(queries[row]) for row in lost]]
         if len(lost):
             raise no_room_left(rows[int(lost[0])], room)
 
 
 def text_encoder(
-    reader: Reader, template: TextTemplate, options: Options
+    reader: Reader, template: TextTemplate, options: Options, *, plain: Reader
 ) -> tuple[TextEncoder, str]:
-    """Return the encoder, and "" or why pairs must be encoded whole."""
-    ending = _ending(reader, template)
+    """Return the encoder, and "" or why pairs must be encoded whole.
+
+    reader reads the texts, *plain* the template; where they differ texts write no special tokens.
+    """
+    ending = _ending(plain, template)
     if options.limit < len(ending) + 2:
         raise ConfigError(f"max_length must be at least {len(ending) + 2}: got {options.limit}")
-    seam = _seam(reader, template)
-    reason = "" if seam else "tokens cross from its template to the texts wherever it is split"
-    return TextEncoder(reader, template, seam, ending, options), reason
+    layout = split(plain, template) if reader is plain else split_at_marks(reader, plain, template)
+    reason = "" if layout.apart else "tokens cross from its template to texts wherever it is split"
+    return TextEncoder(reader, plain, template, layout, ending, options), reason
 
 
 def _ending(reader: Reader, template: TextTemplate) -> Ids:
@@ -147,39 +143,3 @@ def _ending(reader: Reader, template: TextTemplate) -> Ids:
     differing = np.flatnonzero(one[:shorter] != two[:shorter])
     # Where one text is the end of the other nothing says where the template's end begins.
     return one[: differing[0]][::-1] if len(differing) else one[:0]
-
-
-def _seam(reader: Reader, template: TextTemplate) -> Seam | None:
-    """Split as late in the middle, then as early in the suffix, as no probe's tokens cross."""
-    middle, suffix = template.middle, template.suffix
-    for at in range(len(middle), -1, -1):
-        query, document = (template.prefix, middle[:at]), (middle[at:], suffix)
-        seam = Seam(query, document, np.zeros(0, dtype=np.int32))
-        if _holds(reader, seam, ""):
-            break
-    else:
-        return None
-    for at in range(len(suffix)):
-        tail = np.array(reader.ids(suffix[at:]), dtype=np.int32)
-        shorter = Seam(query, (document[0], suffix[:at]), tail)
-        if _holds(reader, shorter, suffix[at:]):
-            return shorter
-    return seam
-
-
-def _holds(reader: Reader, seam: Seam, rest: str) -> bool:
-    """Whether *seam* leaves every probe's tokens as they are, between pre-tokens of the whole.
-
-    The second matters more than the first: a probe may miss the one token that crosses, but not
-    the rule that lets characters of its kind into one pre-token.
-    """
-    for pair in PROBES:
-        halves = [reader.ids(half) for half in seam.halves(*pair)]
-        (whole,) = reader.full(["".join([*seam.halves(*pair), rest])])
-        if whole.ids != halves[0] + halves[1] + seam.tail.tolist():
-            return False
-        words = whole.word_ids
-        for start in (len(halves[0]), len(halves[0]) + len(halves[1])):
-            if 0 < start < len(words) and words[start - 1] == words[start]:
-                return False
-    return True

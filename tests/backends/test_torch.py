@@ -59,6 +59,7 @@ def _tokenizer(kind: str) -> PairTokenizer:
         prompt=family.prompt,
         template=family.template,
         position_limit=family.position_limit,
+        special_tokens="as_tokens",  # as the oracle has it, in a template too
     )
 
 

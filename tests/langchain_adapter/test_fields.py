@@ -38,6 +38,7 @@ COUNTS = (
     "num_threads",
     "max_length",
     "query_max_tokens",
+    "special_tokens",
     "max_batch_tokens",
     "max_queue_pairs",
     "max_queue_tokens",

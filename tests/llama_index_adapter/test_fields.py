@@ -45,6 +45,7 @@ CHANGED = {
     "template": "{query} {document}",
     "answers": ("yes", "no"),
     "label": 1,
+    "special_tokens": "as_text",
     "prompt": "Find it",
     "max_batch_tokens": 999,
     "activation": "sigmoid",

@@ -65,6 +65,7 @@ def _config(
         max_length=max_length,
         truncation=truncation,
         prompt=prompt,
+        special_tokens="as_tokens",  # as the oracle has it, in a template too
         local_files_only=True,
     )
 

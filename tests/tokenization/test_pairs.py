@@ -193,11 +193,11 @@ def test_count_is_of_the_text_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "reversed"])
-def test_lone_surrogates_read_as_question_marks(name: str) -> None:
-    """What no encoding can write becomes "?", in every pair and nowhere else."""
+def test_surrogates_are_joined_or_replaced(name: str) -> None:
+    """Two halves are their character, and what no encoding can write is U+FFFD."""
     tokenizer = tokenizer_of(name)
-    odd = [("a \ud800 b", "c \udfff"), ("nul \x00", "\ud83d half an emoji")]
-    clean = [("a ? b", "c ?"), ("nul \x00", "? half an emoji")]
+    odd = [("a \ud800 b", "c \udfff"), ("nul \x00", "\ud83d half \ud83d\ude00 emoji")]
+    clean = [("a \ufffd b", "c \ufffd"), ("nul \x00", "\ufffd half \U0001f600 emoji")]
     ours, plain = tokenizer.encode(odd).batch, tokenizer.encode(clean).batch
     assert ours.input_ids.tolist() == plain.input_ids.tolist()
     assert ours.lengths.tolist() == plain.lengths.tolist()

@@ -14,7 +14,7 @@ from rerank_adapters.tokenization import PairTokenizer
 from rerank_adapters.tokenization.reader import CHARACTERS_PER_TOKEN, Reader, cut_offset
 from tests.checkpoints import LONG_DOCUMENT, TRAINING_TEXT, build
 
-from .folders import FRAMES, by_hand, tokenizer_of
+from .folders import FRAMES, by_hand, folder_of, tokenizer_of
 
 PROSE = " ".join(TRAINING_TEXT.splitlines()[:38]) + " "
 CJK = "東京は日本の首都であり、世界最大の都市の一つです。光合作用把二氧化碳和水变成糖"
@@ -190,16 +190,49 @@ def test_a_cut_that_splits_the_word_before_it_is_not_settled() -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(["library.東ABCd.東ABC " * 9], trainer)
-    reader, text = Reader(tokenizer), "library" + ".東ABCd" * 400
+    reader, text = Reader(tokenizer), "library" + ".東ABCd" * 5000
     assert len(reader.ids("library.東ABCd")) == 2
     assert len(reader.ids("library.東ABC")) == 3
+    whole = reader.ids(text)
     for limit in range(1, 100):
         column = reader.column([text], limit)
         assert column.cut[0]
-        assert column.ids[:limit].tolist() == reader.ids(text)[:limit]
+        assert column.ids[:limit].tolist() == whole[:limit]
 
 
 def test_left_truncation_reads_to_the_end() -> None:
     """Cut on the left, a long document keeps its last tokens."""
     ours = tokenizer_of("left", max_length=30).encode([("lamp", PROSE * 20)]).batch
     assert ours.input_ids.tolist() == by_hand("left", ("lamp", PROSE * 20), 30)
+
+
+@pytest.mark.parametrize("blanks", [0, 1])
+@pytest.mark.parametrize("windows", [0.9, 1.3, 3, 5.5, 6.5, 40])
+def test_a_text_without_blanks_is_hardly_read_twice(
+    watched: tuple[PairTokenizer, Spy], windows: float, blanks: int
+) -> None:
+    """At most 1.2 times its characters reach the tokenizer, however long it is."""
+    tokenizer, spy = watched
+    text = (CJK * 9_999)[: int(windows * CHARACTERS_PER_TOKEN * 512)]
+    text = text.replace(CJK * 30, CJK * 30 + " ") if blanks else text
+    tokenizer.encode([("東京は", text)])
+    assert sum(map(len, spy.texts)) <= 1.2 * len(text) + len("東京は")
+
+
+def test_a_text_of_one_pretoken_is_read_once() -> None:
+    """Gemma's tokenizer bounds nothing, so that no head of a text can be trusted: none is tried."""
+    tokenizer = PairTokenizer.from_folder(folder_of("gemma"), max_length=64)
+    reader: Reader = tokenizer._writer.encoder.reader
+    spy = reader.tokenizer = Spy(reader.tokenizer)
+    tokenizer.encode([("lamp", PROSE * 9)])
+    assert sorted(spy.texts) == sorted([PROSE * 9, "lamp"])
+
+
+def test_a_pair_encoded_whole_reads_long_texts_once() -> None:
+    """Where the tokenizer's own pair encoding runs, a long text is counted and cut at once."""
+    tokenizer = PairTokenizer.from_folder(folder_of("reversed"), max_length=64)
+    assert tokenizer.whole_pairs
+    reader: Reader = tokenizer._writer.encoder.reader
+    spy = reader.tokenizer = Spy(reader.tokenizer)
+    tokenizer.encode([("lamp", CJK * 99)])
+    assert sorted(spy.texts) == sorted([CJK * 99, "lamp"])

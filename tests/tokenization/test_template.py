@@ -35,7 +35,8 @@ def template() -> TextTemplate:
 
 @functools.cache
 def tokenizer_of(**options: Any) -> PairTokenizer:
-    """The tokenizer of the tiny Qwen3, in its template."""
+    """The tokenizer of the tiny Qwen3, in its template; as sentence-transformers has marks."""
+    options = {"special_tokens": "as_tokens", **options}
     return PairTokenizer.from_folder(build("qwen3"), template=template(), **options)
 
 

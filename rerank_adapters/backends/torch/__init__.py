@@ -46,4 +46,5 @@ def load(folder: Path, selection: Selection, options: LoadOptions) -> TorchBacke
         encode=options.encode,
         answers=options.answers,
         framed=options.framed,
+        tokenizer_json=options.tokenizer_json,
     )

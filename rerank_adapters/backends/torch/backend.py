@@ -45,15 +45,23 @@ class TorchBackend:
         pad_side: Literal["left", "right"],
         prompt: str | None = None,
         encode: Encode | None = None,
+        tokenizer_json: Callable[[], str] | None = None,
     ) -> None:
         self.device = loaded.network.device
         self.dtype = loaded.network.dtype
         self._network = type(loaded.network).__name__
         self._prompt = loaded.default_prompt if prompt is None else prompt
         self._loaded: LoadedCrossEncoder | None = loaded
+        loaded.pad_with(pad_id, pad_side)
         padded = PaddedPass(loaded, pad_id=pad_id, pad_side=pad_side)
         with torch.inference_mode():
-            proven = prove(loaded, padded=padded, prompt=self._prompt, encode=encode)
+            proven = prove(
+                loaded,
+                padded=padded,
+                prompt=self._prompt,
+                encode=encode,
+                tokenizer_json=tokenizer_json,
+            )
         self._run: Callable[[TokenBatch], Tensor] | None = proven.run
         self._labels, self._details = proven.labels, proven.details
         self._streams = threading.local()
@@ -83,6 +91,7 @@ class TorchBackend:
         encode: Encode | None = None,
         answers: tuple[int, int | None] | None = None,
         framed: bool = False,
+        tokenizer_json: Callable[[], str] | None = None,
     ) -> TorchBackend:
         """Load a checkpoint, and try its passes: the fastest that agrees runs.
 
@@ -91,16 +100,14 @@ class TorchBackend:
             the checkpoint's own tokenizer, the backend wants texts.
         answers: token ids of a language model's yes and no, in place of the files'.
         framed: pairs stand in a frame that the files do not say, so *encode* writes them.
+        tokenizer_json: the checkpoint's tokenizer.json as the caller reads it, which transformers
+            may build anew: it runs in place of that where the two write other ids.
         dtype: "auto" is float16 on CUDA, bfloat16 where float16 overflows, and float32 elsewhere,
             whatever the checkpoint is stored in.
 
         Raises ConfigError (an argument), BackendError (device, dtype), ModelError (the checkpoint).
         """
-        if num_threads is not None:
-            raise ConfigError(
-                "num_threads must be None with the torch backend, whose pool belongs to the whole "
-                f"process: got {num_threads}; call torch.set_num_threads yourself"
-            )
+        _check_threads(num_threads)
         where = resolve_device(device)
         load = partial(
             LoadedCrossEncoder.load,
@@ -111,13 +118,15 @@ class TorchBackend:
             answers=answers,
             encode=partial(_padded, encode, pad_id, pad_side, max_length) if framed else None,
         )
-        make = partial(cls, pad_id=pad_id, pad_side=pad_side, prompt=prompt, encode=encode)
-        for kind in _dtypes(dtype, where):
-            try:
-                return make(load(dtype=kind))
-            except NotFiniteError as error:
-                failure = error.with_traceback(None)  # which would hold the network just dropped
-        raise failure
+        make = partial(
+            cls,
+            pad_id=pad_id,
+            pad_side=pad_side,
+            prompt=prompt,
+            encode=encode,
+            tokenizer_json=tokenizer_json,
+        )
+        return _first_finite(lambda kind: make(load(dtype=kind)), _dtypes(dtype, where))
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return raw outputs, float32 of shape (pairs, labels), in the batch's order.
@@ -230,6 +239,25 @@ def _alike(texts: Sequence[PairText]) -> dict[tuple[str | None, int], list[int]]
     for row, text in enumerate(texts):
         groups.setdefault((text.prompt, text.max_length), []).append(row)
     return groups
+
+
+def _check_threads(num_threads: int | None) -> None:
+    if num_threads is not None:
+        raise ConfigError(
+            "num_threads must be None with the torch backend, whose pool belongs to the whole "
+            f"process: got {num_threads}; call torch.set_num_threads yourself"
+        )
+
+
+def _first_finite(
+    make: Callable[[torch.dtype], TorchBackend], dtypes: Sequence[torch.dtype]
+) -> TorchBackend:
+    for kind in dtypes:
+        try:
+            return make(kind)
+        except NotFiniteError as error:
+            failure = error.with_traceback(None)  # which would hold the network just dropped
+    raise failure
 
 
 def _dtypes(name: str, device: torch.device) -> tuple[torch.dtype, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentence_transformers
 import torch
@@ -127,6 +127,7 @@ class LoadedCrossEncoder:
         self._modular = hasattr(cross_encoder, "preprocess")
         # transformers' tokenizers keep settings as shared state
         self._tokenizing = threading.Lock()
+        self._pad_id: int | None = None
         network: Any = getattr(cross_encoder, "transformers_model", None) or cross_encoder.model
         self.network: transformers.PreTrainedModel = network
         self.tokenizer: Any = cross_encoder.tokenizer
@@ -176,6 +177,21 @@ class LoadedCrossEncoder:
         name = getattr(self._cross_encoder, "default_prompt_name", None)
         return None if name is None else self._cross_encoder.prompts[name]
 
+    def pad_with(self, pad_id: int, side: Literal["left", "right"]) -> None:
+        """Pad by *pad_id* on *side*, whatever the tokenizer states.
+
+        Pads on the left of an encoder's tokens would shift its positions by its company's lengths.
+        """
+        self._pad_id = pad_id
+        if self.tokenizer is not None:
+            self.tokenizer.padding_side = side
+
+    def read_with(self, tokenizer_json: str) -> None:
+        """Let the tokenizer of *tokenizer_json* run in transformers', which may be built anew."""
+        inner = getattr(self.tokenizer, "_tokenizer", None)
+        if inner is not None:
+            self.tokenizer._tokenizer = type(inner).from_str(tokenizer_json)
+
     def preprocess(
         self, pairs: Sequence[tuple[str, str]], prompt: str | None, max_length: int | None = None
     ) -> dict[str, Any]:
@@ -188,13 +204,20 @@ class LoadedCrossEncoder:
         with self._tokenizing:
             if self.tokenizer is not None:
                 self.tokenizer.model_max_length = max_length or self.max_length
-            if self._modular:
-                texts = [list(pair) for pair in pairs]
-                return dict(self._cross_encoder.preprocess(texts, prompt=prompt))
-            texts = [[f"{prompt or ''}{query}", document] for query, document in pairs]
-            return dict(
-                self.tokenizer(texts, padding=True, truncation="longest_first", return_tensors="pt")
-            )
+            features = self._features(pairs, prompt)
+        if self._pad_id is not None and "attention_mask" in features:
+            ids = features["input_ids"]
+            features["input_ids"] = ids.masked_fill(features["attention_mask"] == 0, self._pad_id)
+        return features
+
+    def _features(self, pairs: Sequence[tuple[str, str]], prompt: str | None) -> dict[str, Any]:
+        if self._modular:
+            texts = [list(pair) for pair in pairs]
+            return dict(self._cross_encoder.preprocess(texts, prompt=prompt))
+        texts = [[f"{prompt or ''}{query}", document] for query, document in pairs]
+        return dict(
+            self.tokenizer(texts, padding=True, truncation="longest_first", return_tensors="pt")
+        )
 
     def forward(self, features: Mapping[str, Any]) -> Tensor:
         """Return raw outputs of shape (pairs, labels), on the device, in the network's dtype."""

@@ -13,21 +13,20 @@ from .attention import Packing
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """One packed batch on the device; each token's sequence and each sequence's ends are known."""
+    """One packed batch on the device; each token's sequence and each sequence's ends are known.
+
+    last  where each sequence ends, or its last token that a decoder's head reads, shape (pairs,)
+    """
 
     inputs: Mapping[str, Tensor]
     packing: Packing
     sequence: Tensor
+    last: Tensor
 
     @property
     def first(self) -> Tensor:
         """Where each sequence starts, shape (pairs,)."""
         return self.packing.offsets[:-1]
-
-    @property
-    def last(self) -> Tensor:
-        """Where each sequence ends, its last token, shape (pairs,)."""
-        return self.packing.offsets[1:] - 1
 
 
 Pooling = Callable[[Tensor, Packed], Tensor]

@@ -46,12 +46,22 @@ class Proven:
 
 
 def prove(
-    loaded: LoadedCrossEncoder, *, padded: PaddedPass, prompt: str | None, encode: Encode | None
+    loaded: LoadedCrossEncoder,
+    *,
+    padded: PaddedPass,
+    prompt: str | None,
+    encode: Encode | None,
+    tokenizer_json: Callable[[], str] | None = None,
 ) -> Proven:
     """Try each pass on UNEVEN against sentence-transformers' own preprocessing and forward.
 
     Raises NotFiniteError where logits overflow.
     """
+    why_texts = "" if encode is None else _other_ids(loaded, prompt, encode)
+    if why_texts and encode is not None and tokenizer_json is not None:
+        # tokenizer.json is the authority; what still differs is no matter of the tokenizer's.
+        loaded.read_with(tokenizer_json())
+        why_texts = _other_ids(loaded, prompt, encode)
     features = loaded.preprocess(UNEVEN, prompt)
     padded.constants = {k: v for k, v in features.items() if not isinstance(v, Tensor)}
     oracle = _host(loaded.forward(features))
@@ -65,7 +75,6 @@ def prove(
         reason = f"it wants more than token ids, masks and types ({flaw})"
         return Proven(None, labels, "", reason, {**details, "layout": "features"})
     packed, why_padded = _packed(loaded, ragged(features), oracle)
-    why_texts = "" if encode is None else _other_ids(loaded, prompt, encode)
     run = packed or padded
     return Proven(run, labels, why_padded, why_texts, {**details, **run.details})
 

@@ -83,6 +83,7 @@ class PackedPass:
         self._accepts = inspect.signature(self._backbone.forward).parameters.keys()
         self._type_ids = takes_type_ids(loaded)
         self._padding_idx = _offset_positions(self._backbone)
+        self._unread = _unread_at_the_end(loaded)
         self._hook: RemovableHandle | None = None
         self.pooling: Pooling = first_row
 
@@ -146,10 +147,14 @@ class PackedPass:
             offsets=_ship(offsets.astype(np.int32), device),
             cells=tokens[4],
         )
+        ends = offsets[1:] - 1
+        if self._unread is not None:
+            read = np.where(batch.input_ids == self._unread, 0, columns)
+            ends = offsets[:-1] + np.maximum.reduceat(read, offsets[:-1])
         inputs = {"input_ids": tokens[None, 0], "position_ids": tokens[None, 1]}
         if self._type_ids:
             inputs["token_type_ids"] = tokens[None, 2]
-        return Packed(inputs=inputs, packing=packing, sequence=tokens[3])
+        return Packed(inputs=inputs, packing=packing, sequence=tokens[3], last=_ship(ends, device))
 
     def hidden(self, packed: Packed) -> Tensor:
         """Return hidden states of shape (tokens, width)."""
@@ -181,6 +186,16 @@ def _offset_positions(backbone: PreTrainedModel) -> int | None:
         if learned and isinstance(padding_idx, int):
             return padding_idx
     return None
+
+
+def _unread_at_the_end(loaded: LoadedCrossEncoder) -> int | None:
+    """Return the id that a decoder's own head of labels passes over to find its last token.
+
+    transformers looks for the last token that is not the pad token, so a text that ends in it is
+    read before it. Heads that sentence-transformers puts behind a network go by the mask.
+    """
+    pad = getattr(loaded.network.config.get_text_config(), "pad_token_id", None)
+    return pad if isinstance(pad, int) and not loaded.tail else None
 
 
 def _counted(batch: TokenBatch, padding_idx: int) -> NDArray[np.int64]:
