@@ -10,7 +10,7 @@ SEED ?= $(shell date +%s)
 # over the rear half of what another has left.
 PYTEST = $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo check test test-all test-sample test-floors test-versions mutants bench docs notebooks wheel clean
+.PHONY: demo check test test-all test-sample test-floors test-versions test-neighbours mutants bench docs notebooks wheel clean
 
 $(VENV)/demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +36,7 @@ check: $(VENV)/all ## linters, types, layers
 test: check ## set up and run the tests, without the long ones
 	$(PYTEST)
 
-test-all: check test-floors test-versions ## every test, the long ones too, on every version
+test-all: check test-floors test-versions test-neighbours ## every test, the long ones too, on every version
 	$(PYTEST) -m ""
 
 test-floors: ## the lowest versions that pyproject.toml claims, in environments of their own
@@ -44,6 +44,15 @@ test-floors: ## the lowest versions that pyproject.toml claims, in environments 
 
 test-versions: ## every Python that pyproject.toml names, as far as it is here
 	.ci/versions
+
+# A folder beside the environment, so that the other tests do without what is in it.
+$(VENV)/neighbours: $(VENV)/all .ci/neighbours.txt
+	rm -rf $@
+	$(PIP) --target $@ --no-deps --requirement .ci/neighbours.txt
+	touch $@
+
+test-neighbours: $(VENV)/neighbours ## traces in OpenInference and Langfuse, adapters in FastAPI
+	PYTHONPATH=$(VENV)/neighbours $(RUN) -m pytest -m "" tests/test_fastapi.py tests/*/test_observers.py
 
 mutants: $(VENV)/all ## make the library wrong in one line at a time: its tests must notice
 	$(RUN) tests/mutants.py

@@ -19,7 +19,7 @@ OTHER = "another"
 def exporter_and_provider() -> tuple[Any, Any]:
     export = pytest.importorskip(
         "opentelemetry.sdk.trace.export.in_memory_span_exporter",
-        reason="OpenTelemetry's SDK is not installed",
+        reason="OpenTelemetry's SDK is not installed: make test-neighbours",
     )
     trace = pytest.importorskip("opentelemetry.sdk.trace")
     simple = pytest.importorskip("opentelemetry.sdk.trace.export")
@@ -62,7 +62,7 @@ async def test_openinference_shows_each_query_with_its_nodes():
     """Its instrumentor, and OpenTelemetry's exporter in memory: one RERANKER span per query."""
     found = pytest.importorskip(
         "openinference.instrumentation.llama_index",
-        reason="openinference-instrumentation-llama-index is not installed",
+        reason="openinference-instrumentation-llama-index is not installed: make test-neighbours",
     )
     exporter, provider = exporter_and_provider()
     instrumentor = found.LlamaIndexInstrumentor()
@@ -78,10 +78,12 @@ async def test_langfuse_exports_each_query_with_its_nodes():
     """Langfuse takes LlamaIndex's traces from OpenInference: its client passes each span on, here
     to an exporter in memory.
     """
-    langfuse = pytest.importorskip("langfuse", reason="langfuse is not installed")
+    langfuse = pytest.importorskip(
+        "langfuse", reason="langfuse is not installed: make test-neighbours"
+    )
     found = pytest.importorskip(
         "openinference.instrumentation.llama_index",
-        reason="openinference-instrumentation-llama-index is not installed",
+        reason="openinference-instrumentation-llama-index is not installed: make test-neighbours",
     )
     exporter, _ = exporter_and_provider()
     client = langfuse.Langfuse(
