@@ -89,7 +89,7 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         """*compressor* None: `CrossEncoderCompressor(reranker=reranker)`, which is given instead.
 
         - query: makes the query from a tool call; None takes its "query" argument, else the last
-          human message that has text.
+          human message that has text. Where there is none, it is blank.
         - tools: names of the tools whose results are reranked, or the tools. None: all of them.
         - name: of this instance, without : and |; one agent may hold several of different names.
           None: the class's, with the settings that the compressor binds.
@@ -183,22 +183,29 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         messages = _messages(result)
         for message in messages:
             self._see(request.tool, message)
-        if self._mode == "before_model":
+        # What a tool returns directly is read by no model: there is no other moment to rank it.
+        direct = request.tool is not None and request.tool.return_direct
+        if self._mode == "before_model" and not direct:
             return []
         own = [(one, request.tool_call) for one in messages]
-        return self._pools(own, request.state.get("messages") or [])
+        return self._pools(own, _history(request.state))
 
     def _see(self, tool: BaseTool | None, message: ToolMessage) -> None:
         """Warn, once for each, of retriever tools whose documents do not come with the message."""
         if tool is None or not self._is_chosen(tool.name) or message.artifact is not None:
             return
-        if tool.args_schema is RetrieverInput and tool.name not in self._warned:
-            self._warned.add(tool.name)
-            logger.warning(
-                "%s: the tool %r returns text alone, which is not reranked: make it with "
+        if tool.args_schema is RetrieverInput:
+            self._warn_of(
+                tool.name,
+                "returns text alone, which is not reranked: make it with "
                 'response_format="content_and_artifact"',
-                *(self.name, tool.name),
             )
+
+    def _warn_of(self, tool: str, what: str) -> None:
+        """Say *what* of *tool* in the log, once."""
+        if tool not in self._warned:
+            self._warned.add(tool)
+            logger.warning("%s: the tool %r %s", self.name, tool, what)
 
     def _is_chosen(self, tool: str | None) -> bool:
         return self.tool_names is None or tool in self.tool_names
@@ -208,14 +215,15 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         results: Sequence[tuple[ToolMessage, ToolCall | None]],
         messages: Sequence[AnyMessage],
     ) -> list[Pool]:
-        """What is ranked together: results of equal queries."""
-        pools: dict[str, list[Found]] = {}
+        """What is ranked together: results of equal queries; without a query, each is alone."""
+        pools: dict[object, list[Found]] = {}
         for message, call in results:
             if self._is_chosen(message.name or (call["name"] if call else None)):
                 found = self._found(message, call, messages)
                 if found is not None:
-                    pools.setdefault(found.query, []).append(found)
-        return [Pool(query, found) for query, found in pools.items()]
+                    key = found.query if found.query.strip() else id(found)
+                    pools.setdefault(key, []).append(found)
+        return [Pool(found[0].query, found) for found in pools.values()]
 
     def _found(
         self, message: ToolMessage, call: ToolCall | None, messages: Sequence[AnyMessage]
@@ -227,7 +235,10 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         tool = message.name or (call["name"] if call else "")
         form = self._forms.of(tool, message.content, documents)
         if form is not None:
-            return Found(message, query_of(call, messages, self._query), documents, put, form)
+            query = query_of(call, messages, self._query)
+            if not query.strip() and self._on_blank_query == "keep":
+                self._warn_of(tool, "was called without a query: its documents stay in their order")
+            return Found(message, query, documents, put, form)
         error = InputError(
             f"the content of tool {tool!r} must hold its documents' texts to be written anew: give "
             f"formatters={{{tool!r}: ...}} or document_prompt=, or leave it out of tools="
@@ -256,7 +267,8 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         blank = not pool.query.strip()
         if blank and self._on_blank_query == "error":
             raise InputError(
-                f"query must be a str that is not blank: got {pool.query!r:.80}; "
+                f"query must be a str that is not blank: got {pool.query!r:.80}, from the call's "
+                '"query" argument or else the last human message; give query=, or '
                 'on_blank_query="keep" lets it pass'
             )
         return not blank or accepts(self.compressor, "on_blank_query")
@@ -286,6 +298,14 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             ranked = None if isinstance(outcome, Exception) else outcome
             messages += pool.whole if ranked is None else pool.answers(ranked)
         return messages
+
+
+def _history(state: Any) -> Sequence[AnyMessage]:
+    """The messages of a graph's state, which is a mapping, a list of them or an object."""
+    if isinstance(state, list):
+        return state
+    found = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", ())
+    return found or ()
 
 
 def _messages(result: object) -> list[ToolMessage]:

@@ -99,7 +99,7 @@ def last_round(messages: Sequence[AnyMessage]) -> list[tuple[ToolMessage, ToolCa
 def query_of(
     call: ToolCall | None, messages: Sequence[AnyMessage], function: QueryOf | None
 ) -> str:
-    """What *function* makes of *call*, or its "query", or what the human said last."""
+    """What *function* makes of *call*, or its "query", or what the human said last, or ""."""
     if function is not None and call is not None:
         query = function(call)
         if not isinstance(query, str):
@@ -111,7 +111,7 @@ def query_of(
     for message in reversed(messages):
         if isinstance(message, HumanMessage) and message.text.strip():
             return str(message.text)
-    raise InputError('neither a "query" argument nor a human message with text: give query=')
+    return ""
 
 
 def documents_of(

@@ -232,8 +232,9 @@ async def test_a_compressor_that_drops_metadata_is_an_error(
 async def test_no_query_is_an_error(compressor: CrossEncoderCompressor) -> None:
     """Neither one query nor a human message: the error names the argument that cures it."""
     message = ToolMessage("", tool_call_id="1", artifact=documents())
+    middleware = RerankingMiddleware(compressor, on_blank_query="error")
     with pytest.raises(InputError, match="give query="):
-        RerankingMiddleware(compressor).before_model({"messages": [message]}, None)
+        middleware.before_model({"messages": [message]}, None)
 
 
 async def test_documents_carry_no_trace_of_the_bookkeeping(
