@@ -1,0 +1,1 @@
+"""Tests of rerank_adapters.cli."""
