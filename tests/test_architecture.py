@@ -105,8 +105,8 @@ THIRD_PARTY = {
     "calls": {"numpy"},
     "checks": {"numpy"},
     "cli": {
-        *("bm25s", "bs4", "ir_measures", "langchain_core", "langchain_text_splitters"),
-        *("llama_index", "numpy", "pypdf", "rich", "typer"),
+        *("Stemmer", "bm25s", "bs4", "docx", "ir_measures", "langchain_core"),
+        *("langchain_text_splitters", "llama_index", "numpy", "pathspec", "pypdf", "rich", "typer"),
     },
     "engine": {"numpy"},
     "export": {

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rerank_adapters import ConfigError, InputError, Reranker, ScoreCache, Windows
 from rerank_adapters.adapter_fields import in_body
 from rerank_adapters.cli.app import app
-from rerank_adapters.cli.mapping import mapping
+from rerank_adapters.cli.options import mapping
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from rerank_adapters.testing import ranker_from

@@ -30,6 +30,9 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on *arguments* (None: the process's own); leave with its exit code."""
+    _fill_closed()
+    if sys.stdout is None:
+        raise SystemExit(_stop("standard output must be open, for the answer: it is closed"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a bar or an accent must not end the program
@@ -78,7 +81,19 @@ def _hint(message: str) -> str:
     return option_hint(found[1].replace("-", "_")) if found else ""
 
 
+def _fill_closed() -> None:
+    """Put /dev/null where a standard stream was closed (`2>&-`, cron).
+
+    Else the next file opened, a model's perhaps, would stand there and be written into.
+    """
+    while (device := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(device)
+
+
 def _stop(message: str, code: int = 2) -> int:
+    if sys.stderr is None:  # there is nobody to tell
+        return code
     print(f"rerank-adapters: {one_line(message)}", file=sys.stderr)  # noqa: T201  # no rich here: it may be what is missing
     return code
 

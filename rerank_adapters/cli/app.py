@@ -9,29 +9,24 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .. import __version__
-from ..config import OPTIONS, BackendName, DType
-from .console import emit, progress, say, table
-from .mapping import mapping
+from ..config import RerankerConfig
+from ..errors import InputError
+from .console import emit, note, progress, say, table
+from .options import takes
 
 app = typer.Typer(
     help="Rerank text with a cross-encoder: search, measure, export.",
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Query = Annotated[str, typer.Argument(metavar="QUERY", help="The question.")]
-Model = Annotated[str, typer.Option("--model", "-m", help=OPTIONS["model"].text)]
-Backend = Annotated[BackendName, typer.Option(help=OPTIONS["backend"].text)]
-Device = Annotated[str, typer.Option(help=OPTIONS["device"].text)]
-Precision = Annotated[DType, typer.Option(help=OPTIONS["dtype"].text)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help=OPTIONS["max_length"].text)]
-Windows = Annotated[
-    str | None, typer.Option(metavar="tokens=N,stride=N,...", help=OPTIONS["windows"].text)
-]
-Cache = Annotated[
-    str | None, typer.Option(metavar="bytes=N,path=FILE,...", help=OPTIONS["cache"].text)
-]
+Threshold = Annotated[float | None, typer.Option(help="Lowest score kept. None: no bound.")]
+Options = dict[str, Any]
+
+FETCHED = ("revision", "cache_folder", "local_files_only", "token", "trust_remote_code")
+"""What finding a model takes, whatever it is for."""
 
 
 def _file(text: str) -> Any:
@@ -52,120 +47,117 @@ def root(
 
 
 @app.command()
+@takes()
 def search(
     query: Query,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Files and folders; - is stdin.")
+    ],
     *,
     top_n: Annotated[int, typer.Option("--top-n", "-n", min=1, help="How many to show.")] = 10,
+    score_threshold: Threshold = None,
     candidates: Annotated[int, typer.Option(min=1, help="Passages that BM25 hands on.")] = 50,
-    model: Model = "default",
-    backend: Backend = "auto",
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    max_length: MaxLength = None,
-    windows: Windows = None,
-    cache: Cache = None,
     as_json: AsJson = False,
+    options: Options,
 ) -> None:
     """Search files: BM25 finds candidates, the reranker puts the best first."""
     from ..reranker import Reranker
     from .search import search as search_files
 
-    with Reranker(
-        model,
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        max_length=max_length,
-        windows=mapping("--windows", windows),
-        cache=mapping("--cache", cache),
-    ) as reranker:
+    with Reranker.from_config(RerankerConfig(**options)) as reranker:
         search_files(
-            query, paths, ranker=reranker, candidates=candidates, top_n=top_n, as_json=as_json
+            query,
+            paths,
+            ranker=reranker,
+            candidates=candidates,
+            top_n=top_n,
+            score_threshold=score_threshold,
+            as_json=as_json,
         )
 
 
 @app.command()
+@takes()
 def rerank(
     query: Query,
     *,
     top_n: Annotated[
         int | None, typer.Option("--top-n", "-n", min=1, help="How many to keep. None: all.")
     ] = None,
-    score_threshold: Annotated[float | None, typer.Option(help="Lowest score kept.")] = None,
+    score_threshold: Threshold = None,
     text_field: Annotated[str, typer.Option(help="Where JSON lines keep their text.")] = "text",
-    model: Model = "default",
-    backend: Backend = "auto",
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    max_length: MaxLength = None,
-    windows: Windows = None,
-    cache: Cache = None,
+    text: Annotated[bool, typer.Option("--text", help="Each line is a text.")] = False,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Each line is a JSON object; any other is an error.")
+    ] = False,
     as_json: AsJson = False,
+    options: Options,
 ) -> None:
-    """Rank the lines (or JSON lines) on standard input, best first.
+    """Rank the lines on standard input, best first: text, JSON lines or a JSON array.
 
-    A terminal gets a table; a pipe, or --json, gets JSON lines: the fields that came in, and
-    index, relevance_score and truncated, which replace fields of these names.
+    Lines are JSON where the first one is a JSON object, else text; --text and --jsonl say which. A
+    terminal gets a table; a pipe, or --json, gets JSON lines: the fields that came in, and index,
+    relevance_score and truncated, which replace fields of these names.
     """
     from ..reranker import Reranker
-    from .console import note
     from .search import rerank as rerank_lines
 
+    if text and jsonl:
+        raise InputError("--text and --jsonl must not be given both: got both")
+    if sys.stdin is None:
+        raise InputError("standard input must be open, with lines to rank: it is closed")
     if sys.stdin.isatty():
         note("type or paste lines to rank, then end the input")
-    with Reranker(
-        model,
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        max_length=max_length,
-        windows=mapping("--windows", windows),
-        cache=mapping("--cache", cache),
-    ) as reranker:
+    with Reranker.from_config(RerankerConfig(**options)) as reranker:
         rerank_lines(
             query,
-            sys.stdin.buffer,
+            sys.stdin.buffer.read(),
             ranker=reranker,
             top_n=top_n,
             score_threshold=score_threshold,
             text_field=text_field,
+            form="text" if text else "jsonl" if jsonl else "auto",
             as_json=as_json,
         )
 
 
+Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="BEIR or TREC folder: corpus, queries, qrels.")
+]
+Split = Annotated[str | None, typer.Option(help="Use qrels/SPLIT.tsv.")]
+CorpusFile = Annotated[Path | None, _file("Documents outside DATA: JSONL, TSV or TREC.")]
+QueriesFile = Annotated[Path | None, _file("Queries outside DATA: JSONL, TSV or topics.")]
+QrelsFile = Annotated[Path | None, _file("Judgements outside DATA.")]
+PerQuery = Annotated[bool, typer.Option("--per-query", help="Show every query.")]
+
+
 @app.command()
+@takes()
 def evaluate(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="BEIR or TREC folder: corpus, queries, qrels.")
-    ],
+    data: Data,
     *,
     run: Annotated[Path | None, _file("TREC run to rerank. None: BM25's.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the reranked TREC run here.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Use qrels/SPLIT.tsv.")] = None,
-    corpus: Annotated[Path | None, _file("Documents outside DATA: JSONL, TSV or TREC.")] = None,
-    queries: Annotated[Path | None, _file("Queries outside DATA: JSONL, TSV or topics.")] = None,
-    qrels: Annotated[Path | None, _file("Judgements outside DATA.")] = None,
+    split: Split = None,
+    corpus: CorpusFile = None,
+    queries: QueriesFile = None,
+    qrels: QrelsFile = None,
     candidates: Annotated[int, typer.Option(min=1, help="Documents reranked per query.")] = 100,
-    per_query: Annotated[bool, typer.Option("--per-query", help="Show every query.")] = False,
-    model: Model = "default",
-    backend: Backend = "auto",
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    max_length: MaxLength = None,
+    per_query: PerQuery = False,
     as_json: AsJson = False,
+    options: Options,
 ) -> None:
     """Measure reranking on judged queries: nDCG@10, MRR@10 and recall, before and after."""
     from ..reranker import Reranker
     from .collection import read_collection
     from .evaluate import rerank_collection, show
 
-    collection = read_collection(data, split=split, corpus=corpus, queries=queries, qrels=qrels)
-    with Reranker(
-        model, backend=backend, device=device, dtype=dtype, max_length=max_length
-    ) as reranker:
+    collection = read_collection(
+        data, split=split, corpus=corpus, queries=queries, qrels=qrels, tell=note
+    )
+    with Reranker.from_config(RerankerConfig(**options)) as reranker:
         report = rerank_collection(
             collection, reranker, run=run, candidates=candidates, output=output
         )
@@ -173,6 +165,25 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="TREC run.", exists=True, dir_okay=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="TREC run.", exists=True, dir_okay=False)],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="BEIR or TREC folder, or a file of judgements.")
+    ],
+    *,
+    split: Split = None,
+    per_query: PerQuery = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs on judged queries: each measure of both, and a paired test of the change."""
+    from .evaluate import compare_runs, show
+
+    show(compare_runs(a, b, data, split=split), per_query=per_query, as_json=as_json)
+
+
+@app.command()
+@takes(("model", "device", *FETCHED))
 def tune(
     data: Annotated[
         Path | None,
@@ -189,24 +200,23 @@ def tune(
         list[int] | None, typer.Option(min=1, help="Token limits to try; repeat. [256, 512]")
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries per setting.")] = 20,
-    model: Model = "default",
-    device: Device = "auto",
     as_json: AsJson = False,
+    options: Options,
 ) -> None:
     """Measure this machine and this data: quality and latency of every setting."""
     from .collection import read_collection
-    from .tune import show
+    from .tune import TRIED, show
     from .tune import tune as measure
 
-    with progress("measuring") as advance:
+    candidates, max_length = candidates or [20, 50, 100], max_length or [256, 512]
+    with progress("measuring", len(TRIED) * len(max_length) * len(candidates)) as advance:
         found = []
         for one in measure(
-            model,
-            read_collection(data) if data is not None else None,
-            candidates=candidates or [20, 50, 100],
-            max_lengths=max_length or [256, 512],
+            RerankerConfig(**options),
+            read_collection(data, tell=note) if data is not None else None,
+            candidates=candidates,
+            max_lengths=max_length,
             num_queries=queries,
-            device=device,
         ):
             found.append(one)
             advance()
@@ -214,6 +224,7 @@ def tune(
 
 
 @app.command()
+@takes((*FETCHED, "prompt", "template", "answers", "label"))
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")],
     folder: Annotated[
@@ -223,27 +234,14 @@ def export(
     dtype: Annotated[
         Literal["float32", "float16", "int8"], typer.Option(help="Numbers the file holds.")
     ] = "float32",
-    revision: Annotated[str | None, typer.Option(help=OPTIONS["revision"].text)] = None,
-    local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help=OPTIONS["local_files_only"].text)
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help=OPTIONS["trust_remote_code"].text)
-    ] = False,
     as_json: AsJson = False,
+    options: Options,
 ) -> None:
     """Write a checkpoint as ONNX, checked against torch before it is kept."""
     from ..export import FILE_NAMES, export_onnx
 
     with progress("exporting and checking"):
-        written = export_onnx(
-            model,
-            folder,
-            dtype,
-            revision=revision,
-            local_files_only=local_files_only,
-            trust_remote_code=trust_remote_code,
-        )
+        written = export_onnx(model, folder, dtype, **options)
     file = written / FILE_NAMES[dtype]
     megabytes = round(file.stat().st_size / 1e6, 1)
     if as_json:
@@ -253,15 +251,14 @@ def export(
 
 
 @app.command()
+@takes(but=("model",))
 def info(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="None: models on this machine.")
     ] = None,
     *,
-    backend: Backend = "auto",
-    device: Device = "auto",
-    dtype: Precision = "auto",
     as_json: AsJson = False,
+    options: Options,
 ) -> None:
     """What runs here and why; without MODEL, the families tested and the models at hand."""
     facts: dict[str, Any]
@@ -272,7 +269,7 @@ def info(
     else:
         from ..reranker import Reranker
 
-        with Reranker(model, backend=backend, device=device, dtype=dtype) as reranker:
+        with Reranker.from_config(RerankerConfig(model=model, **options)) as reranker:
             facts = reranker.info().to_dict()
     if as_json:
         emit(facts)

@@ -164,23 +164,55 @@ def read_collection(
     corpus: Path | None = None,
     queries: Path | None = None,
     qrels: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Collection:
     """The collection in *folder*, or in the files named; only judged queries are kept.
 
     Documents and queries are JSONL, tab-separated or TREC SGML, told apart by their first letter.
     *split* picks qrels/*split*.tsv; without it qrels.tsv comes before qrels/test.tsv.
-    InputError names a file that is missing or malformed, and ids that do not match.
+    *tell* is told of judgements that name no document here, or find none relevant. InputError
+    names a file that is missing or malformed, and ids that do not match at all.
     """
-    judged = qrels or _first(folder, "judgements", _qrels_names(split))
+    judged = qrels or qrels_file(folder, split)
     asked = queries or _first(folder, "queries", QUERIES)
     documents = Documents(corpus or _first(folder, "documents", CORPUS))
-    judgements = read_qrels(judged)
+    judgements = read_qrels(judged, tell)
     texts = {name: text for name, text in read_queries(asked).items() if name in judgements}
     if not texts:
         raise InputError(f"qrels must judge some of the queries: {judged} judges none of {asked}")
-    if not any(name in documents for query in texts for name in judgements[query]):
-        raise InputError(f"qrels must judge some of the documents: {judged} judges none of them")
+    _check_judgements(judged, {query: judgements[query] for query in texts}, documents, tell)
+    unasked = len(judgements) - len(texts)
+    if unasked:
+        tell(f"{unasked} of {len(judgements)} judged queries are not in {asked}")
     return Collection(texts, judgements, documents)
+
+
+def _check_judgements(
+    file: Path, judgements: Qrels, documents: Documents, tell: Callable[[str], None]
+) -> None:
+    """Tell what would make every measure low without being the ranking's fault."""
+    named = {name for grades in judgements.values() for name in grades}
+    absent = sorted(name for name in named if name not in documents)
+    if len(absent) == len(named):
+        raise InputError(
+            f"qrels must judge some of the documents: {file} judges none of them, but "
+            f"{', '.join(map(repr, absent[:3]))}"
+        )
+    if absent:
+        tell(
+            f"{len(absent)} of {len(named)} judged documents are not in the corpus, such as "
+            f"{', '.join(map(repr, absent[:3]))}: no ranking can find them"
+        )
+    barren = [query for query, grades in judgements.items() if max(grades.values()) <= 0]
+    if len(barren) == len(judgements):
+        raise InputError(f"qrels must find some documents relevant: every grade of {file} is 0")
+    if barren:
+        tell(f"{len(barren)} of {len(judgements)} queries have no relevant document: they count 0")
+
+
+def qrels_file(data: Path, split: str | None = None) -> Path:
+    """*data* itself where it is a file, else the judgements in it. InputError: it has none."""
+    return data if data.is_file() else _first(data, "judgements", _qrels_names(split))
 
 
 def _qrels_names(split: str | None) -> list[str]:
@@ -201,6 +233,8 @@ def read_queries(file: Path) -> dict[str, str]:
     for _, name, text in _records(file, _form(file, TOPICS)):
         if not text:
             raise InputError(f"{file} must have a text for every query: {name!r} has none")
+        if texts.get(name, text) != text:
+            raise InputError(f"{file} must name each query once: got {name!r} with two texts")
         texts[name] = text
     return texts
 
@@ -217,20 +251,31 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def read_qrels(file: Path) -> Qrels:
-    """Judgements by query: BEIR's three columns (a header is passed over) or TREC's four."""
+def read_qrels(file: Path, tell: Callable[[str], None] = lambda _: None) -> Qrels:
+    """Judgements by query: BEIR's three columns (a header is passed over) or TREC's four.
+
+    *tell* is told of a document judged twice for one query: the last judgement stands.
+    """
     qrels: Qrels = {}
+    twice: list[str] = []
     for number, line in _lines(file):
         parts = line.split("\t") if "\t" in line else line.split()
         if number == 1 and not re.fullmatch(r"-?\d+", parts[-1]):
             continue
         try:
             query, *_, document, grade = parts
-            qrels.setdefault(query, {})[document] = int(grade)
+            if qrels.setdefault(query, {}).setdefault(document, int(grade)) != int(grade):
+                twice.append(f"{query} {document}")
+            qrels[query][document] = int(grade)
         except ValueError as error:
             raise InputError(f"{file}:{number} must be a judgement: got {line[:60]!r}") from error
         if len(parts) > 4:
             raise InputError(f"{file}:{number} must have 3 or 4 columns: got {line[:60]!r}")
+    if twice:
+        tell(
+            f"{file} judges {len(twice)} pairs twice and differently, such as {twice[0]!r}: the "
+            "last judgement counts"
+        )
     return qrels
 
 

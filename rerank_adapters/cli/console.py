@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import Progress
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -21,9 +21,13 @@ Cell = str | list[str] | Text
 
 
 def emit(value: Any) -> None:
-    """One line of JSON. Letters that a terminal might obey, or that it lacks, are escaped."""
+    """One line of JSON, NaN and infinities null. Letters that a terminal might obey are escaped."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    line = json.dumps(value, ensure_ascii=not utf8, allow_nan=False)
+    try:
+        line = json.dumps(value, ensure_ascii=not utf8, allow_nan=False)
+    except ValueError:  # JSON has no NaN, and none of what Python's own writes for it
+        value = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        line = json.dumps(value, ensure_ascii=not utf8, allow_nan=False)
     print(in_json(line))  # noqa: T201  # the answer itself
 
 
@@ -34,24 +38,51 @@ def say(line: str = "", *, style: str | None = None) -> None:
 
 def note(line: str) -> None:
     """A remark beside the answer, on standard error."""
-    print(f"rerank-adapters: {one_line(line)}", file=sys.stderr)  # noqa: T201  # not the answer
+    if sys.stderr is not None:
+        print(f"rerank-adapters: {one_line(line)}", file=sys.stderr)  # noqa: T201  # not the answer
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """An aligned table; cells are text, never markup nor escapes, numbers stand to the right."""
+    draw(drawn_table(columns, rows))
+
+
+def drawn_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    """`table`, to be drawn later."""
     shown = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(_numeric(row[index]) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         shown.add_row(*map(_cell, row))
+    return shown
+
+
+def draw(shown: Table | Panel) -> None:
+    """Print it on standard output."""
     Console().print(shown)
 
 
-def panel(text: str, title: str) -> None:
-    """A text in a frame, line by line as it is."""
+def lines_of(shown: Table | Panel) -> int:
+    """How many lines it takes on this terminal."""
+    console = Console()
+    return len(console.render_lines(shown, console.options))
+
+
+def room() -> int | None:
+    """Lines of the terminal that the answer is shown on, less the prompt's; None: it is none."""
+    console = Console()
+    return console.height - 2 if console.is_terminal and sys.stdout.isatty() else None
+
+
+def panel(text: str, title: str, *, most: int | None = None) -> None:
+    """A text in a frame, line by line as it is, of at most *most* lines on the terminal."""
     shown = lines("\n".join(text.splitlines()))
-    Console().print(Panel(Text(shown), title=Text(one_line(title)), title_align="left"))
+    framed = Panel(Text(shown), title=Text(one_line(title)), title_align="left")
+    while most is not None and lines_of(framed) > most + 2 and len(shown) > 1:
+        shown = shown[: int(len(shown) * 0.9)].rstrip()
+        framed = Panel(Text(f"{shown} …"), title=Text(one_line(title)), title_align="left")
+    draw(framed)
 
 
 def _cell(cell: Cell) -> Text:
@@ -68,9 +99,15 @@ def _numeric(cell: Cell) -> bool:
 
 
 @contextmanager
-def progress(title: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-    """A bar on standard error while inside, on terminals alone; the value advances it by one."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+def progress(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A bar with counts and the time left, on a terminal's standard error alone, while inside.
+
+    The value advances it, by one unless told otherwise, from any thread.
+    """
+    terminal = sys.stderr is not None and sys.stderr.isatty()  # whatever FORCE_COLOR says
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not terminal
+    ) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda count=1: bar.advance(task, count)

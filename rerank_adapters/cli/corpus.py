@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bm25s
+import Stemmer
 
 INSTALLED = Path(__file__).with_name("example")
 CHECKOUT = Path(__file__).parents[2] / "notebooks" / "corpus"
@@ -41,7 +44,12 @@ def passages(folder: Path) -> Iterator[Passage]:
 
 
 class Bm25:
-    """BM25 (Robertson & Zaragoza, 2009; bm25s' Lucene form, k1 1.5, b 0.75, English stop words)."""
+    """BM25 (Robertson & Zaragoza, 2009; bm25s' Lucene form, k1 1.5, b 0.75) over texts' words.
+
+    A word is a run of letters, digits and their marks, in lower case, less English stop words and
+    's, stemmed (Snowball's English). In scripts without blanks (Chinese, Japanese, Thai, Lao,
+    Burmese, Khmer) and in Korean every two neighbouring characters are one.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         """*texts* are read once, one at a time; the index keeps their words' numbers, no text."""
@@ -63,4 +71,39 @@ class Bm25:
 
     @staticmethod
     def _tokens(texts: Iterable[str]) -> Any:
-        return bm25s.tokenize(texts, stopwords="en", show_progress=False)
+        return bm25s.tokenize(
+            map(words, texts),
+            token_pattern=r"\S+",  # noqa: S106 (no password)
+            stopwords="en",
+            stemmer=Stemmer.Stemmer("english"),
+            show_progress=False,
+        )
+
+
+def words(text: str) -> str:
+    """The words of *text*, as BM25 takes them, with a blank between two; not yet stemmed."""
+    return _NO_BLANKS.sub(_pairs, _POSSESSIVE.sub(" ", text).translate(_LETTERS))
+
+
+def _pairs(run: re.Match[str]) -> str:
+    letters = run[0]
+    pairs = [letters[at : at + 2] for at in range(len(letters) - 1)] or [letters]
+    return f" {' '.join(pairs)} "
+
+
+class _Letters(dict[int, str]):
+    """For `str.translate`: letters, digits and marks as they are, all else a blank."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        self[code] = letter if unicodedata.category(letter)[0] in "LNM" else " "
+        return self[code]
+
+
+_LETTERS = _Letters()
+_POSSESSIVE = re.compile(r"['\u2019]s\b")
+_NO_BLANKS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]+"
+)
+"""Thai, Lao, Burmese, Khmer, kana, Han and Hangul."""

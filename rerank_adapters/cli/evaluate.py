@@ -17,7 +17,7 @@ from ir_measures import RR, Measure, Qrel, R, ScoredDoc, nDCG
 
 from ..errors import InputError
 from ..protocols import Ranker
-from .collection import Collection, Row, read_collection, read_qrels, read_run
+from .collection import Collection, Row, qrels_file, read_collection, read_qrels, read_run
 from .console import emit, note, progress, say, table
 from .corpus import Bm25
 
@@ -27,6 +27,9 @@ Retrieve = Callable[[str, str], list[Row]]
 """Query id and text to its candidates, best first."""
 
 DRAWS = 10_000
+DEPTH = 1000
+"""Documents of a run that are compared."""
+
 TEST = "paired randomisation test, two-sided"
 
 
@@ -53,9 +56,14 @@ def retriever(collection: Collection, run: Path | None, count: int) -> Retrieve:
 
 @dataclass(slots=True)
 class Report:
-    """Quality of each query before and after, and seconds per query."""
+    """Quality of each query before and after, and seconds per query.
+
+    ceiling: the recall that every reranking of these candidates has, None: they are whole runs
+    """
 
     measures: tuple[Measure, ...]
+    ceiling: Measure | None = None
+    sides: tuple[str, str] = ("before", "after")
     before: dict[str, dict[str, float]] = field(default_factory=dict)
     after: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
@@ -98,6 +106,34 @@ def randomisation_test(deltas: Sequence[float]) -> float:
     return extreme / 2**count if every else (extreme + 1) / (DRAWS + 1)
 
 
+def measures(depth: int) -> tuple[Measure, ...]:
+    """Those that another order of *depth* documents can change."""
+    return (nDCG @ 10, RR @ 10, *(R @ cut for cut in (5, 10, 50) if cut < depth))
+
+
+def compare_runs(a: Path, b: Path, data: Path, *, split: str | None = None) -> Report:
+    """The measures of two TREC runs on the judgements in *data*, a folder or a file.
+
+    A query that only one of the runs has counts 0 in the other. Raises InputError.
+    """
+    qrels = read_qrels(qrels_file(data, split), note)
+    runs = [read_run(file, DEPTH) for file in (a, b)]
+    report = Report(measures(DEPTH), sides=("A", "B"))
+    for query in sorted(qrels):
+        if not any(query in run for run in runs):
+            continue
+        rows = [run.get(query, []) for run in runs]
+        report.before[query], report.after[query] = (
+            _measure(report.measures, query, found, qrels[query]) for found in rows
+        )
+    if not report.after:
+        raise InputError(f"A and B must hold judged queries: {a} and {b} hold none of {data}'s")
+    for file, run in zip((a, b), runs, strict=True):
+        if absent := [query for query in report.after if query not in run]:
+            note(f"{file} has no documents for {len(absent)} judged queries: they count as 0")
+    return report
+
+
 def evaluate(
     collection: Collection,
     retrieve: Retrieve,
@@ -108,7 +144,7 @@ def evaluate(
     progress: Callable[[], None] = lambda: None,
 ) -> Report:
     """Reranks each query's candidates, one query at a time; nothing but measures is kept."""
-    report = Report((nDCG @ 10, RR @ 10, R @ candidates))
+    report = Report(measures(candidates), R @ candidates)
     for query, text in collection.queries.items():
         old = retrieve(query, text)
         texts = collection.documents.texts([name for name, _ in old])
@@ -117,7 +153,8 @@ def evaluate(
         if texts:
             report.seconds.append(time.perf_counter() - start)
         new = [(old[document.index][0], document.score) for document in ranking]
-        report.before[query] = _measure(report.measures, query, old, collection.qrels[query])
+        wanted = [*report.measures, R @ candidates]
+        report.before[query] = _measure(wanted, query, old, collection.qrels[query])
         report.after[query] = _measure(report.measures, query, new, collection.qrels[query])
         write(query, new)
         progress()
@@ -193,15 +230,18 @@ def _run_lines(query: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def show(report: Report, *, per_query: bool, as_json: bool) -> None:
-    """Every measure before and after, with p; every query if asked; latency."""
-    p50, p95 = report.latency()
+    """Every measure of both sides, with p; every query if asked; latency where it was measured."""
     rows = [_summary(report, measure) for measure in report.measures]
+    first, second = report.sides
     if as_json:
         answer: dict[str, Any] = {"queries": len(report.after), "measures": rows, "test": TEST}
-        answer |= {"p50_ms": p50, "p95_ms": p95}
+        if report.ceiling is not None:
+            p50, p95 = report.latency()
+            answer |= {str(report.ceiling): report.mean("before", report.ceiling)}
+            answer |= {"p50_ms": p50, "p95_ms": p95}
         if per_query:
             answer["per_query"] = {
-                name: {"before": report.before[name], "after": row}
+                name: {first: report.before[name], second: row}
                 for name, row in report.after.items()
             }
         emit(answer)
@@ -210,26 +250,30 @@ def show(report: Report, *, per_query: bool, as_json: bool) -> None:
         table(["query", *map(str, report.measures)], list(_per_query(report)))
         say()
     table(
-        ["measure", "before", "after", "change", "p"],
+        ["measure", first, second, "change", "p"],
         [
             [
                 str(row["measure"]),
-                *(f"{row[side]:.4f}" for side in ("before", "after")),
-                f"{row['after'] - row['before']:+.4f}",
+                *(f"{row[side]:.4f}" for side in report.sides),
+                f"{row[second] - row[first]:+.4f}",
                 f"{row['p_value']:.4f}",
             ]
             for row in rows
         ],
     )
     say(f"{len(report.after)} queries; p by the {TEST}")
-    say(f"reranking took {p50:.0f} ms (p50), {p95:.0f} ms (p95) a query")
+    if report.ceiling is not None:
+        p50, p95 = report.latency()
+        found = report.mean("before", report.ceiling)
+        say(f"{report.ceiling} is {found:.4f}, of whatever order: what was found is what is ranked")
+        say(f"reranking took {p50:.0f} ms (p50), {p95:.0f} ms (p95) a query")
 
 
 def _summary(report: Report, measure: Measure) -> dict[str, Any]:
     return {
         "measure": str(measure),
-        "before": report.mean("before", measure),
-        "after": report.mean("after", measure),
+        report.sides[0]: report.mean("before", measure),
+        report.sides[1]: report.mean("after", measure),
         "p_value": report.p_value(measure),
     }
 

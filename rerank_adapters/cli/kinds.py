@@ -13,6 +13,7 @@ from typing import Any
 
 import docx
 from bs4.dammit import UnicodeDammit
+from docx.table import Table
 from langchain_text_splitters import Language
 from pypdf import PdfReader
 
@@ -199,11 +200,10 @@ def _paragraphs(file: Path, data: bytes) -> list[tuple[int, str]]:
     try:
         texts: list[str] = []
         for block in docx.Document(io.BytesIO(data)).iter_inner_content():
-            rows = getattr(block, "rows", None)
-            if rows is None:
-                texts.append(block.text)
+            if isinstance(block, Table):
+                texts += [" | ".join(cell.text for cell in row.cells) for row in block.rows]
             else:
-                texts += [" | ".join(cell.text for cell in row.cells) for row in rows]
+                texts.append(block.text)
     except Exception as error:  # zip, XML and python-docx each raise their own
         raise InputError(f"PATH must be a readable .docx: got {str(file)!r} ({error})") from error
     return [(number, text) for number, text in enumerate(texts, 1) if text.strip()]

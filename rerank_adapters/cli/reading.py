@@ -23,8 +23,9 @@ STDIN = Path("-")
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """A passage and where it stands: "file:line", or "file, page n"."""
+    """A passage, the file that it is of, and where it stands: "file:line", or "file, page n"."""
 
+    file: str
     source: str
     text: str
 
@@ -84,7 +85,8 @@ def _split(file: Path) -> Iterator[Excerpt]:
     for part in parts(file, _bytes(file)):
         for document in splitter.create_documents([part.text]):
             at = bisect_right(part.offsets, document.metadata["start_index"]) - 1
-            yield Excerpt(f"{file}{part.unit}{part.numbers[at]}", document.page_content)
+            place = f"{file}{part.unit}{part.numbers[at]}"
+            yield Excerpt(str(file), place, document.page_content)
 
 
 def _bytes(file: Path) -> bytes:

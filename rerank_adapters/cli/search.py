@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ..clean import one_line
-from ..errors import InputError
-from ..protocols import Ranker
 from ..ranking import Ranking
-from .console import Cell, emit, note, panel, progress, say, table
+from ..reranker import Reranker
+from .console import Cell, draw, drawn_table, emit, lines_of, note, panel, progress, room, say
 from .corpus import Bm25
+from .lines import Form, rows
 from .reading import Excerpt, excerpts
 
 SNIPPET = 160
 """Terminal cells of a passage in the table."""
+
+FRAME = 6
+"""Lines of the terminal that the best passage, its frame and the last line take at least."""
+
+UNMATCHED = 500
+"""Passages that are ranked where none shares a word with the query: a few seconds' worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Hit:
     score: float
     bm25_rank: int | None
     bm25_score: float
+    file: str
     source: str
     text: str
     truncated: bool
@@ -46,20 +52,27 @@ def search(
     query: str,
     paths: Iterable[Path],
     *,
-    ranker: Ranker,
+    ranker: Reranker,
     candidates: int,
     top_n: int,
+    score_threshold: float | None = None,
     as_json: bool,
 ) -> None:
     """BM25 over the files' passages, then the reranker over the best *candidates*."""
-    with progress("reading and indexing"):
-        found = excerpts(paths, skipped=note)
+    with progress("reading files") as advance:
+        found = excerpts(paths, skipped=note, advance=advance)
+    with progress("indexing"):
         matching = Bm25([excerpt.text for excerpt in found]).search(query, candidates)
         retrieved = _filled(matching, len(found), candidates)
-    with progress("reranking"):
+    if not matching:
+        share = "all" if len(retrieved) == len(found) else f"{len(retrieved)} of"
+        note(f"no passage shares a word with the query: {share} {len(found)} passages are ranked")
+    with progress("reranking", len(retrieved)) as advance:
         start = time.perf_counter()
         texts = [found[index].text for index, _ in retrieved]
-        (ranking,) = ranker.rerank_many([(query, texts)], top_n=top_n)
+        (ranking,) = ranker.rerank_many(
+            [(query, texts)], top_n=top_n, score_threshold=score_threshold, on_progress=advance
+        )
         milliseconds = (time.perf_counter() - start) * 1e3
     hits = _hits(found, retrieved, ranking)
     if as_json:
@@ -67,7 +80,8 @@ def search(
         report |= {"milliseconds": round(milliseconds, 1), "results": [asdict(hit) for hit in hits]}
         emit(report)
         return
-    _show(hits)
+    if hits:
+        show(hits)
     say(
         f"{len(found)} passages, {len(retrieved)} candidates ({len(matching)} by BM25), "
         f"reranked in {milliseconds:.0f} ms"
@@ -77,10 +91,15 @@ def search(
 def _filled(
     matching: list[tuple[int, float]], passages: int, candidates: int
 ) -> list[tuple[int, float]]:
-    """BM25's candidates, then passages that share no word, in order, while there is room."""
+    """BM25's candidates, then passages that share no word, spread evenly, while there is room.
+
+    Without a match there is room for `UNMATCHED`, so that a small folder is ranked whole.
+    """
     taken = {index for index, _ in matching}
-    rest = [(index, 0.0) for index in range(passages) if index not in taken]
-    return (matching + rest)[:candidates]
+    rest = [index for index in range(passages) if index not in taken]
+    room = max(candidates - len(matching), 0) if matching else max(candidates, UNMATCHED)
+    room = min(room, len(rest))
+    return matching + [(rest[at * len(rest) // room], 0.0) for at in range(room)]
 
 
 def _hits(
@@ -90,25 +109,58 @@ def _hits(
     for rank, document in enumerate(ranking, 1):
         index, bm25_score = retrieved[document.index]
         before = document.index + 1 if bm25_score > 0 else None
-        source, text = found[index].source, found[index].text
-        cut, span = document.truncated, document.span
-        hits.append(Hit(rank, document.score, before, bm25_score, source, text, cut, span))
+        it = found[index]
+        hits.append(
+            Hit(
+                rank,
+                document.score,
+                before,
+                bm25_score,
+                it.file,
+                it.source,
+                it.text,
+                document.truncated,
+                document.span,
+            )
+        )
     return hits
 
 
-def _show(hits: Sequence[Hit]) -> None:
+def show(hits: Sequence[Hit]) -> None:
+    """A table, passages of one file together, and the best passage, within the terminal's height.
+
+    Passages are cut shorter, then left out with a word, rather than scrolled away; a pipe gets all.
+    """
+    grouped = sorted(hits, key=lambda hit: [it.file for it in hits].index(hit.file))
+    height = room()
+    drawn = _drawn(grouped, SNIPPET)
+    for snippet, count in ((SNIPPET // 2, len(hits)), *((40, n) for n in range(len(hits), 0, -1))):
+        if height is None or lines_of(drawn) + FRAME <= height:
+            break
+        drawn = _drawn(grouped[:count], snippet)
+    draw(drawn)
+    left = len(hits) - drawn.row_count
+    if left:
+        say(f"{left} more: --top-n fewer, --json or a pipe show all")
+    best = hits[0]
+    rest = None if height is None else max(height - lines_of(drawn) - bool(left) - 3, 1)
+    panel(marked(best.text, best.span), f"best passage: {best.source}", most=rest)
+
+
+def _drawn(hits: Sequence[Hit], snippet: int) -> Table:
     rows: list[list[Cell]] = []
+    file = None
     for hit in hits:
-        passage = Text(one_line(hit.source), style="cyan").append(
-            "\n" + one_line(hit.text, SNIPPET), style="bold" if hit.rank == 1 else "default"
+        where = hit.source if hit.file != file else "  " + hit.source.removeprefix(hit.file)
+        file = hit.file
+        passage = Text(one_line(where), style="cyan").append(
+            "\n" + one_line(hit.text, snippet), style="bold" if hit.rank == 1 else "default"
         )
         mark = "▶" if hit.rank == 1 else " "
         rows.append(
             [f"{mark}{hit.rank}", moved(hit.bm25_rank, hit.rank), f"{hit.score:.3f}", passage]
         )
-    table(["rank", "was", "score", "passage"], rows)
-    best = hits[0]
-    panel(marked(best.text, best.span), f"best passage: {best.source}")
+    return drawn_table(["rank", "was", "score", "passage"], rows)
 
 
 def marked(text: str, span: tuple[int, int] | None) -> str:
@@ -131,53 +183,31 @@ def moved(before: int | None, after: int) -> Text:
 
 def rerank(
     query: str,
-    lines: Iterable[bytes],
+    data: bytes,
     *,
-    ranker: Ranker,
+    ranker: Reranker,
     top_n: int | None,
     score_threshold: float | None,
     text_field: str,
+    form: Form = "auto",
     as_json: bool,
 ) -> None:
-    """Ranks lines, or JSON objects by their *text_field*; all fields come back, with the score."""
-    rows = list(_rows(lines, text_field))
-    texts = [row[text_field] for row in rows]
-    (ranking,) = ranker.rerank_many([(query, texts)], top_n=top_n, score_threshold=score_threshold)
+    """Ranks the `rows` in *data* by their *text_field*; all fields come back, with the score."""
+    read = rows(data, text_field, form)
+    texts = [row[text_field] for row in read]
+    with progress("reranking", len(texts)) as advance:
+        (ranking,) = ranker.rerank_many(
+            [(query, texts)], top_n=top_n, score_threshold=score_threshold, on_progress=advance
+        )
     if not as_json and sys.stdout.isatty():
         say(ranking.show(texts, width=max(Console().width, 40)))
         return
     for document in ranking:
         emit(
-            rows[document.index]
+            read[document.index]
             | {
                 "index": document.index,
                 "relevance_score": document.score,
                 "truncated": document.truncated,
             }
         )
-
-
-def _rows(lines: Iterable[bytes], text_field: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"line {number} must be UTF-8 text: {error}") from error
-        if text.strip():
-            yield _row(text, number, text_field)
-
-
-def _row(line: str, number: int, text_field: str) -> dict[str, Any]:
-    if not line.lstrip().startswith("{"):
-        return {text_field: line}
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"line {number} must be text or a JSON object: got {line[:60]!r}"
-        ) from error
-    if not isinstance(value.get(text_field), str):
-        raise InputError(
-            f"line {number} must have a text under {text_field!r} (--text-field): got {line[:60]!r}"
-        )
-    return dict(value)

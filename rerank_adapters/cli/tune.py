@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,15 +49,14 @@ class Refused:
 
 
 def tune(
-    model: str,
+    config: RerankerConfig,
     collection: Collection | None,
     *,
     candidates: Sequence[int],
     max_lengths: Sequence[int],
     num_queries: int,
-    device: str = "auto",
 ) -> Iterator[Setting | Refused]:
-    """Every backend × dtype × candidates × max_length, as each is measured.
+    """Every backend × dtype × candidates × max_length of *config*, as each is measured.
 
     Quality needs judged queries: without *collection* the example's texts are timed alone.
     """
@@ -67,7 +66,7 @@ def tune(
     found = {query: retrieve(text) for query, text in data.queries.items()}
     for (backend, dtype), length in itertools.product(TRIED, max_lengths):
         try:
-            reranker = Reranker.from_config(_config(model, backend, dtype, device, length))
+            reranker = Reranker.from_config(_config(config, backend, dtype, length))
         except (BackendError, ConfigError, MissingDependencyError, ModelError) as error:
             yield Refused(backend, dtype, str(error))
             continue
@@ -76,10 +75,10 @@ def tune(
                 yield _measured(reranker, data, found, backend, dtype, count, length, judged=judged)
 
 
-def _config(model: str, backend: str, dtype: str, device: str, length: int) -> RerankerConfig:
+def _config(config: RerankerConfig, backend: str, dtype: str, length: int) -> RerankerConfig:
     # The registry's names are checked when the value is made, so that no cast hides a wrong one.
     names: dict[str, Any] = {"backend": backend, "dtype": dtype}
-    return RerankerConfig(model=model, device=device, max_length=length, **names)
+    return replace(config, max_length=length, **names)
 
 
 def _sample(collection: Collection, count: int) -> Collection:
