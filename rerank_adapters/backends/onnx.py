@@ -6,7 +6,9 @@ import logging
 import math
 import mmap
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +91,7 @@ class OnnxBackend:
         self._rows, self._columns = _fixed_shape(file, self._session, max_length)
         self.one_by_one = _mentions(file, BATCH_SCALE_MARKS)
         self.dtype = _dtype(file)
+        self._memory = _Memory(BATCH_TOKENS["cpu"] if self.device == "cpu" else None)
         self._check_graph()
         self._try_graph(labels)
 
@@ -147,7 +150,8 @@ class OnnxBackend:
         if self.device.startswith("cuda"):
             outputs = self._run_bound(session, feed)
         else:
-            outputs = session.run([self._output], feed)[0]
+            with self._memory.around(input_ids.size) as options:
+                outputs = session.run([self._output], feed, options)[0]
         logits = np.asarray(outputs)[:pairs]
         if logits.ndim == 3 and self._answers is not None:
             logits = self._read_answers(logits, mask[:pairs])
@@ -221,6 +225,37 @@ class OnnxBackend:
                 "that need not",
                 one_line(self._file.name),
             )
+
+
+class _Memory:
+    """Gives back what a long document took: onnxruntime's arena keeps it until it is told.
+
+    A forward of more padded tokens than *usual* grows the arena (None: it is left alone). It is
+    told to shrink after that one, and after others until one ran alone, since what is in use
+    stays. Forwards of the usual size cost nothing.
+    """
+
+    def __init__(self, usual: int | None) -> None:
+        self._usual = usual
+        self._lock = threading.Lock()
+        self._running = 0
+        self._grown = False
+        self._shrink = ort.RunOptions()
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    @contextmanager
+    def around(self, tokens: int) -> Iterator[ort.RunOptions | None]:
+        """The options of one forward over so many *tokens*, None for the usual ones."""
+        with self._lock:
+            self._grown |= self._usual is not None and tokens > self._usual
+            shrinks = self._grown
+            self._running += 1
+        try:
+            yield self._shrink if shrinks else None
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._grown &= not (shrinks and self._running == 0)
 
 
 def available_cpus() -> int:
