@@ -16,6 +16,7 @@ from langchain_classic.retrievers.document_compressors import (
 )
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.language_models import FakeListLLM
+from langchain_core.messages import AIMessage
 
 from rerank_adapters import RerankerConfig
 from rerank_adapters.langchain import CrossEncoderCompressor, RerankingRetriever
@@ -26,11 +27,13 @@ from tests.langchain_adapter.samples import (
     TEXTS,
     TOLERANCE,
     ListRetriever,
+    best,
     documents,
     ids,
     scores,
 )
 from tests.langchain_adapter.test_arguments import Reversed, Tenants
+from tests.langchain_adapter.test_middleware import ScriptedModel, calls
 
 PAGE = Path(__file__).parents[2] / ".docs" / "migration-langchain.md"
 EXAMPLES = re.findall(
@@ -83,11 +86,10 @@ def test_every_new_name_on_the_page_exists() -> None:
 
 
 def test_the_page_has_its_examples() -> None:
-    """Three classes before, three after, and the one-line change."""
+    """Three classes and an agent before and after, and the one-line change."""
     assert [title.partition(",")[0] for title, _ in EXAMPLES] == [
         *("Before", "After", "Or"),
-        *("Before", "After"),
-        *("Before", "After"),
+        *("Before", "After") * 3,
     ]
 
 
@@ -104,6 +106,7 @@ def test_the_page_s_examples_run(code: str, model: str, monkeypatch: pytest.Monk
     space: dict[str, Any] = {
         "retriever": ListRetriever(found=documents()),
         "documents": documents(),
+        "llm": ScriptedModel(messages=iter([calls("search"), AIMessage("done")])),
     }
     exec(compile(named, str(PAGE), "exec"), space)
     assert len(space["found"]) == 3
@@ -146,10 +149,18 @@ def test_both_cells_give_the_same_documents(before: str, after: str, names: dict
 
 @pytest.mark.parametrize("cell", CONSTRUCTORS)
 def test_each_constructor_of_the_last_table_reranks(cell: str, names: dict[str, Any]) -> None:
-    """Two documents, with a score unless it is left out."""
-    found = eval(cell, names).compress_documents(documents(), QUERIES[0])
-    assert len(found) == 2
-    assert all((KEY in one.metadata) is ("score_key=None" not in cell) for one in found)
+    """sentence-transformers' best two, cut where the row cuts, with scores unless left out."""
+    compressor = eval(cell, names)
+    pairs = [(QUERIES[0], text) for text in TEXTS]
+    expected = checkpoints.oracle(
+        checkpoints.build("bert"), pairs, max_length=compressor.max_length
+    )
+    found = compressor.compress_documents(documents(), QUERIES[0])
+    assert ids(found) == best(expected, 2)
+    if "score_key=None" in cell:
+        assert all(KEY not in one.metadata for one in found)
+    else:
+        np.testing.assert_allclose(scores(found), -np.sort(-expected)[:2], atol=TOLERANCE)
 
 
 def test_the_last_tables_have_their_rows() -> None:

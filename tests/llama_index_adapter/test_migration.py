@@ -14,9 +14,9 @@ from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
 from llama_index.core.postprocessor import LLMRerank, SentenceTransformerRerank
 
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
-from tests.checkpoints import build
+from tests.checkpoints import build, oracle
 from tests.exported import exported
-from tests.llama_index_adapter.examples import QUERY, TEXTS, nodes
+from tests.llama_index_adapter.examples import QUERY, TEXTS, nodes, outcome
 
 PAGE = (Path(__file__).parents[2] / ".docs" / "migration-llama-index.md").read_text("utf-8")
 FIELDS = set(CrossEncoderPostprocessor.model_fields)
@@ -74,6 +74,42 @@ def test_every_new_name_is_a_field(title: str):
                 fields = {it.arg: it.value.value for it in call.keywords}
                 made = CrossEncoderPostprocessor(**fields)
                 assert {name: getattr(made, name) for name in fields} == fields
+
+
+# What a row's field does not say itself, such that the scores stay what they are.
+SAMPLES: dict[str, Any] = {
+    "keep_retrieval_score": True,
+    "trust_remote_code": False,
+    "cache_folder": "/nowhere",
+    "revision": "main",
+    "token": "hf_of_nobody",
+    "max_length": 128,
+    "max_batch_tokens": 64,
+    "on_error": "keep",
+    "activation": "identity",
+    "text_fn": lambda node: node.get_content(),
+    "device": "cpu",
+    "top_n": 3,
+}
+FIXED = {"model", "backend", "dtype", "prompt"}  # the oracle's; of prompts test_nodes.py tells
+ROWS = [
+    (title, name)
+    for title in TITLES
+    for name in dict.fromkeys(re.match(r"`(\w+)", new)[1] for _, new in section(title))
+    if name not in FIXED
+]
+
+
+@pytest.mark.parametrize(("title", "name"), ROWS)
+def test_each_row_reranks(title: str, name: str):
+    """With the field set, the order and numbers are sentence-transformers' of the same weights."""
+    fields = {"model": str(exported("bert")), "backend": "onnx", "dtype": "float32", "top_n": None}
+    made = CrossEncoderPostprocessor(**{**fields, name: SAMPLES[name]}, metadata_mode="none")
+    found = outcome(made.postprocess_nodes(nodes(), query_str=QUERY))
+    expected = oracle(build("bert"), [(QUERY, text) for text in TEXTS])
+    order = np.argsort(-expected, kind="stable")[: made.top_n]
+    assert [node_id for node_id, _ in found] == [f"node-{index}" for index in order]
+    np.testing.assert_allclose([it for _, it in found], expected[order], rtol=0, atol=1e-4)
 
 
 class Grading(CustomLLM):
