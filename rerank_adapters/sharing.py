@@ -202,7 +202,7 @@ class _Registry:
     def serving(self, config: RerankerConfig) -> Reranker | None:
         """The ranker of *config*'s view, where it is loaded."""
         with self._lock:
-            view = self._views.get(config)
+            view = self._views.get(_key(config))
         ranker = None if view is None else view.ranker
         return None if ranker is None or ranker.closed else ranker
 

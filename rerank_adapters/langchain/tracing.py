@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
+    BaseCallbackManager,
     BaseRunManager,
     CallbackManagerForRetrieverRun,
 )
@@ -17,6 +19,7 @@ from langchain_core.runnables.config import (
     get_async_callback_manager_for_config,
     get_callback_manager_for_config,
 )
+from langchain_core.utils.uuid import uuid7
 
 Outcome = list[Document] | Exception
 Facts = Mapping[str, Any]
@@ -30,13 +33,21 @@ def start(
     facts: Facts,
     tags: list[str] | None = None,
 ) -> CallbackManagerForRetrieverRun:
-    """Open a run under *config*'s callbacks, with *facts* and *tags* for itself alone."""
+    """Open a run under *config*'s callbacks, with *facts* and *tags* for itself alone.
+
+    Where a handler raises, the others are told that it ended.
+    """
     manager = get_callback_manager_for_config(config)
-    manager.add_tags(tags or [], inherit=False)
-    manager.add_metadata(dict(facts), inherit=False)
-    return manager.on_retriever_start(
-        None, query, name=config.get("run_name") or name, run_id=config.get("run_id")
-    )
+    run_id = _prepared(manager, config, facts, tags)
+    try:
+        return manager.on_retriever_start(
+            None, query, name=config.get("run_name") or name, run_id=run_id
+        )
+    except BaseException as error:
+        run = CallbackManagerForRetrieverRun(run_id=run_id, **_parts(manager))
+        with suppress(Exception):  # of a handler that was told of no start
+            run.on_retriever_error(error)
+        raise
 
 
 async def astart(
@@ -49,11 +60,16 @@ async def astart(
 ) -> AsyncCallbackManagerForRetrieverRun:
     """`start`, awaited."""
     manager = get_async_callback_manager_for_config(config)
-    manager.add_tags(tags or [], inherit=False)
-    manager.add_metadata(dict(facts), inherit=False)
-    return await manager.on_retriever_start(
-        None, query, name=config.get("run_name") or name, run_id=config.get("run_id")
-    )
+    run_id = _prepared(manager, config, facts, tags)
+    try:
+        return await manager.on_retriever_start(
+            None, query, name=config.get("run_name") or name, run_id=run_id
+        )
+    except BaseException as error:
+        run = AsyncCallbackManagerForRetrieverRun(run_id=run_id, **_parts(manager))
+        with suppress(Exception):
+            await run.on_retriever_error(error)
+        raise
 
 
 def end(
@@ -114,6 +130,26 @@ async def aclosing(runs: list[AsyncCallbackManagerForRetrieverRun]) -> AsyncIter
             with suppress(Exception):
                 await aend(run, error, {})
         raise
+
+
+def _prepared(
+    manager: BaseCallbackManager, config: RunnableConfig, facts: Facts, tags: list[str] | None
+) -> UUID:
+    """The id of the run that is to begin under *manager*, which has now what it alone says."""
+    manager.add_tags(tags or [], inherit=False)
+    manager.add_metadata(dict(facts), inherit=False)
+    return config.get("run_id") or uuid7()
+
+
+def _parts(manager: BaseCallbackManager) -> dict[str, Any]:
+    """What a run is made of: LangChain makes none where a handler raises at its start."""
+    return {name: getattr(manager, name) for name in RUN_PARTS}
+
+
+RUN_PARTS = (
+    *("handlers", "inheritable_handlers", "parent_run_id"),
+    *("tags", "inheritable_tags", "metadata", "inheritable_metadata"),
+)
 
 
 def _add_facts(run: BaseRunManager, outcome: Outcome | BaseException, facts: Facts) -> None:
