@@ -230,7 +230,7 @@ def command(
     ("arguments", "stdin", "message"),
     [
         (["rerank", "q"], '{"no": "text"}', "line 1 must have a text under 'text'"),
-        (["rerank", "q"], '["a", {"no": 1}, 3]', "item 3 must have a text under 'text'"),
+        (["rerank", "q"], '["a", 3]', "item 2 must have a text under 'text'"),
         (["rerank", "q", "--jsonl"], '{"text": "a"}\n\n{bad', "line 3 must be a JSON object"),
         (["rerank", "q", "--jsonl"], '{"text": "a"}\n{}', "line 2 must have a text under 'text'"),
         (["rerank", "q", "--jsonl", "--text"], "a", "--text and --jsonl must not be given both"),
@@ -531,7 +531,7 @@ def test_measures_are_those_worked_by_hand(tmp_path: Path) -> None:
     assert answer["R@100"] == 1 / 2, "what was found, whatever its order"
     assert found["R@5"]["before"] == found["R@5"]["after"] == 1 / 2
     # one query has two sign patterns, both as extreme as the one seen
-    assert [row["p_value"] for row in answer["measures"]] == [1, 1, 1]
+    assert [row["p_value"] for row in answer["measures"]] == [1] * 5
 
 
 def test_bm25_keeps_no_text() -> None:

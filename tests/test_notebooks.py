@@ -7,8 +7,11 @@ import getpass
 import json
 import re
 import socket
+import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import bm25s
@@ -318,3 +321,28 @@ def test_your_own_model_scores_as_the_oracle() -> None:
     cut = int(re.search(r"60 pairs, (\d+) of them cut", text)[1])
     assert cut > 0
     assert "1 or 2 labels: got 3" in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_says_what_to_install(path: Path) -> None:
+    """Every import comes with Python, rerank-adapters and its extra, or another named there."""
+    notebook = read(path)
+    said = re.search(r"pip install (.+)", notebook.cells[0].source)
+    assert said, "no pip install in the first cell"
+    named = {re.split(r"[\[\"]", it.strip('"'))[0] for it in said[1].split()}
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", code, re.MULTILINE)
+    names = {name.partition(".")[0] for name in imported}
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = [it for extra in project["optional-dependencies"].values() for it in extra]
+    declared = {_canonical(it) for it in [*project["dependencies"], *extras]} | named
+    brings = packages_distributions()
+    for name in names - sys.stdlib_module_names - {"rerank_adapters"}:
+        found = {_canonical(it) for it in brings[name]}
+        assert found & declared, f"{name} comes with {found}"
+    retrievers = "llama_index.retrievers.bm25" in code
+    assert retrievers == ("llama-index-retrievers-bm25" in named)
+
+
+def _canonical(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
