@@ -58,8 +58,9 @@ OPTIONS = {
     "template": Option(
         "text",
         "A plain frame for models that read a pair as one text: {query} and {document} exactly "
-        "once, {instruction} (the prompt) at most once; any other brace is text. None: the "
-        "checkpoint's own, or for a known hub id its card's.",
+        "once, {instruction} (the prompt) at most once; any other brace is text, but for {|}, at "
+        "which tokens are joined instead of texts. None: the checkpoint's own, or for a known hub "
+        "id its card's.",
     ),
     "answers": Option(
         "text",
@@ -284,6 +285,12 @@ def _check_frame(config: RerankerConfig) -> None:
             raise ConfigError(
                 "template must have {query} and {document} exactly once and {instruction} at most "
                 f"once: got {template!r}"
+            )
+        between = re.split(r"\{query\}|\{document\}", template)[1]
+        if "{|}" in template and "{|}" not in between:
+            raise ConfigError(
+                "template must have {|} between {query} and {document} where it has one: got "
+                f"{template!r}"
             )
     if answers is not None:
         words = list(answers) if isinstance(answers, list | tuple) else []

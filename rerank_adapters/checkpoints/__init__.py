@@ -8,7 +8,7 @@ from .graphs import GRAPHS, WEIGHTS, choose_graph, graph_of, has_weights
 from .json import NO_LIMIT
 from .links import check_links, inside
 from .manifest import ABSENT, FILE_NAME, FORMAT, Absent, Manifest
-from .template import TextTemplate
+from .template import JOINT, TextTemplate
 from .trust import check_files
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "FILE_NAME",
     "FORMAT",
     "GRAPHS",
+    "JOINT",
     "NO_LIMIT",
     "WEIGHTS",
     "Absent",

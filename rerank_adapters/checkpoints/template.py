@@ -11,6 +11,9 @@ Part = Literal["prefix", "middle", "suffix"]
 FIELDS = re.compile(r"\{(query|document|instruction)\}")
 """What a plain frame has values for; any other brace is text."""
 
+JOINT = "\ufdd1"
+"""Stands in a frame's parts for {|}: what is before and behind it is tokenised apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextTemplate:
@@ -23,6 +26,8 @@ class TextTemplate:
     document_first  the document stands before the query
     frame           a plain frame that somebody gave: the tokenizer's own special tokens stand
                     around it, as around any one text, and an empty prompt may stand in its slot
+
+    A frame's parts may hold JOINTs, which no text of a caller's ever is.
     """
 
     prefix: str
@@ -38,7 +43,7 @@ class TextTemplate:
     def parse(cls, text: str, prompt: str | None, *, strip: bool = False) -> TextTemplate:
         """Return the frame *text* (see `config.template`) with *prompt* for its {instruction}."""
         query, document = text.index("{query}"), text.index("{document}")
-        pieces = FIELDS.split(text)
+        pieces = FIELDS.split(text.replace(JOINT, "").replace("{|}", JOINT))
         parts = [""]
         names: tuple[Part, Part, Part] = ("prefix", "middle", "suffix")
         slot: tuple[Part, str] | None = None
@@ -65,7 +70,15 @@ class TextTemplate:
             query, document = query.strip(), document.strip()
         if self.document_first:
             query, document = document, query
-        return f"{self.prefix}{query}{self.middle}{document}{self.suffix}"
+        before, between, after = (
+            part.replace(JOINT, "") for part in (self.prefix, self.middle, self.suffix)
+        )
+        return f"{before}{query}{between}{document}{after}"
+
+    @property
+    def joined(self) -> bool:
+        """Whether its parts are tokenised apart, and their tokens put together."""
+        return JOINT in self.middle
 
     def with_prompt(self, prompt: str) -> TextTemplate | None:
         """Return the template with *prompt* in its slot; None where that cannot be.
@@ -75,5 +88,5 @@ class TextTemplate:
         if self.slot is None or not (prompt or self.frame):
             return None
         before, after = self.slot
-        changed: dict[str, Any] = {self.slot_in: f"{before}{prompt}{after}"}
+        changed: dict[str, Any] = {self.slot_in: f"{before}{prompt.replace(JOINT, '')}{after}"}
         return replace(self, **changed)

@@ -19,6 +19,14 @@ _QWEN3 = (
     "<|im_start|>user\n<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
     "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 )
+_MXBAI = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    "<|im_end|>\n<|im_start|>user\n{|}query: {query}{|}\n{|}document: {document}{|}\n{|}You are a "
+    "search relevance expert who evaluates how well documents match search queries. For each "
+    "query-document pair, carefully analyze the semantic relationship between them, then provide "
+    "your binary relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:{|}<|im_end|>"
+    "\n<|im_start|>assistant\n"
+)
 _SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 
 
@@ -36,12 +44,17 @@ CATALOGUE = (
         ("BAAI/bge-reranker-v2-gemma",),
         "GemmaForCausalLM",
         Frame(
-            template="A: {query}\nB: {document}\n{instruction}",
+            template="A: {query}{|}\n{|}B: {document}{|}\n{|}{instruction}",
             answers=("Yes",),
             instruction="Given a query A and a passage B, determine whether the passage contains "
             "an answer to the query by providing a prediction of either 'Yes' or 'No'.",
             activation="identity",
         ),
+    ),
+    Entry(
+        ("mixedbread-ai/mxbai-rerank-base-v2", "mixedbread-ai/mxbai-rerank-large-v2"),
+        "Qwen2ForCausalLM",
+        Frame(template=_MXBAI, answers=("1", "0"), activation="identity"),
     ),
     Entry(
         tuple(f"Qwen/Qwen3-Reranker-{size}" for size in ("0.6B", "4B", "8B")),
@@ -54,7 +67,10 @@ CATALOGUE = (
         Frame(template=_QWEN3, instruction=_SEARCH),
     ),
     Entry(
-        ("zeroentropy/zerank-1", "zeroentropy/zerank-1-small"),
+        (
+            *("zeroentropy/zerank-1", "zeroentropy/zerank-1-small"),
+            *("zeroentropy/zerank-1-reranker", "zeroentropy/zerank-1-small-reranker"),
+        ),
         "Qwen3ForCausalLM",
         Frame(
             template="<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n{document}<|im_end|>"

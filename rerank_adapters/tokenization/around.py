@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..checkpoints import TextTemplate
+from ..checkpoints import JOINT, TextTemplate
 from ..errors import ConfigError
 from ..tokens import KnownTokens, TokenBatch
 from .gather import EncodedPairs, Ids
@@ -40,7 +40,7 @@ class Around:
             (at for at in range(len(whole)) if whole[at : at + len(inner)] == inner), len(whole)
         )
         head, tail = whole[:first], whole[first + len(inner) :]
-        if reader.ids(template.prefix)[: len(head)] == head:
+        if reader.ids(template.prefix.replace(JOINT, ""))[: len(head)] == head:
             head = []
         return cls(
             np.array(head, dtype=np.int32),

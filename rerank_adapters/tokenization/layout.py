@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..checkpoints import TextTemplate
+from ..checkpoints import JOINT, TextTemplate
 from .gather import Ids
 from .probes import PROBES
 from .reader import Reader
@@ -52,6 +52,19 @@ class Layout:
 def _stripped(text: str, before: bool, after: bool) -> str:
     text = text.lstrip() if before else text
     return text.rstrip() if after else text
+
+
+def at_joints(plain: Reader, template: TextTemplate) -> Layout:
+    """Split *template* where it says so: what no text touches is tokenised by *plain*, apart."""
+    parts = [part.split(JOINT) for part in (template.prefix, template.middle, template.suffix)]
+    (*head, before), (after, *between, behind), (last, *tail) = parts
+
+    def ids(pieces: list[str]) -> Ids:
+        return np.array([token for it in pieces for token in plain.ids(it)], dtype=np.int32)
+
+    return Layout(
+        (before, after), (behind, last), head=ids(head), between=ids(between), tail=ids(tail)
+    )
 
 
 def split(reader: Reader, template: TextTemplate) -> Layout:

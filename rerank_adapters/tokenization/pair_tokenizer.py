@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from ..checkpoints import ABSENT, NO_LIMIT, Checkpoint, TextTemplate
+from ..checkpoints import ABSENT, JOINT, NO_LIMIT, Checkpoint, TextTemplate
 from ..config import SpecialTokens, Truncation
 from ..errors import ConfigError
 from ..tokens import KnownTokens
@@ -103,8 +104,7 @@ class PairTokenizer:
         as_text = _as_text(checkpoint, special_tokens, template)
         reader = plain = Reader(files.tokenizer)
         if as_text:
-            inside = template is not None and writes_mark(files.tokenizer, template.prefix)
-            reader = Reader(literal(files.tokenizer, inside=inside))
+            reader = Reader(literal(files.tokenizer, inside=_inside(files.tokenizer, template)))
         if template is None:
             pair, reason = pair_encoder(reader, options, types=files.types)
             writer: Writer = PlainWriter(pair, prompt or "")
@@ -249,6 +249,15 @@ def _template_writer(
     first = replace(template, document_first=False)  # `around` changes the texts over
     text, reason = text_encoder(reader, first, around.within(options), plain=plain)
     return AroundWriter(TemplateWriter(text), around), reason
+
+
+def _inside(tokenizer: Tokenizer, template: TextTemplate | None) -> bool:
+    """Whether texts follow a special token of *template*'s in one text."""
+    return (
+        template is not None
+        and not template.joined
+        and writes_mark(tokenizer, template.prefix.replace(JOINT, ""))
+    )
 
 
 def _pad_side(checkpoint: Checkpoint, template: TextTemplate | None) -> Side:

@@ -11,7 +11,7 @@ from ..checkpoints import TextTemplate
 from ..errors import ConfigError
 from ..tokens import KnownTokens
 from .gather import EncodedPairs, Ids, gather
-from .layout import Layout, split
+from .layout import Layout, at_joints, split
 from .marked import split_at_marks
 from .reader import Reader
 from .truncation import Counts, Options, no_room_left
@@ -127,10 +127,13 @@ def text_encoder(
 
     reader reads the texts, *plain* the template; where they differ texts write no special tokens.
     """
-    ending = _ending(plain, template)
+    joined = at_joints(plain, template) if template.joined else None
+    ending = _ending(plain, template) if joined is None else joined.tail
     if options.limit < len(ending) + 2:
         raise ConfigError(f"max_length must be at least {len(ending) + 2}: got {options.limit}")
-    layout = split(plain, template) if reader is plain else split_at_marks(reader, plain, template)
+    layout = joined or (
+        split(plain, template) if reader is plain else split_at_marks(reader, plain, template)
+    )
     reason = "" if layout.apart else "tokens cross from its template to texts wherever it is split"
     return TextEncoder(reader, plain, template, layout, ending, options), reason
 

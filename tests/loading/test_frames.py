@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from rerank_adapters import ConfigError, ModelError, Reranker, RerankerConfig
-from rerank_adapters.checkpoints import Checkpoint, Manifest
+from rerank_adapters.checkpoints import Checkpoint, Manifest, TextTemplate
 from rerank_adapters.export import export_onnx
 from rerank_adapters.families import Frame
 from rerank_adapters.loading.catalogue import CATALOGUE, KNOWN, frame_of
+from rerank_adapters.tokenization import PairTokenizer
 from tests.checkpoints import PAIRS, build
 from tests.replicas import PLAIN_CHAT, copy_of, edit_json, save_decoder
 
@@ -90,25 +91,72 @@ def test_the_document_may_stand_first_and_one_answer_do(language_model: Path) ->
         close(it.score_pairs(SHORT), expected)
 
 
+def card_ids(folder: Path, frame: str, query: str, document: str, instruction: str) -> list[int]:
+    """What a card that joins tokens at {|} feeds: each piece tokenised by itself."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [
+        token
+        for piece in frame.split("{|}")
+        for token in tokenizer(
+            filled(piece, query, document, instruction), add_special_tokens=False
+        ).input_ids
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "scale"),
     [
         ("BAAI/bge-reranker-v2-gemma", 1),
+        ("mixedbread-ai/mxbai-rerank-base-v2", 1),
         ("Qwen/Qwen3-Reranker-0.6B", 1),
         ("zeroentropy/zerank-1", 5),
     ],
 )
 def test_cards_of_the_catalogue(language_model: Path, name: str, scale: int) -> None:
-    """The frame, answers and instruction of the card: the logit, divided by 5 for zerank."""
+    """The frame, answers and instruction of the card: the logit, divided by 5 for zerank.
+
+    mxbai's own code and FlagEmbedding tokenise the pieces of a pair apart, Qwen's and zerank's not.
+    """
     frame = KNOWN[name].frame
     assert frame.template is not None
-    words = tuple("yes" if word == "Yes" else word for word in frame.answers or ())
+    words = tuple("yes" if word in ("Yes", "1") else "no" for word in frame.answers or ())
     options = {"template": frame.template, "answers": words, "prompt": frame.instruction}
     pairs = [(query.strip(), document.strip()) for query, document in SHORT]
-    texts = [filled(frame.template, *pair, frame.instruction or "") for pair in pairs]
+    rows = [
+        card_ids(language_model, frame.template, *pair, frame.instruction or "") for pair in pairs
+    ]
+    model = AutoModelForCausalLM.from_pretrained(language_model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    answers = [tokenizer.convert_tokens_to_ids(word) for word in words]
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([row])).logits[0, -1] for row in rows]
+    expected = [float(it[answers[0]] - (it[answers[1]] if answers[1:] else 0)) for it in logits]
     with on_torch(language_model, **options, activation="identity") as reranker:
-        close(reranker.score_pairs(pairs), [lead(language_model, text, *words) for text in texts])
+        close(reranker.score_pairs(pairs), expected)
     assert frame.scale == 1 / scale
+
+
+def test_at_a_joint_tokens_do_not_cross(tmp_path: Path) -> None:
+    """Texts " th" and "e" are " the" where they are joined as texts; a text's own {|} is text."""
+    save_decoder(tmp_path)
+    apart, whole = "{query}{|}{document}!", "{query}{document}!"
+    ids = {
+        frame: PairTokenizer.from_checkpoint(
+            Checkpoint.read(tmp_path), template=TextTemplate.parse(frame, None)
+        )
+        .encode([(" th", "e"), ("{|}", "{|}")])
+        .batch
+        for frame in (apart, whole)
+    }
+    expected = [
+        *card_ids(tmp_path, apart, " th", "e", ""),
+        *AutoTokenizer.from_pretrained(tmp_path)("{|}").input_ids,
+        *AutoTokenizer.from_pretrained(tmp_path)("{|}!").input_ids,
+    ]
+    assert ids[apart].input_ids.tolist() == expected
+    assert ids[whole].lengths[0] < ids[apart].lengths[0]
+    with pytest.raises(ConfigError, match=r"\{\|\} between \{query\} and \{document\}"):
+        RerankerConfig(template="a{|}{query}{document}")
 
 
 def test_an_entry_counts_by_id_and_architecture_together(language_model: Path) -> None:
