@@ -11,8 +11,9 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import ConfigurableFieldSpec, RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list, patch_config
+from langchain_core.runnables.utils import get_unique_config_specs
 from pydantic import PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
@@ -67,6 +68,13 @@ class RerankingRetriever(RankingFields, BaseRetriever):
     None: all. "compressor": what that says, 3 unless it was told."""
 
     _compressor: Compressor = PrivateAttr()
+
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        """What config["configurable"] obeys: the base retriever's, the compressor's, our own."""
+        parts = (self.base_retriever, self._reranking())
+        specs = [spec for part in parts for spec in part.config_specs]
+        return get_unique_config_specs([*specs, *super().config_specs])
 
     def warm(self) -> None:
         """Get the compressor's model ready, not at the first call, where it has one to warm."""

@@ -90,11 +90,26 @@ class Overrides(TypedDict, total=False):
     prompt: str | None
 
 
+class _SettingSpec(ConfigurableFieldSpec):
+    """Equal to any of its id: whoever else in a chain goes by a name of ours may describe it."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfigurableFieldSpec) and other.id == self.id
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
 def _specs() -> list[ConfigurableFieldSpec]:
     """What config["configurable"] obeys; no instance's values: two in a chain may differ."""
     hints = get_type_hints(Settings)
     return [
-        ConfigurableFieldSpec(
+        _SettingSpec(
             id=name,
             annotation=Any if name == "text_fn" else hints[name] | None,  # JSON has no functions
             name=name,

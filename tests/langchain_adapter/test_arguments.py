@@ -206,6 +206,31 @@ def test_config_specs_show_what_configurable_obeys(ready: Reranker) -> None:
     assert "top_n" in chain.get_config_jsonschema()["$defs"]["Configurable"]["properties"]
 
 
+def test_a_setting_may_be_made_configurable_by_its_own_name(ready: Reranker) -> None:
+    """Somebody's own description of a name of ours is shown in its place, and both are obeyed."""
+    base = ListRetriever(found=documents()).configurable_fields(
+        found=ConfigurableField(id="found", name="What is found")
+    )
+    compressor = CrossEncoderCompressor(reranker=ready)
+    retriever = RerankingRetriever(base_retriever=base, reranker=ready)
+    field = ConfigurableField(id="top_n", name="How many")
+    query = RunnablePassthrough()
+    for adapter, given in (
+        (compressor.configurable_fields(top_n=field), {"query": QUERY, "documents": documents()}),
+        (retriever.configurable_fields(top_n=field), QUERY),
+        (RunnableParallel(documents=retriever, query=query)
+         | compressor.configurable_fields(top_n=field), QUERY),
+    ):  # fmt: skip
+        specs = {spec.id: spec.name for spec in adapter.config_specs}
+        assert specs["top_n"] in ("How many", "top_n")
+        assert "top_n" in adapter.get_config_jsonschema()["$defs"]["Configurable"]["properties"]
+        assert len(adapter.invoke(given, {"configurable": {"top_n": 2}})) == 2
+    shown = {spec.id for spec in retriever.config_specs}
+    assert {"found", "top_n", "prompt"} <= shown
+    config: Any = {"configurable": {"found": documents()[:1]}}
+    assert ids(retriever.invoke(QUERY, config)) == ["d0"]
+
+
 def test_settings_are_those_of_the_call_s_start(ready: Reranker) -> None:
     """What changes while the base retriever searches is the next call's."""
     holder: dict[str, RerankingRetriever] = {}
