@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Sequence
 
@@ -10,17 +12,23 @@ from ..errors import InputError, MissingDependencyError
 from . import RankedDocument, Ranking
 
 try:
+    from matplotlib import font_manager, rcParams
     from matplotlib import pyplot as plt
 except ImportError as error:
     raise MissingDependencyError("matplotlib", "plot") from error
 
 from matplotlib.axes import Axes
 
+logger = logging.getLogger(__name__)
+
 ROSE, FELL, STAYED = "#0072b2", "#d55e00", "#999999"
 """Distinct for every kind of colour vision (Okabe & Ito, 2008)."""
 
 LABEL = 34
 """Terminal cells of a label's text."""
+
+NO_GLYPH = "\u25af"
+"""Stands for a letter that no installed font has."""
 
 __all__ = ["plot_rank_changes"]
 
@@ -39,15 +47,20 @@ def plot_rank_changes(
     texts given) to (1, its rank), both from 1, best on top. Blue rose, orange fell, grey stayed.
     Labels hold the rank, the score (left: *scores_before*, the retriever's own, one per text
     given; right: the ranking's) and the document's text, or its index where *texts* are None.
-    Draws into *ax*, or into a new pyplot figure, and returns the axes. Raises InputError.
+    Letters that matplotlib's font lacks are drawn in another installed one. Draws into *ax*, or
+    into a new pyplot figure, and returns the axes. Raises InputError.
     """
     documents = _checked(ranking, texts, scores_before, top_n)
     lowest = max(max(document.index + 1 for document in documents), len(documents))
     if ax is None:
         size = (10, min(max(0.32 * lowest + 0.8, 2), 14))
         _, ax = plt.subplots(figsize=size, layout="constrained")  # leaves room for the labels
-    for rank, document in enumerate(documents, 1):
-        _draw(ax, document, rank, texts, scores_before)
+    names = [_name(document, texts) for document in documents]
+    families, missing = _families(frozenset("".join(names)))
+    table = dict.fromkeys(map(ord, missing), NO_GLYPH)
+    with plt.rc_context({"font.family": families}):
+        for rank, (document, name) in enumerate(zip(documents, names, strict=True), 1):
+            _draw(ax, document, rank, name.translate(table), scores_before)
     ax.set(xlim=(0, 1), ylim=(lowest + 0.5, 0.5), xticks=(0, 1), yticks=())
     ax.set_xticklabels(["before", "after"])
     ax.xaxis.tick_top()
@@ -56,17 +69,43 @@ def plot_rank_changes(
     return ax
 
 
+def _name(document: RankedDocument, texts: Sequence[str] | None) -> str:
+    return f"[{document.index}]" if texts is None else one_line(texts[document.index], LABEL)
+
+
+def _families(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """Fonts that together draw *letters*, matplotlib's own first, and the letters none has."""
+    families, missing = list(rcParams["font.family"]), letters - {" "}
+    own = font_manager.findfont(font_manager.FontProperties(family=families))
+    missing -= _letters(own)
+    for font in font_manager.fontManager.ttflist if missing else ():
+        plain = font.style == "normal" and "Last Resort" not in font.name
+        if plain and font.name not in families and missing & _letters(font.fname):
+            families.append(font.name)
+            missing -= _letters(font.fname)
+    if missing:
+        logger.warning(
+            "no installed font has %s: install one that does, such as Noto Sans CJK",
+            one_line("".join(sorted(missing)), LABEL),
+        )
+    return families, missing
+
+
+@functools.lru_cache(maxsize=512)
+def _letters(file: str) -> frozenset[str]:
+    return frozenset(map(chr, font_manager.get_font(file).get_charmap()))
+
+
 def _draw(
     ax: Axes,
     document: RankedDocument,
     rank: int,
-    texts: Sequence[str] | None,
+    name: str,
     scores_before: Sequence[float] | None,
 ) -> None:
     before = document.index + 1
     colour = STAYED if before == rank else ROSE if rank < before else FELL
     ax.plot((0, 1), (before, rank), color=colour, marker="o", linewidth=2, clip_on=False)
-    name = f"[{document.index}]" if texts is None else one_line(texts[document.index], LABEL)
     old = "" if scores_before is None else f"{scores_before[document.index]:.3f}  "
     # parse_math: a text's "$" is money, not mathematics
     ax.annotate(

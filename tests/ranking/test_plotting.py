@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from io import BytesIO
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import rerank_adapters
 from rerank_adapters import InputError, RankedDocument, Ranking, plot_rank_changes
+from rerank_adapters.ranking import plotting
 from rerank_adapters.ranking.plotting import FELL, ROSE, STAYED
 
 RANKING = Ranking([RankedDocument(2, 0.9), RankedDocument(1, 0.5), RankedDocument(0, 0.25)])
@@ -127,3 +129,41 @@ def test_it_is_loaded_when_named() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     assert rerank_adapters.plot_rank_changes is plot_rank_changes
+
+
+def test_letters_that_the_font_lacks_are_drawn_in_another(caplog) -> None:
+    """Cyrillic beside a font of Latin letters; letters that no font has are boxes, told once."""
+    texts = ["Башня высокая", "\u6771\u4eac tower", "\u05d0\u05d1\u05d1\u05d1"]
+    with mpl.rc_context({"font.family": ["cmr10"], "axes.formatter.use_mathtext": True}):
+        ax = plot_rank_changes(RANKING, texts)
+        families = {tuple(note.get_fontfamily()) for note in ax.texts}
+        ax.figure.canvas.draw()  # matplotlib would warn of a missing glyph, and that is an error
+    ((first, *others),) = families
+    assert first == "cmr10"
+    assert "DejaVu Sans" in others
+    shown = " ".join(note.get_text() for note in ax.texts)
+    assert "Башня высокая" in shown
+    assert texts[2] in shown, "drawn right to left by matplotlib itself"
+    fonts = plotting.font_manager.fontManager.ttflist
+    able = [it.name for it in fonts if "\u6771" in plotting._letters(it.fname)]
+    has = any("Last Resort" not in name for name in able)
+    assert ("\u25af\u25af tower" in shown) != has
+    assert ("no installed font has" in caplog.text) != has
+    assert mpl.rcParams["font.family"] != families, "the setting is the caller's again"
+
+
+def test_right_to_left_text_is_drawn_so() -> None:
+    """Matplotlib 3.11 lays text out: the first letter of a Hebrew word stands on the right."""
+
+    def drawn(text: str):
+        figure = plt.figure(figsize=(3, 1), dpi=100)
+        figure.text(0.1, 0.4, text, fontsize=20)
+        figure.canvas.draw()
+        dark = np.asarray(figure.canvas.buffer_rgba())[..., 0] < 128
+        columns = np.where(dark.any(axis=0))[0]
+        return dark[:, columns.min() : columns.max() + 1]
+
+    alef, word = drawn("\u05d0"), drawn("\u05d0\u05d1\u05d1")
+    width = alef.shape[1]
+    assert np.array_equal(word[:, -width:], alef)
+    assert not np.array_equal(word[:, :width], alef)
