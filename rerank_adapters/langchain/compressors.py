@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.language_models import BaseLanguageModel
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import (
     Runnable,
@@ -26,6 +27,8 @@ from .request import parts
 from .settings import SETTINGS
 
 Compressor = Runnable[Any, list[Document]]
+
+ONE_QUESTION = (BaseRetriever, BaseLanguageModel)
 
 
 class PlainCompressor(Runnable[Mapping[str, Any], list[Document]]):
@@ -71,7 +74,8 @@ def _call(
 
 def as_runnable(compressor: object) -> Compressor:
     """*compressor* as a Runnable from {"query", "documents"}. Raises ConfigError."""
-    if isinstance(compressor, Runnable):
+    # Both are Runnables, but from a question alone.
+    if isinstance(compressor, Runnable) and not isinstance(compressor, ONE_QUESTION):
         return compressor
     if isinstance(compressor, BaseDocumentCompressor):
         return PlainCompressor(compressor)

@@ -391,8 +391,10 @@ def test_options_are_checked_when_made(compressor: CrossEncoderCompressor) -> No
     ):
         with pytest.raises(ConfigError, match=name):
             RerankingMiddleware(compressor, **{name: value})
-    with pytest.raises(ConfigError, match="compressor must be a document compressor"):
-        RerankingMiddleware("BAAI/bge-reranker-base")
+    retriever, llm = ListRetriever(found=documents()), ScriptedModel(messages=iter([]))
+    for wrong in ("BAAI/bge-reranker-base", CrossEncoderCompressor, retriever, llm):
+        with pytest.raises(ConfigError, match="compressor must be a document compressor"):
+            RerankingMiddleware(wrong)
     agent, _ = agent_of(RerankingMiddleware(compressor, query=lambda call: None), "news")
     with pytest.raises(InputError, match=r"query\('news' call\) must give a str: got None"):
         agent.invoke(ASKED)
