@@ -81,7 +81,8 @@ class LoadOptions:
     encode writes pairs as this library does, uncut: a backend that brings a tokenizer of its own
     compares with it, unless pairs are framed as somebody said beside the files. answers are the
     token ids of a language model's yes and no, labels the columns that logits should have.
-    tokenizer_json gives that tokenizer as tokenizer.json is read here.
+    tokenizer_json gives that tokenizer as tokenizer.json is read here. cache_folder holds code that
+    a checkpoint takes from another repository, fetched already.
     """
 
     device: str = "auto"
@@ -98,6 +99,7 @@ class LoadOptions:
     framed: bool = False
     encode: Callable[[Sequence[tuple[str, str]]], TokenBatch]
     tokenizer_json: Callable[[], str] | None = None
+    cache_folder: str | None = None
 
 
 class BackendModule(Protocol):

@@ -20,6 +20,7 @@ except ImportError as error:
     raise MissingDependencyError((error.name or "onnx").partition(".")[0], "export") from error
 
 from ..loading import bundled
+from ..loading.code import fetch_code
 from ..loading.hub import CONFIG_FILES, Source, open_model
 from . import files, gate, graph, network
 from .describing import describe
@@ -75,29 +76,44 @@ def export_onnx(
     the checkpoint cannot be loaded or the graph drifts from torch; then nothing is written.
     """
     _check(str(model), dtype)
-    source = open_model(
-        str(model),
+    config = RerankerConfig(
+        model=str(model),
         revision=revision,
         token=token,
         cache_folder=cache_folder,
         local_files_only=local_files_only,
-    )
-    checkpoint = source.fetch(_wanted(source, trust_remote_code=trust_remote_code))
-    config = RerankerConfig(
-        model=str(model),
         trust_remote_code=trust_remote_code,
         prompt=prompt,
         template=template,
         answers=None if answers is None else tuple(answers),
         label=label,
     )
+    checkpoint = _fetched(config)
     framing = Framing.of(config, replace(Checkpoint.read(checkpoint), manifest=Manifest()))
     with files.draft(Path(folder).resolve()) as draft:
         oracle = network.load(
-            checkpoint, trust_remote_code=trust_remote_code, answers=framing.answers
+            checkpoint,
+            trust_remote_code=trust_remote_code,
+            answers=framing.answers,
+            cache_folder=cache_folder,
         )
         _write(oracle, framing, checkpoint, draft, dtype)
     return Path(folder)
+
+
+def _fetched(config: RerankerConfig) -> Path:
+    """Return the folder of the checkpoint, with the code that is trusted and lies elsewhere."""
+    source = open_model(
+        config.model,
+        revision=config.revision,
+        token=config.token,
+        cache_folder=config.cache_folder,
+        local_files_only=config.local_files_only,
+    )
+    folder = source.fetch(_wanted(source, trust_remote_code=config.trust_remote_code))
+    if config.trust_remote_code:
+        fetch_code(config, Checkpoint.read(folder))
+    return folder
 
 
 def _check(model: str, dtype: str) -> None:

@@ -82,6 +82,7 @@ def load(
     *,
     trust_remote_code: bool = False,
     answers: tuple[int, int | None] | None = None,
+    cache_folder: str | None = None,
 ) -> CrossEncoder:
     """Load the checkpoint in *folder* as sentence-transformers does: float32, CPU, eval mode.
 
@@ -93,6 +94,7 @@ def load(
         dtype=torch.float32,
         trust_remote_code=trust_remote_code,
         answers=answers,
+        cache_folder=cache_folder,
     )
     limit = Checkpoint.read(folder).position_limit
     if limit is not None and limit < oracle.tokenizer.model_max_length:

@@ -80,6 +80,7 @@ def start(found: Found, meaning: Meaning) -> Loaded:
                     framed=meaning.framed,
                     encode=lambda pairs: uncut.encode(pairs).batch,
                     tokenizer_json=lambda: tokenizer.tokenizer_json,
+                    cache_folder=config.cache_folder,
                 ),
             )
             for device in config.devices

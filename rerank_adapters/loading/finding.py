@@ -15,6 +15,7 @@ from ..errors import MissingDependencyError
 from ..families import Frame
 from . import bundled, hub
 from .catalogue import frame_of
+from .code import fetch_code
 from .fingerprint import fingerprint
 
 
@@ -23,6 +24,7 @@ class Found:
     """A checkpoint's files in a local folder, and the backend that reads them.
 
     fingerprint changes with any byte of the files in use, and with nothing else
+    code        what it takes from other repositories, each as "owner/name@commit"
     """
 
     config: RerankerConfig
@@ -34,6 +36,7 @@ class Found:
     fingerprint: str
     checkpoint: Checkpoint
     frame: Frame
+    code: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -48,6 +51,7 @@ class Found:
             config.num_threads,
             config.num_workers,
             config.trust_remote_code,
+            self.code,
             self.frame.template,
             self.frame.answers,
         )
@@ -77,7 +81,8 @@ def find(config: RerankerConfig) -> Found:
         used = fingerprint(folder, selection, code=code)
         checkpoint = Checkpoint.read(folder)
     frame = frame_of(config, checkpoint)
-    return Found(config, source, name, why, folder, selection, used, checkpoint, frame)
+    elsewhere = fetch_code(config, checkpoint) if code else ()
+    return Found(config, source, name, why, folder, selection, used, checkpoint, frame, elsewhere)
 
 
 def choose_backend(config: RerankerConfig, files: frozenset[str]) -> tuple[str, str]:

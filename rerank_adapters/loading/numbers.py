@@ -35,7 +35,7 @@ def numbers_context(found: Found, meaning: Meaning, devices: tuple[str, ...]) ->
         if field.name not in CHANGE_NO_NUMBER
     }
     facts = (
-        ("files", found.fingerprint, found.backend, found.selection.file, devices),
+        ("files", found.fingerprint, found.code, found.backend, found.selection.file, devices),
         ("options", sorted(options.items())),
         ("family", meaning.family),
         ("tokenizer", tokenizer.max_length, tokenizer.pad_side, tokenizer.whole_pairs_reason),

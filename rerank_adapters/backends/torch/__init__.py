@@ -47,4 +47,5 @@ def load(folder: Path, selection: Selection, options: LoadOptions) -> TorchBacke
         answers=options.answers,
         framed=options.framed,
         tokenizer_json=options.tokenizer_json,
+        cache_folder=options.cache_folder,
     )

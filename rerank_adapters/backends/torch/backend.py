@@ -92,6 +92,7 @@ class TorchBackend:
         answers: tuple[int, int | None] | None = None,
         framed: bool = False,
         tokenizer_json: Callable[[], str] | None = None,
+        cache_folder: str | None = None,
     ) -> TorchBackend:
         """Load a checkpoint, and try its passes: the fastest that agrees runs.
 
@@ -102,6 +103,7 @@ class TorchBackend:
         framed: pairs stand in a frame that the files do not say, so *encode* writes them.
         tokenizer_json: the checkpoint's tokenizer.json as the caller reads it, which transformers
             may build anew: it runs in place of that where the two write other ids.
+        cache_folder: where code of other repositories lies, None for huggingface_hub's own.
         dtype: "auto" is float16 on CUDA, bfloat16 where float16 overflows, and float32 elsewhere,
             whatever the checkpoint is stored in.
 
@@ -116,6 +118,7 @@ class TorchBackend:
             max_length=max_length,
             trust_remote_code=trust_remote_code,
             answers=answers,
+            cache_folder=cache_folder,
             encode=partial(_padded, encode, pad_id, pad_side, max_length) if framed else None,
         )
         make = partial(

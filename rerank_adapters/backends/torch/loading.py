@@ -144,6 +144,7 @@ class LoadedCrossEncoder:
         max_length: int,
         trust_remote_code: bool,
         answers: tuple[int, int | None] | None = None,
+        cache_folder: str | None = None,
         encode: Features | None = None,
     ) -> LoadedCrossEncoder:
         """Load *folder* in *dtype*, whatever dtype it is stored in. Raises ModelError."""
@@ -153,6 +154,7 @@ class LoadedCrossEncoder:
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             answers=answers,
+            cache_folder=cache_folder,
         )
         loaded = cls(cross_encoder, max_length=max_length, encode=encode)
         if loaded._modular:

@@ -51,10 +51,12 @@ def load_whole(
     dtype: torch.dtype,
     trust_remote_code: bool,
     answers: tuple[int, int | None] | None = None,
+    cache_folder: str | None = None,
 ) -> CrossEncoder:
     """Load the checkpoint in *folder* through sentence-transformers, in eval mode.
 
     answers: token ids of a language model's yes and no, in place of the files'.
+    cache_folder: where code of another repository lies; it is not fetched here.
 
     Raises ModelError where weights are missing, unread or of another shape, where the class is not
     the files', where answers are no tokens of its vocabulary, and where nothing can load it.
@@ -70,6 +72,7 @@ def load_whole(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             answers=answers,
+            cache_folder=cache_folder,
         )
     for report in reports:
         _check_class(checkpoint, report.network, trust_remote_code)
@@ -83,6 +86,7 @@ def load_whole(
 
 def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
     folder, answers = checkpoint.folder, options.pop("answers")
+    cache_folder = options.pop("cache_folder")
     shared = {"trust_remote_code": options["trust_remote_code"], "local_files_only": True}
     try:
         if answers is not None and not checkpoint.modules:
@@ -94,6 +98,7 @@ def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
             # Without a class in config.json one label would be assumed; the files say how many.
             num_labels=None if stated else checkpoint.labels,
             model_kwargs={"dtype": options["dtype"]},
+            cache_folder=cache_folder,
             **shared,
         )
     except torch.OutOfMemoryError:
