@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from langchain_core.documents import Document
@@ -15,6 +16,7 @@ from .tool_content import Form, Kept
 INDEX_KEY = "rerank_adapters_index"
 
 QueryOf = Callable[[ToolCall], str]
+Put = Callable[[str, Kept], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,13 @@ class Found:
     message: ToolMessage
     query: str
     documents: list[Document]
-    put: Callable[[str, list[Document]], Any]
+    put: Put
     form: Form
 
     def answer(self, kept: Kept) -> ToolMessage:
         """The message with what is *kept* of its documents, best first."""
         content = self.form(kept)
-        artifact = self.put(content if isinstance(content, str) else "", [one for _, one in kept])
+        artifact = self.put(content if isinstance(content, str) else "", kept)
         return self.message.model_copy(update={"content": content, "artifact": artifact})
 
 
@@ -114,31 +116,55 @@ def query_of(
     return ""
 
 
-def documents_of(
-    artifact: object,
-) -> tuple[list[Document], Callable[[str, list[Document]], Any]] | None:
-    """The documents in *artifact*, and how others take their place; None where it has none.
+def documents_of(artifact: object) -> tuple[list[Document], Put] | None:
+    """The documents in *artifact*, and how fewer take their place; None where it has none.
 
-    Known are a list of documents, {"documents": [...]} and (content, [...]); each document may be a
-    dict, as a checkpoint gives it back.
+    Known are a list of documents or of (document, score), {"documents": [...]} and (content,
+    [...]); each document may be a dict, as a checkpoint gives it back. Numbers that stand beside
+    documents stay beside them.
     """
     if isinstance(artifact, Mapping):
-        found = _documents(artifact.get("documents"))
-        return None if found is None else (found, lambda _, new: {**artifact, "documents": new})
+        found = _listed(artifact.get("documents"))
+        return None if found is None else (found[0], _in_mapping(artifact, *found))
     if isinstance(artifact, list | tuple) and len(artifact) == 2 and isinstance(artifact[0], str):
-        found = _documents(artifact[1])
-        kind = list if isinstance(artifact, list) else tuple
-        return None if found is None else (found, lambda content, new: kind([content, new]))
-    found = _documents(artifact)
-    return None if found is None else (found, lambda _, new: new)
+        found = _listed(artifact[1])
+        if found is None:
+            return None
+        kind, inner = (list if isinstance(artifact, list) else tuple), found[1]
+        return found[0], lambda content, kept: kind([content, inner(content, kept)])
+    return _listed(artifact)
 
 
-def _documents(values: object) -> list[Document] | None:
+def _in_mapping(artifact: Mapping[str, Any], documents: Sequence[Document], inner: Put) -> Put:
+    beside = {
+        key: values
+        for key, values in artifact.items()
+        if isinstance(values, list)
+        and len(values) == len(documents)
+        and all(isinstance(value, Real) for value in values)
+    }
+
+    def put(content: str, kept: Kept) -> dict[str, Any]:
+        cut = {key: [values[index] for index, _ in kept] for key, values in beside.items()}
+        return {**artifact, **cut, "documents": inner(content, kept)}
+
+    return put
+
+
+def _listed(values: object) -> tuple[list[Document], Put] | None:
+    """The documents in a list of them, or of pairs of one and a number."""
     if not isinstance(values, list | tuple) or not values:
         return None
-    documents = [_document(value) for value in values]
+    paired = all(isinstance(it, list | tuple) and len(it) == 2 for it in values)
+    if paired and not all(isinstance(number, Real | None) for _, number in values):
+        return None
+    documents = [_document(it[0] if paired else it) for it in values]
     found = [document for document in documents if document is not None]
-    return found if len(found) == len(documents) else None
+    if len(found) < len(documents):
+        return None
+    return found, lambda _, kept: [
+        (document, values[index][1]) if paired else document for index, document in kept
+    ]
 
 
 def _document(value: Any) -> Document | None:

@@ -149,6 +149,11 @@ ARTIFACTS: list[Callable[[list[Document]], Any]] = [
     lambda found: ("text", found),
     lambda found: ["text", [one.model_dump() for one in found]],
     lambda found: {"documents": found, "took": 3},
+    lambda found: [(one, index / 4) for index, one in enumerate(found)],
+    lambda found: {
+        "documents": [one.model_dump() for one in found],
+        "distances": [index / 4 for index, _ in enumerate(found)],
+    },
 ]
 
 
@@ -156,7 +161,10 @@ ARTIFACTS: list[Callable[[list[Document]], Any]] = [
 def test_artifacts_of_every_shape(
     compressor: CrossEncoderCompressor, wanted: list[Document], kind: int
 ) -> None:
-    """Lists, dicts as a checkpoint gives them back, (content, documents) and {"documents": ...}."""
+    """Lists, dicts as a checkpoint gives them back, (content, documents) and {"documents": ...}.
+
+    A first stage's numbers stay beside their documents.
+    """
     text = content_of(documents())
     message = ToolMessage(text, tool_call_id="call-news", artifact=ARTIFACTS[kind](documents()))
     state: Any = {"messages": [calls("news"), message]}
@@ -164,6 +172,12 @@ def test_artifacts_of_every_shape(
     assert ranked.content == content_of(wanted)
     if kind == 4:
         assert ranked.artifact == {"documents": wanted, "took": 3}
+    elif kind in (5, 6):
+        numbers = [int(str(one.id)[1:]) / 4 for one in wanted]
+        if kind == 5:
+            assert ranked.artifact == list(zip(wanted, numbers, strict=True))
+        else:
+            assert ranked.artifact == {"documents": wanted, "distances": numbers}
     elif kind in (2, 3):
         assert tuple(ranked.artifact) == (content_of(wanted), wanted)
         assert type(ranked.artifact) is type(message.artifact)
