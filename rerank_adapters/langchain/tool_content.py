@@ -116,7 +116,7 @@ def _json_form(content: str, documents: Sequence[Document]) -> Form | None:
 
 def _json_lines_form(content: str, documents: Sequence[Document]) -> Form | None:
     """A line of JSON per document."""
-    lines = content.splitlines()
+    lines = content.split("\n")
     try:
         items = [json.loads(line) for line in lines]
     except (ValueError, RecursionError):

@@ -83,6 +83,12 @@ def test_a_document_without_text_has_its_piece(name: str) -> None:
     check(FORMS[name], BLANK)
 
 
+def test_lines_of_json_end_where_json_says() -> None:
+    """Not at U+2028, which Python takes for the end of a line and JSON leaves in a string."""
+    write = joined("\n", lambda d: json.dumps(as_dict(d), ensure_ascii=False))
+    check(write, ["one\u2028still one", "two"])
+
+
 @pytest.mark.parametrize(
     "write",
     [
