@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .config import RerankerConfig
+from .document_tokens import DocumentTokens
 from .errors import (
     BackendError,
     ClosedError,
@@ -30,6 +31,7 @@ __all__ = [
     "BackendError",
     "ClosedError",
     "ConfigError",
+    "DocumentTokens",
     "InputError",
     "MissingDependencyError",
     "ModelError",

@@ -96,11 +96,11 @@ def gathered(requests: Sequence[RerankRequest], deadline: float | None) -> tuple
     pairs = [(request.query, document) for request in requests for document in request.documents]
     sizes = [len(request.documents) for request in requests]
     prompts: list[str | None] | None = None
-    keys: list[str] | None = None
+    keys: list[str | None] | None = None
     if any(request.prompt is not None for request in requests):
         prompts = [request.prompt for request in requests for _ in request.documents]
-    if requests and all(request.ids is not None for request in requests):
-        keys = [key for request in requests for key in request.ids or ()]
+    if any(request.ids is not None for request in requests):
+        keys = [key for it in requests for key in (it.ids or [None] * len(it.documents))]
     groups = np.cumsum([0, *sizes], dtype=np.int64)
     return pairs, Call(deadline=deadline, prompts=prompts, keys=keys, groups=groups)
 
@@ -125,6 +125,9 @@ def _checked_request(
                 f"{where}{name} must hold one value per document: got {len(values)} for "
                 f"{len(documents)} documents"
             )
+    for at, key in enumerate(request.ids or ()):
+        if not (key is None or isinstance(key, str)):
+            raise InputError(f"{where}ids[{at}] must be a str or None: got {key!r:.80}")
     rule = on_empty_text if request.on_empty_text is None else request.on_empty_text
     if rule not in get_args(OnEmptyText):
         words = ", ".join(f'"{word}"' for word in get_args(OnEmptyText))

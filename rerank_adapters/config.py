@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from .backends import BACKENDS
+from .document_tokens import DocumentTokens
 from .errors import ConfigError
 from .hints import VALUES
 from .passages import Windows
@@ -24,6 +25,9 @@ Activation = Literal["default", "sigmoid", "identity", "softmax"]
 WhenFull = Literal["block", "error"]
 
 DEFAULT_MODEL = "default"
+
+LIVE = ("cache", "document_tokens")
+"""Options that are alive: they change no score, and are never saved, pickled or compared."""
 
 
 class Option(NamedTuple):
@@ -141,6 +145,11 @@ OPTIONS = {
         "Remember scores: ScoreCache.memory(bytes=...), ScoreCache.at(path, bytes=..., ttl=...), "
         "or a mapping of these. It is alive, so it is never saved, pickled or compared.",
     ),
+    "document_tokens": Option(
+        "runtime",
+        "Documents' tokens, read once and found by document id: DocumentTokens.memory(), "
+        "DocumentTokens.at(folder), or the folder's path. Never saved, pickled or compared.",
+    ),
     "max_queue_pairs": Option("queue", "Pairs that may wait at once. None: no bound."),
     "max_queue_tokens": Option("queue", "Tokens that may wait at once. None: no bound."),
     "when_full": Option(
@@ -196,6 +205,7 @@ class RerankerConfig:
     num_threads: int | None = None
     max_batch_tokens: int | None = None
     cache: ScoreCache | None = field(default=None, repr=False, compare=False)
+    document_tokens: DocumentTokens | None = field(default=None, repr=False, compare=False)
 
     max_queue_pairs: int | None = None
     max_queue_tokens: int | None = None
@@ -215,6 +225,7 @@ class RerankerConfig:
         _check_frame(self)
         object.__setattr__(self, "windows", Windows.of(self.windows))
         object.__setattr__(self, "cache", ScoreCache.of(self.cache))
+        object.__setattr__(self, "document_tokens", DocumentTokens.of(self.document_tokens))
         for name, hint in get_type_hints(type(self)).items():
             if name not in _CHECK_THEMSELVES:
                 _check(name, getattr(self, name), hint)
@@ -226,8 +237,8 @@ class RerankerConfig:
             _check_backend(self)
 
     def __getstate__(self) -> list[object]:
-        """Every field in order, without token and live cache: a pickle may go anywhere."""
-        left_out = ("token", "cache")
+        """Every field in order, without token and what is alive: a pickle may go anywhere."""
+        left_out = ("token", *LIVE)
         return [
             None if entry.name in left_out else getattr(self, entry.name) for entry in fields(self)
         ]
@@ -245,7 +256,7 @@ class RerankerConfig:
         return (self.device,) if isinstance(self.device, str) else self.device
 
 
-_CHECK_THEMSELVES = ("answers", "label", "windows", "cache")
+_CHECK_THEMSELVES = ("answers", "label", "windows", *LIVE)
 
 
 def _plain(name: str, value: Any) -> Any:

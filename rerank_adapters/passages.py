@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any, Literal, Self, get_args
 
 from .errors import ConfigError, InputError
+from .texts import whole
 
 Aggregate = Literal["max", "mean", "first", "topk_mean"]
 
@@ -105,6 +106,7 @@ class Paragraphs(str):
     ) -> Self:
         """Join *paragraphs*, one or more, of which *closeness* has one number each."""
         _check_paragraphs(paragraphs, closeness, keep)
+        paragraphs = [whole(paragraph) for paragraph in paragraphs]  # as they are read
         document = super().__new__(cls, "\n\n".join(paragraphs))
         starts = [0]
         for paragraph in paragraphs:

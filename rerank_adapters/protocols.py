@@ -25,7 +25,7 @@ class RerankRequest:
     """One query and its candidates. A plain (query, documents) tuple is taken for one.
 
     prompt            this request's instruction, for models that take one; None: the model's own
-    ids               one key per document, for tokens stored by document
+    ids               one key per document, for tokens stored by document; None for one without
     retrieval_scores  what the first stage gave each document, None where it gave nothing
     on_empty_text     what becomes of this request's blank documents; None: the ranker's own rule
     """
@@ -33,7 +33,7 @@ class RerankRequest:
     query: str
     documents: Sequence[str]
     prompt: str | None = None
-    ids: Sequence[str] | None = None
+    ids: Sequence[str | None] | None = None
     retrieval_scores: Sequence[float | None] | None = None
     on_empty_text: OnEmptyText | None = None
 
@@ -48,7 +48,7 @@ class Call:
     deadline     `time.monotonic()` when the caller gives up, set once: each layer has what is left
     prompts      one per pair, None for the model's own; a scorer that cannot honour one raises
                  InputError
-    keys         one per pair: the document's id, for stored tokens
+    keys         one per pair: the document's id, for stored tokens; None for one without
     groups       int64 of shape (queries + 1,): where each query's pairs begin, and the end
     on_progress  called from a worker with the number of pairs just done; it may count, not wait
     ticket       the place in a queue that `Queue.reserve` gave out for this call
@@ -57,7 +57,7 @@ class Call:
 
     deadline: float | None = None
     prompts: Sequence[str | None] | None = None
-    keys: Sequence[str] | None = None
+    keys: Sequence[str | None] | None = None
     groups: NDArray[np.int64] | None = None
     on_progress: Callable[[int], None] | None = None
     ticket: Future[Any] | None = None

@@ -22,6 +22,7 @@ from .config import (
     WhenFull,
     described,
 )
+from .document_tokens import DocumentTokens
 from .errors import ConfigError, InputError
 from .futures import then
 from .hints import first_guesses, method_error
@@ -93,6 +94,7 @@ class Reranker(Closing):
         num_threads: int | None = None,
         max_batch_tokens: int | None = None,
         cache: ScoreCache | Mapping[str, Any] | None = None,
+        document_tokens: DocumentTokens | str | Path | None = None,
         max_queue_pairs: int | None = None,
         max_queue_tokens: int | None = None,
         when_full: WhenFull = "block",

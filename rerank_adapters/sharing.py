@@ -19,7 +19,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-from .config import RerankerConfig
+from .config import LIVE, RerankerConfig
 from .errors import ClosedError, ConfigError, ModelError
 from .futures import settle
 from .loading import Found, Loaded, compose, find, read, start
@@ -281,8 +281,8 @@ class _Registry:
 
 
 def _key(config: RerankerConfig) -> object:
-    """What makes two configurations one view: a live cache is compared by nothing but itself."""
-    return config, id(config.cache)
+    """What makes two configurations one view: what is alive is compared by nothing but itself."""
+    return config, *(id(getattr(config, name)) for name in LIVE)
 
 
 def _close(view: _View) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_adapters.document_tokens import DocumentTokens
 from rerank_adapters.engine.admission import Limits
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.futures import done
@@ -181,6 +182,7 @@ def scorer_over(
     max_batch_tokens: int | None = None,
     windows: Windows | None = None,
     cache: ScoreCache | None = None,
+    document_tokens: DocumentTokens | None = None,
 ) -> Scorer:
     """The real chain of scorers and the real queue over fake backends."""
     return assemble(
@@ -192,6 +194,7 @@ def scorer_over(
         limits=Limits(pairs=max_queue_pairs, block=when_full == "block"),
         windows=windows,
         cache=cache,
+        document_tokens=document_tokens,
     )
 
 
@@ -204,6 +207,7 @@ def reranker_over(
     max_batch_tokens: int | None = None,
     windows: Windows | None = None,
     cache: ScoreCache | None = None,
+    document_tokens: DocumentTokens | None = None,
 ) -> Reranker:
     """A Reranker of real parts over fake backends: the tiny BERT's tokenizer, the real queue."""
     return Reranker.over(
@@ -216,5 +220,6 @@ def reranker_over(
             max_batch_tokens=max_batch_tokens,
             windows=windows,
             cache=cache,
+            document_tokens=document_tokens,
         )
     )

@@ -22,6 +22,7 @@ from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from ..config import (
     DEFAULT_MODEL,
+    LIVE,
     OPTIONS,
     Activation,
     BackendName,
@@ -31,6 +32,7 @@ from ..config import (
     Truncation,
     WhenFull,
 )
+from ..document_tokens import DocumentTokens
 from ..errors import ConfigError, RerankError
 from ..passages import Windows
 from ..protocols import Ranker
@@ -62,6 +64,7 @@ if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
     Token = SecretStr | str | None
     WindowsValue = Windows | Mapping[str, Any] | None
     CacheValue = ScoreCache | Mapping[str, Any] | None
+    DocumentTokensValue = DocumentTokens | str | Path | None
 else:
     PathText = str
     Devices = str | tuple[str, ...]
@@ -69,6 +72,7 @@ else:
     Token = SecretStr | None
     WindowsValue = Windows | None
     CacheValue = dict[str, Any] | None
+    DocumentTokensValue = str | None
 
 FIELDS_CONFIG = ConfigDict(
     extra="forbid",
@@ -116,6 +120,7 @@ class RerankerFields(BaseModel):
     num_threads: Carried[int | None] = None
     max_batch_tokens: Carried[int | None] = None
     cache: Carried[CacheValue] = Field(default=None, exclude=True, repr=False)
+    document_tokens: Carried[DocumentTokensValue] = Field(default=None, exclude=True, repr=False)
     max_queue_pairs: Carried[int | None] = None
     max_queue_tokens: Carried[int | None] = None
     when_full: Carried[WhenFull] = "block"
@@ -268,10 +273,13 @@ class RerankerFields(BaseModel):
         return copied
 
     def __eq__(self, other: object) -> bool:
-        """Whether all fields are equal but the cache, which is alive and no setting."""
-        if isinstance(other, RerankerFields) and other.cache is not self.cache:
+        """Whether all fields are equal but those that are alive, which are no settings."""
+        mine = {name: self.__dict__[name] for name in LIVE}
+        if isinstance(other, RerankerFields) and any(
+            other.__dict__[name] is not it for name, it in mine.items()
+        ):
             other = other.__copy__()
-            other.__dict__["cache"] = self.cache
+            other.__dict__.update(mine)
         return super().__eq__(other)
 
     __hash__ = None  # type: ignore[assignment]  # as pydantic has it: fields can be assigned
@@ -295,7 +303,7 @@ class RerankerFields(BaseModel):
             )
         # pydantic's own: LlamaIndex's would drop what cannot be pickled, and only warn.
         state = BaseModel.__getstate__(self)
-        return {**state, "__dict__": {**state["__dict__"], "token": None, "cache": None}}
+        return {**state, "__dict__": state["__dict__"] | dict.fromkeys(("token", *LIVE))}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         BaseModel.__setstate__(self, state)

@@ -287,3 +287,33 @@ def demo(*, as_json: AsJson = False) -> None:
     from .demo import run
 
     run(as_json=as_json)
+
+
+tokens = typer.Typer(help="Documents' tokens, kept so that they are read once.")
+app.add_typer(tokens, name="tokens")
+
+WRITES = ("model", *FETCHED, "prompt", "template", "answers", "special_tokens", "backend")
+"""What decides how a document is written as tokens, and where the model is found."""
+
+
+@tokens.command()
+@takes(WRITES)
+def build(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", exists=True, dir_okay=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the tokens go.")],
+    *,
+    as_json: AsJson = False,
+    options: Options,
+) -> None:
+    """Tokenise a corpus (JSONL with _id and text, TSV or TREC) for document_tokens=FOLDER.
+
+    A document is found again by its id and its whole text. What is there already stays, and counts
+    for ids that are not in CORPUS.
+    """
+    from .tokens import build as build_tokens
+
+    documents = build_tokens(corpus, folder, RerankerConfig(**options))
+    if as_json:
+        emit({"documents": documents, "folder": str(folder)})
+    else:
+        say(f"{folder}: tokens of {documents} documents")

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..clean import one_line
+from ..protocols import RerankRequest
 from ..ranking import Ranking
 from ..reranker import Reranker
 from .console import Cell, draw, drawn_table, emit, lines_of, note, panel, progress, room, say
 from .corpus import Bm25
-from .lines import Form, rows
+from .lines import Form, Row, rows
 from .reading import Excerpt, excerpts
 
 SNIPPET = 160
@@ -196,8 +197,9 @@ def rerank(
     read = rows(data, text_field, form)
     texts = [row[text_field] for row in read]
     with progress("reranking", len(texts)) as advance:
+        request = RerankRequest(query, texts, ids=[_id(row) for row in read])
         (ranking,) = ranker.rerank_many(
-            [(query, texts)], top_n=top_n, score_threshold=score_threshold, on_progress=advance
+            [request], top_n=top_n, score_threshold=score_threshold, on_progress=advance
         )
     if not as_json and sys.stdout.isatty():
         say(ranking.show(texts, width=max(Console().width, 40)))
@@ -211,3 +213,9 @@ def rerank(
                 "truncated": document.truncated,
             }
         )
+
+
+def _id(row: Row) -> str | None:
+    """The id of a row, by which its tokens may be stored; None where it has none."""
+    found = row.get("_id", row.get("id"))
+    return None if found is None else str(found)

@@ -21,7 +21,7 @@ from ..adapter_fields import (
     as_config_errors,
     plain_selection,
 )
-from ..config import RerankerConfig
+from ..config import LIVE, RerankerConfig
 from ..passages import Windows
 from .settings import SPECS, Dedupe, Settings
 
@@ -74,13 +74,13 @@ class RankingFields(FallbackFields, Serializable):
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model.
 
-        Windows are written as the mapping they can be made of; a live cache is left out.
+        Windows are written as the mapping they can be made of; what is alive is left out.
         """
         if self.reranker is not None:
             return self.to_json_not_implemented()
         saved = super().to_json()
         if saved["type"] == "constructor":
-            kwargs = {name: it for name, it in saved["kwargs"].items() if name != "cache"}
+            kwargs = {name: it for name, it in saved["kwargs"].items() if name not in LIVE}
             if isinstance(self.windows, Windows):
                 kwargs["windows"] = self.windows.to_dict()
             saved["kwargs"] = kwargs

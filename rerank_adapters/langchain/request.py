@@ -58,7 +58,9 @@ class DocumentRequest:
         nothing = rule == "drop" and all(map(is_blank, self.texts))  # then no model is loaded
         if self.error is not None or self._unranked or not self.texts or nothing:
             return None
-        return RerankRequest(self.query, self.texts, self._settings.prompt, on_empty_text=rule)
+        ids = [document.id for document in self._documents]
+        prompt = self._settings.prompt
+        return RerankRequest(self.query, self.texts, prompt, ids, on_empty_text=rule)
 
     def outcome(self, ranked: Ranked) -> Outcome:
         """New documents, best first, each with its score, or the error that stands for them."""

@@ -114,7 +114,8 @@ class NodeRequest:
             text.body_first if text.metadata in after_body else text.shown for text in self._texts
         ]
         rule = "drop" if options.keep_unscored else options.on_empty_text
-        return RerankRequest(self.query, documents, options.prompt, on_empty_text=rule)
+        ids = [given.node.node_id for given in self.nodes]
+        return RerankRequest(self.query, documents, options.prompt, ids, on_empty_text=rule)
 
     def answer(self, ranking: Ranking) -> None:
         """Set the output: the nodes of *ranking*, cut to top_n, and those kept beside them."""

@@ -14,6 +14,7 @@ from ..backends import LoadOptions, backend_module
 from ..checkpoints import as_model_error
 from ..clean import one_line
 from ..config import RerankerConfig
+from ..document_tokens import DocumentTokens
 from ..engine.admission import Admission, Limits
 from ..engine.batching import BatchRule
 from ..engine.engine import Engine
@@ -28,6 +29,7 @@ from ..scorers.cross_encoder import CrossEncoder
 from ..scorers.distinct import Distinct
 from ..scorers.long_documents import LongDocuments
 from ..scorers.queued import Queued
+from ..scorers.stored import Stored
 from ..tokenization import PairTokenizer
 from ..tokens import Scores, TokenBatch
 from .finding import Found
@@ -127,6 +129,7 @@ def compose(
         prompt=config.prompt,
         windows=config.windows,
         cache=config.cache,
+        document_tokens=config.document_tokens,
         context=numbers_context(found, meaning, loaded.described),
         ends_engine=ends_engine,
         on_close=on_close,
@@ -143,6 +146,7 @@ def assemble(
     limits: Limits | None = None,
     windows: Windows | None = None,
     cache: ScoreCache | None = None,
+    document_tokens: DocumentTokens | None = None,
 ) -> Scorer:
     """The same chain over parts that are here already; closing it closes *backends*."""
     loaded = _behind_engine(
@@ -157,6 +161,7 @@ def assemble(
         facts={"model": type(backends[0]).__name__},
         windows=windows,
         cache=cache,
+        document_tokens=document_tokens,
         context=repr((tokenizer.max_length, family.activation, windows)).encode(),
     )
 
@@ -172,11 +177,12 @@ def _chain(
     prompt: str | None = None,
     windows: Windows | None = None,
     cache: ScoreCache | None = None,
+    document_tokens: DocumentTokens | None = None,
     context: bytes = b"",
     ends_engine: bool = True,
     on_close: Callable[[], None] | None = None,
 ) -> Scorer:
-    """Distinct → cached → long documents → queued(core)."""
+    """Distinct → cached → stored tokens → long documents → queued(core)."""
     info = _info(tokenizer, family, loaded, facts, max_batch_tokens)
     core = CrossEncoder(tokenizer, family, info=info, wants_texts=loaded.wants_texts, prompt=prompt)
     admission = Admission(
@@ -187,6 +193,8 @@ def _chain(
         on_close=on_close,
     )
     scorer: Scorer = LongDocuments(Queued(core, admission), windows, tokenizer, _activate(family))
+    if document_tokens is not None:
+        scorer = Stored(scorer, document_tokens, tokenizer)
     if cache is not None:
         scorer = Cached(scorer, cache, context)
     return Distinct(scorer)
@@ -284,7 +292,7 @@ def _info(
 def _check_texts(config: RerankerConfig, loaded: Loaded) -> None:
     """Refuse options that only our own tokenizer honours where the checkpoint's must run."""
     usual = RerankerConfig()
-    ours = ("truncation", "query_max_tokens", "special_tokens")
+    ours = ("truncation", "query_max_tokens", "special_tokens", "document_tokens")
     asked = [name for name in ours if getattr(config, name) != getattr(usual, name)]
     if config.special_tokens == "as_tokens":  # which is how it writes them
         asked.remove("special_tokens")

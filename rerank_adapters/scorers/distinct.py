@@ -16,8 +16,8 @@ from . import Wrapper
 class Distinct(Wrapper):
     """Hands the first of equal pairs on, and its answer to all of them.
 
-    Pairs are equal where query, document, prompt and key are. A query whose pairs all stood before
-    has an empty group in what is handed on.
+    Pairs are equal where query, document and prompt are: a key changes no score. A query whose
+    pairs all stood before has an empty group in what is handed on.
     """
 
     def submit_pairs(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:
@@ -42,11 +42,11 @@ def _distinct(pairs: Sequence[Pair], call: Call) -> tuple[list[int], NDArray[np.
     seen: dict[object, int] = {}
     firsts: list[int] = []
     rows = np.empty(len(pairs), np.int64)
-    prompts, keys = call.prompts, call.keys
+    prompts = call.prompts
     for row, pair in enumerate(pairs):
         key: object = pair
-        if prompts is not None or keys is not None:
-            key = (pair, prompts and prompts[row], keys and keys[row])
+        if prompts is not None:
+            key = (pair, prompts[row])
         number = seen.setdefault(key, len(firsts))
         if number == len(firsts):
             firsts.append(row)

@@ -53,7 +53,7 @@ class PairEncoder:
         limit = room if options.side == "right" else None
         queries = self.reader.column([query for query, _ in pairs], limit)
         documents = self.reader.column([document for _, document in pairs], limit, known)
-        kept = self._kept(queries, documents, room)
+        kept = self._kept(queries, documents, room, known)
         return EncodedPairs(
             self._joined(queries, documents, kept),
             truncated=(kept[0] < queries.lengths) | (kept[1] < documents.lengths),
@@ -67,7 +67,9 @@ class PairEncoder:
         """Return half of the limit where the longer text is cut, else nothing."""
         return (limit - self.frame.size) // 2 * int(self.options.truncation == "longest_first")
 
-    def _kept(self, queries: Column, documents: Column, room: int) -> tuple[Counts, Counts]:
+    def _kept(
+        self, queries: Column, documents: Column, room: int, known: KnownTokens | None
+    ) -> tuple[Counts, Counts]:
         cap = self.options.query_max_tokens or NO_LIMIT
         left, right = np.minimum(queries.lengths, cap), documents.lengths
         if self.options.truncation == "only_second":
@@ -77,7 +79,8 @@ class PairEncoder:
             left, right = left.copy(), right.copy()
             whole = self.reader.counts([queries.texts[row] for row in unsure])
             left[unsure] = np.minimum(whole, cap)
-            right[unsure] = self.reader.counts([documents.texts[row] for row in unsure])
+            texts = [documents.texts[row] for row in unsure]
+            right[unsure] = self.reader.column(texts, None, known).lengths
         return longest_first(left, right, room, limit=self.options.limit)
 
     def _joined(

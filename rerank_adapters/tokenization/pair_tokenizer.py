@@ -15,9 +15,10 @@ from ..config import SpecialTokens, Truncation
 from ..errors import ConfigError
 from ..tokens import KnownTokens
 from .around import Around, AroundWriter
+from .document_facts import document_facts
 from .files import Convert, Files
 from .frame import pair_encoder
-from .gather import EncodedPairs
+from .gather import EncodedPairs, Ids
 from .literal import as_text as literal
 from .literal import writes_mark
 from .prompts import PlainWriter, Prompts, TemplateWriter, Writer
@@ -199,6 +200,23 @@ class PairTokenizer:
         A template's own text next to a document is read with it.
         """
         return self._reader.column(self._writer.as_read(documents), limit, known)
+
+    def document_ids(self, documents: Sequence[str]) -> list[Ids]:
+        """Return the tokens of each of *documents* as they stand in a pair, uncut."""
+        read = self.read(documents)
+        rows = zip(read.starts.tolist(), read.lengths.tolist(), strict=True)
+        return [read.ids[start : start + size] for start, size in rows]
+
+    def as_read(self, documents: Sequence[str]) -> list[str]:
+        """Return *documents* as they are tokenised: `encode` knows their tokens by these."""
+        return self._writer.as_read(documents)
+
+    def document_facts(self) -> dict[str, str]:
+        """Return what a document's tokens depend on beside its text, as hashes to compare.
+
+        Raises ConfigError where documents are not read by themselves.
+        """
+        return document_facts(self._reader.tokenizer, self._writer, self.whole_pairs_reason)
 
     def room(self, queries: Sequence[str], prompts: Prompts | None = None) -> Counts:
         """Return how many tokens a document may have beside each query before it is cut.

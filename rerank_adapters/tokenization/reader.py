@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ A cut changes the pre-token that touches it, and with rules that give letters ba
 (GPT-4o's do) the one before it. No rule is known that reaches further.
 """
 
+
+SPARE_TOKENS = 64
+"""Tokens that are taken of a known text beyond twice those wanted: it may be very long."""
 
 PROBED = 6
 """A text without blanks is first read to a sixth: if that settles nothing, 7/6 of it were read."""
@@ -77,7 +80,7 @@ class Reader:
         ends = np.cumsum(lengths)
         return Column(
             texts,
-            ids=np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())),
+            ids=_flat(ids, int(lengths.sum())),
             starts=(ends - lengths)[rows],
             lengths=lengths[rows],
             cut=cut[rows],
@@ -119,14 +122,22 @@ class Reader:
 
     def _unread(
         self, texts: list[str], limit: int | None, known: KnownTokens
-    ) -> tuple[list[Sequence[int]], NDArray[np.bool_]]:
-        """Return the ids of *texts*, and which are cut; *known* are neither read nor cut."""
+    ) -> tuple[list[Any], NDArray[np.bool_]]:
+        """Return the ids of *texts*, and which are cut; *known* are not read."""
         new = [row for row, text in enumerate(texts) if text not in known]
         read, were_cut = self._read([texts[row] for row in new], limit)
         if len(new) == len(texts):
             return list(read), were_cut
-        ids: list[Sequence[int]] = [known[text].tolist() if text in known else [] for text in texts]
-        cut = np.zeros(len(texts), dtype=np.bool_)
+        # Much more than *limit* says no more than that there is more.
+        most = None if limit is None else 2 * limit + SPARE_TOKENS
+        ids: list[Any] = [known[text][:most] if text in known else [] for text in texts]
+        cut = np.array(
+            [
+                text in known and len(known[text]) > len(it)
+                for text, it in zip(texts, ids, strict=True)
+            ],
+            np.bool_,
+        )
         cut[new] = were_cut
         for row, found in zip(new, read, strict=True):
             ids[row] = found
@@ -172,6 +183,13 @@ class Reader:
             # Where a cut does not settle the text is read again: the head must be a small part.
             window = len(text) // PROBED
         return text[: cut_offset(text, window)] if self._bounded else text
+
+
+def _flat(ids: list[Any], count: int) -> Ids:
+    """Return *ids*, lists and int32 arrays, one after the other."""
+    if any(isinstance(one, np.ndarray) for one in ids):
+        return np.concatenate([np.asarray(one, dtype=np.int32) for one in ids])
+    return np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=count)
 
 
 def head(text: str, encoding: Encoding, tokens: int, side: Side = "right") -> str:

@@ -38,7 +38,7 @@ GIVEN = {
     "max_queue_tokens": ("50", 50),
     "when_full": ("error", "error"),
 }
-LIVE = ("windows", "cache")
+LIVE = ("windows", "cache", "document_tokens")
 """Values of kinds of their own: tests/test_passages.py has them."""
 
 

@@ -21,6 +21,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ValidationError
 
 from rerank_adapters import ConfigError, ModelError, RerankerConfig, Windows, sharing
+from rerank_adapters.config import LIVE
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from tests.exported import exported
@@ -245,7 +246,7 @@ def test_the_token_is_never_shown(show: Callable[[object], object]):
 def test_it_has_a_json_schema():
     """As LlamaIndex's own postprocessors: of what a saved configuration holds, not of code."""
     schema = CrossEncoderPostprocessor.model_json_schema()
-    wanted = set(CHANGED) | {"callback_manager", "class_name", "token", "file_name", "cache"}
+    wanted = set(CHANGED) | {"callback_manager", "class_name", "token", "file_name", *LIVE}
     assert set(schema["properties"]) == wanted
     assert schema["properties"]["class_name"]["default"] == "CrossEncoderPostprocessor"
 

@@ -71,36 +71,62 @@ def test_the_bundled_model_hits_bit_for_bit():
         )
 
 
-def test_every_option_is_in_the_key_or_was_thought_about():
-    """Changing an option that changes numbers changes the key; one that does not, does not."""
-    config = RerankerConfig(model=str(build("bert")), backend="torch", device="cpu")
-    changes = {
-        "file_name": None,  # the backend's, and by content in the fingerprint
-        "trust_remote_code": True,
-        "prompt": "Find: ",
-        "max_length": 40,
-        "truncation": "only_second",
-        "query_max_tokens": 5,
-        "windows": Windows(9),
-        "activation": "identity",
-        "backend": "auto",
-        "device": "auto",
-        "dtype": "bfloat16",
-    }
-    numbers = {it.name for it in fields(config)} - CHANGE_NO_NUMBER
-    assert set(changes) <= numbers, "an option of this list is gone"
-
-    def context(one: RerankerConfig) -> bytes:
-        found = find(one)
-        return numbers_context(found, read(found), ("cpu",))
-
-    start = context(config)
-    for name, value in changes.items():
-        if value is not None:
-            assert context(replace(config, **{name: value})) != start, name
-    for name, value in {"max_batch_tokens": 99, "when_full": "error", "token": "t"}.items():
-        assert context(replace(config, **{name: value})) == start, name
+def _context(config: RerankerConfig) -> bytes:
     found = find(config)
+    return numbers_context(found, read(found), ("cpu",))
+
+
+def _plain() -> RerankerConfig:
+    return RerankerConfig(model=str(build("bert_two_labels")), backend="torch", device="cpu")
+
+
+def _said() -> RerankerConfig:
+    said = {"template": "{query} {document}", "answers": ("yes", "no")}
+    return RerankerConfig(model=str(build("qwen3")), backend="torch", device="cpu", **said)
+
+
+CHANGES = {
+    "trust_remote_code": (_plain, True),
+    "prompt": (_plain, "Find: "),
+    "template": (_said, "{query}: {document}"),
+    "answers": (_said, ("no", "yes")),
+    "label": (_plain, 0),
+    "max_length": (_plain, 40),
+    "truncation": (_plain, "only_second"),
+    "query_max_tokens": (_plain, 5),
+    "special_tokens": (_plain, "as_text"),
+    "windows": (_plain, Windows(9)),
+    "activation": (_plain, "identity"),
+    "backend": (_plain, "auto"),
+    "device": (_plain, "auto"),
+    "dtype": (_plain, "bfloat16"),
+}
+
+
+def test_every_option_is_in_the_key_or_was_thought_about():
+    """`file_name` is there by the files' content; all other options are in one of two lists."""
+    names = {it.name for it in fields(RerankerConfig)}
+    assert names == CHANGE_NO_NUMBER | set(CHANGES) | {"file_name"}
+    assert not CHANGE_NO_NUMBER & set(CHANGES)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_option_that_changes_numbers_changes_the_key(name: str):
+    """Each by itself."""
+    make, value = CHANGES[name]
+    config = make()
+    assert getattr(config, name) != value
+    assert _context(replace(config, **{name: value})) != _context(config)
+
+
+def test_what_changes_no_number_changes_no_key_and_files_do():
+    """Queues, batches, tokens of the hub and the rule for blank documents; content and device."""
+    plain = _plain()
+    start = _context(plain)
+    same = {"max_batch_tokens": 99, "when_full": "error", "token": "t", "on_empty_text": "score"}
+    for name, value in same.items():
+        assert _context(replace(plain, **{name: value})) == start, name
+    found = find(plain)
     assert numbers_context(found, read(found), ("cuda:0",)) != start
     assert numbers_context(replace(found, fingerprint="0"), read(found), ("cpu",)) != start
 

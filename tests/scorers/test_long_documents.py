@@ -277,6 +277,15 @@ def test_paragraphs_are_scored_by_the_closest(bare):
     assert len({it.score for it in both}) == 3, "equal text, other paragraphs: not one pair"
 
 
+def test_paragraphs_with_half_a_character_stay_paragraphs(bare):
+    """They are read as they are scored, whole, and the document is what its span counts in."""
+    document = Paragraphs(["red \ud83d", "tall"], closeness=[1, 0])
+    (found,) = bare.rerank("q", [document])
+    assert document == Paragraphs(["red \ufffd", "tall"], closeness=[1, 0])
+    assert found.span == (0, 5)
+    assert found.score == bare.score("q", ["red \ufffd"])[0]
+
+
 def test_a_long_paragraph_is_read_in_windows(windowed, bare):
     """Both at once: the window of the paragraph that is kept."""
     document = Paragraphs(["It is red.", long_document(bare), ANSWER], closeness=[1, 3, 2], keep=1)
