@@ -248,14 +248,14 @@ FURTHER = (
     ),
     M(
         "engine/line.py",
-        "self.load.tokens + tokens <= limits.tokens",
-        "self.load.tokens <= limits.tokens",
+        "self.tokens + tokens <= limits.tokens",
+        "self.tokens <= limits.tokens",
         "engine/test_line.py::test_a_limit_is_what_the_queue_may_hold",
     ),
     M(
         "engine/line.py",
-        "(0 if self._limits.block else self._reserved_pairs)",
-        "0",
+        "reserved = 0 if self._limits.block else self._reserved_pairs",
+        "reserved = 0",
         "engine/test_line.py::test_17_overload_counts_what_is_not_tokenised_yet",
     ),
     M(
@@ -297,9 +297,34 @@ FURTHER = (
     ),
     M(
         "engine/requests.py",
-        "return int(request.order[indices[0]])",
-        "return int(indices[0])",
+        "row = request.order[indices[0]]",
+        "row = indices[0]",
         "engine/test_faults.py::test_a_forward_error_names_the_pair_and_keeps_the_cause",
+    ),
+    M(  # the device begins with the first chunk
+        "scorers/queued.py",
+        "if pairs < 2 * FIRST_CHUNK:",
+        "if pairs < 200 * FIRST_CHUNK:",
+        "scorers/test_chunks.py::test_the_first_forward_begins_before_the_last_text_is_tokenised",
+    ),
+    M(  # chunks of texts that are about as long
+        "scorers/queued.py",
+        'order = np.argsort(-lengths, kind="stable")',
+        'order = np.argsort(lengths, kind="stable")',
+        "scorers/test_chunks.py::test_the_first_chunk_holds_the_longest_texts",
+    ),
+    M(  # more of a caller stands where its first pairs stood
+        "engine/queue.py",
+        "self._waiting = dict(sorted(self._waiting.items(), key=_arrived))",
+        "pass",
+        "engine/test_queue.py::test_parts_keep_the_turn_of_their_first",
+    ),
+    M(  # admitted whole
+        "engine/line.py",
+        "self._coming[ticket] = (pairs, most_tokens)",
+        "self._coming[ticket] = (pairs, 0)",
+        "engine/test_admission.py::"
+        "test_a_request_in_parts_counts_by_the_most_it_may_have_until_it_is_here",
     ),
     M(
         "engine/dispatch.py",

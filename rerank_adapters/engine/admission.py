@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ClosedError, OverloadedError
 from ..futures import preparing, settle
@@ -17,7 +18,7 @@ from .batching import check_count
 from .ending import CLOSED
 from .engine import Engine
 from .line import Limits, Line
-from .requests import Progress, Request, Rows, Ticket
+from .requests import Answer, Progress, Request, Rows, Ticket
 from .stats import RequestStats, Snapshot
 
 __all__ = ["Admission", "Limits"]
@@ -109,11 +110,45 @@ class Admission:
             settle(own, np.empty(0, np.float32))
             return own
         try:
-            self._admit(Request(own, encoded, on_progress=on_progress))
+            self._admit(Request(Answer(own, len(encoded), on_progress=on_progress), encoded))
         except BaseException:
             own.cancel()
             raise
         return own
+
+    def open(
+        self,
+        ticket: Future[Rows],
+        *,
+        pairs: int,
+        most_tokens: int,
+        on_progress: Progress | None = None,
+    ) -> Answer | None:
+        """Admit so many *pairs*, of *most_tokens* each at the most, whose tokens `add` brings.
+
+        *ticket* becomes the Future of their rows, as `submit` has it. None where they have no room
+        at once, or the ticket its end: then *ticket* is as it was.
+        """
+        with self._engine.lock:
+            if ticket.done() or self.used(ticket) or not isinstance(ticket, Ticket):
+                return None
+            if not self._line.open(ticket, pairs, most_tokens):
+                return None
+            return Answer(self._use(ticket), pairs, on_progress=on_progress)
+
+    def add(
+        self,
+        answer: Answer,
+        encoded: TokenBatch,
+        numbers: NDArray[np.int64],
+        *,
+        tokenise_seconds: float = 0.0,
+    ) -> None:
+        """Queue the pairs *numbers* of what was opened; never blocks. Nothing after its end."""
+        with self._engine.lock:
+            self._stats.tokenise_seconds += tokenise_seconds
+            if not answer.ticket.done():
+                self._line.add(Request(answer, encoded, numbers))
 
     def _use(self, ticket: Future[Rows]) -> Ticket:
         """*ticket* itself, for the first time."""
@@ -182,7 +217,7 @@ class Admission:
 
     def taken(self, request: Request, now: float) -> None:
         """A batch took pairs of *request*: there may be room for others."""
-        self._stats.wait_seconds += request.mark_started(now)
+        self._stats.wait_seconds += request.answer.mark_started(now)
         self._line.advance()
 
     def settled(self, ticket: Ticket) -> None:

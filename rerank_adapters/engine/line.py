@@ -38,6 +38,7 @@ class Line:
     """Requests that wait for room in the queue, the first to ask first.
 
     The engine's lock guards it. `load` is what the admission has in the queue, which counts it.
+    A request that comes in parts has room for all of them from the first on.
     """
 
     def __init__(
@@ -50,12 +51,19 @@ class Line:
         self._room = threading.Condition(lock)
         self._reserved_pairs = 0
         self._waiting: list[Request] = []  # by their tickets' numbers
+        self._coming: dict[Ticket, tuple[int, int]] = {}  # pairs, and the most tokens of each
 
     @property
     def pairs(self) -> int:
         """What counts against the limit: pairs that wait and, if nobody blocks, reserved ones."""
         # Else requests that are ready would wait for those that are still to be prepared.
-        return self.load.pairs + (0 if self._limits.block else self._reserved_pairs)
+        reserved = 0 if self._limits.block else self._reserved_pairs
+        return self.load.pairs + reserved + sum(pairs for pairs, _ in self._coming.values())
+
+    @property
+    def tokens(self) -> int:
+        """What counts against the limit: tokens that wait, and the most that may still come."""
+        return self.load.tokens + sum(pairs * most for pairs, most in self._coming.values())
 
     def fits(self, pairs: int, tokens: int) -> bool:
         """Whether so much more may wait."""
@@ -66,14 +74,14 @@ class Line:
         if not waiting:
             return True  # a request larger than the limits must be served too
         return (limits.pairs is None or waiting + pairs <= limits.pairs) and (
-            limits.tokens is None or self.load.tokens + tokens <= limits.tokens
+            limits.tokens is None or self.tokens + tokens <= limits.tokens
         )
 
     def overload(self, pairs: int, seconds: float) -> OverloadedError:
         """The error for a request of so many *pairs*, to be tried again in about *seconds*."""
         limits = self._limits
         return OverloadedError(
-            f"the queue is full: it holds {self.pairs} pairs of {self.load.tokens} tokens, the "
+            f"the queue is full: it holds {self.pairs} pairs of {self.tokens} tokens, the "
             f"request brings {pairs} pairs, max_queue_pairs is {limits.pairs} and "
             f"max_queue_tokens {limits.tokens}: retry in about {seconds:.2f} s",
             retry_after=seconds,
@@ -96,6 +104,28 @@ class Line:
         """Keep it no longer."""
         self._reserved_pairs -= ticket.pairs
         ticket.pairs = 0
+
+    def open(self, ticket: Ticket, pairs: int, most_tokens: int) -> bool:
+        """Keep room for *pairs* that come in parts, if there is room now; whether there is.
+
+        Each counts as *most_tokens* until it is here.
+        """
+        own = ticket.pairs
+        self.release(ticket)
+        if self._waiting or not self.fits(pairs, pairs * most_tokens):
+            ticket.pairs = own
+            self.reserve(ticket)
+            return False
+        self._coming[ticket] = (pairs, most_tokens)
+        return True
+
+    def add(self, request: Request) -> None:
+        """Let one part of what was opened into the queue; it counts by its tokens from now on."""
+        pairs, most = self._coming.pop(request.ticket)
+        if pairs > len(request.encoded):
+            self._coming[request.ticket] = (pairs - len(request.encoded), most)
+        self._enqueue(request, self.load)
+        self.advance()
 
     def try_enter(self, request: Request) -> bool:
         """Let *request* into the queue, past the line, if it fits; whether it does."""
@@ -136,6 +166,7 @@ class Line:
     def leave(self, ticket: Ticket) -> None:
         """Forget *ticket*, which has its end; its room is another's."""
         self.release(ticket)
+        self._coming.pop(ticket, None)
         if not self._waiting:
             return
         if self._holds(ticket):

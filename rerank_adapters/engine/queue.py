@@ -45,17 +45,27 @@ class RequestQueue:
     def add(
         self, request: Request, *, load: Load | None = None, max_batch_tokens: int | None = None
     ) -> None:
-        """Put *request* last; count it in *load* too, while it waits.
+        """Put *request* last, or to what waits of its caller; count it in *load* too meanwhile.
 
-        Batches that are planned with it hold at most *max_batch_tokens*.
+        Batches that are planned with it hold at most *max_batch_tokens*. More pairs of a caller
+        that was served before stand where the first ones stood: its turn goes by when it came.
         """
-        waiting = Waiting(request, load=load or Load(), max_batch_tokens=max_batch_tokens or NO_CAP)
-        self._waiting[request.ticket] = waiting
+        waiting = self._waiting.get(request.ticket)
+        is_new = waiting is None
+        if waiting is None:
+            most = max_batch_tokens or NO_CAP
+            waiting = Waiting(request, load=load or Load(), max_batch_tokens=most)
+            self._waiting[request.ticket] = waiting
+        else:
+            waiting.grow(request)
         for each in (self.load, waiting.load):
-            each.requests += 1
-            each.pairs += len(waiting.indices)
-            each.tokens += waiting.tokens
-        if self._planned and self._planned.has_room:
+            each.requests += is_new
+            each.pairs += len(request.encoded)
+            each.tokens += len(request.encoded.input_ids)
+        moved = request.answer.started and is_new and len(self._waiting) > 1
+        if moved:
+            self._waiting = dict(sorted(self._waiting.items(), key=_arrived))
+        if moved or not is_new or (self._planned and self._planned.has_room):
             self._planned = None
 
     def drop(self, ticket: Future[Rows]) -> None:
@@ -153,6 +163,10 @@ class RequestQueue:
             if room <= 0:
                 break
         return window, pieces, room
+
+
+def _arrived(item: tuple[Future[Rows], Waiting]) -> float:
+    return item[1].request.answer.arrived or 0.0
 
 
 def _fits_one_batch(waiting: Waiting, rule: BatchRule, budget: int) -> bool:

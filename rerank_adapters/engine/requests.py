@@ -59,46 +59,72 @@ class Ticket(Future[Rows]):
         self.submitted = False
 
 
-class Request:
-    """One caller's pairs: their tokens, and the rows that forwards gave for them so far.
+class Answer:
+    """One caller's rows, as far as forwards gave them; its pairs may come in several requests.
 
-    `order`, int64 of shape (pairs,), holds their rows, longest pair first, and `lengths` their
-    tokens in that order; both are made by `sort`. `missing` counts rows that no forward gave yet.
+    `missing` counts rows that no forward gave yet, `arrived` is when the first pairs were queued,
+    `started` whether a batch took any.
     """
 
-    __slots__ = (
-        "_by_length",
-        "_ends",
-        "_started",
-        "arrived",
-        "encoded",
-        "lengths",
-        "missing",
-        "on_progress",
-        "order",
-        "rows",
-        "ticket",
-    )
+    __slots__ = ("arrived", "missing", "on_progress", "pairs", "rows", "started", "ticket")
 
-    def __init__(
-        self, ticket: Ticket, encoded: TokenBatch, *, on_progress: Progress | None = None
-    ) -> None:
+    def __init__(self, ticket: Ticket, pairs: int, *, on_progress: Progress | None = None) -> None:
         self.ticket = ticket
-        self.encoded = encoded
+        self.pairs = pairs
+        self.missing = pairs
         self.on_progress = on_progress
-        self.missing = len(encoded)
-        self.order = self.lengths = _NONE
         self.rows: Rows | None = None
-        self.arrived = perf_counter()
-        self._started = False
-        self._by_length: TokenBatch | None = None
-        self._ends: list[int] = []
+        self.arrived: float | None = None
+        self.started = False
 
     def mark_started(self, now: float) -> float:
         """Note that a batch with its pairs begins; the seconds it waited, if that is the first."""
-        waited = 0.0 if self._started else now - self.arrived
-        self._started = True
+        waited = 0.0 if self.started or self.arrived is None else now - self.arrived
+        self.started = True
         return waited
+
+    def takes(self, rows: Rows) -> bool:
+        """Whether *rows* of a forward are shaped as the rows before them, if there were any."""
+        return self.rows is None or self.rows.shape[1:] == rows.shape[1:]
+
+
+class Request:
+    """Pairs of one caller that came together: their tokens, and which of its pairs they are.
+
+    `numbers`, int64 of shape (pairs,), counts through all pairs of the caller. `order`, of the same
+    shape, holds rows of `encoded`, longest pair first, and `lengths` their tokens in that order;
+    both are made by `sort`.
+    """
+
+    __slots__ = ("_by_length", "_ends", "answer", "encoded", "lengths", "numbers", "order")
+
+    def __init__(
+        self, answer: Answer, encoded: TokenBatch, numbers: NDArray[np.int64] | None = None
+    ) -> None:
+        """*numbers* None: all that the caller brings, in its order."""
+        self.answer = answer
+        self.encoded = encoded
+        self.numbers = np.arange(len(encoded)) if numbers is None else numbers
+        self.order = self.lengths = _NONE
+        self._by_length: TokenBatch | None = None
+        self._ends: list[int] = []
+        if answer.arrived is None:
+            answer.arrived = perf_counter()
+
+    @property
+    def ticket(self) -> Ticket:
+        """The Future of the caller's rows."""
+        return self.answer.ticket
+
+    def joined(self, left: Indices, more: Request) -> Request:
+        """One request of the pairs at *left* and of those that came now, of the same caller."""
+        self.sort()
+        rows = self.order[left]
+        return Request(
+            self.answer,
+            TokenBatch.join([self.encoded.take(rows), more.encoded]),
+            np.concatenate((self.numbers[rows], more.numbers)),
+        )
 
     def sort(self) -> None:
         """Make `order` and `lengths`, once."""
@@ -106,15 +132,12 @@ class Request:
             self.order = np.argsort(-self.encoded.lengths, kind="stable")
             self.lengths = self.encoded.lengths[self.order]
 
-    def takes(self, rows: Rows) -> bool:
-        """Whether *rows* of a forward are shaped as the rows before them, if there were any."""
-        return self.rows is None or self.rows.shape[1:] == rows.shape[1:]
-
     def write(self, indices: Indices, rows: Rows) -> None:
         """Keep *rows* for the pairs at *indices*. For one thread at a time."""
-        if self.rows is None:
-            self.rows = np.empty((len(self.encoded), *rows.shape[1:]), np.float32)
-        self.rows[self.order[indices]] = rows
+        answer = self.answer
+        if answer.rows is None:
+            answer.rows = np.empty((answer.pairs, *rows.shape[1:]), np.float32)
+        answer.rows[self.numbers[self.order[indices]]] = rows
 
     def tokens(self, indices: Indices) -> TokenBatch:
         """The tokens of the pairs at *indices*: a view where those are neighbours."""
@@ -175,10 +198,11 @@ class Batch:
         owners = [(request, index) for request, indices in self.parts for index in indices]
         return [Batch([(owners[at][0], np.array([owners[at][1]]))]) for at in pairs]
 
-    def row(self) -> int:
-        """The row that the first pair has in its request."""
+    def first(self) -> tuple[int, int]:
+        """Which of its caller's pairs the first one is, and its tokens."""
         request, indices = self.parts[0]
-        return int(request.order[indices[0]])
+        row = request.order[indices[0]]
+        return int(request.numbers[row]), int(request.encoded.lengths[row])
 
     def spans(self) -> Iterator[tuple[Request, Indices, slice]]:
         """Its parts, and where in the batch each of them lies."""

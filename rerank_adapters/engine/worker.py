@@ -15,7 +15,7 @@ from ..errors import BackendError, RerankError
 from ..futures import settle
 from ..tokens import TokenBatch
 from .batching import BatchRule
-from .requests import Batch, Request, Rows
+from .requests import Answer, Batch, Request, Rows
 from .stats import ForwardStats
 
 Forward = Callable[[TokenBatch], NDArray[np.float32]]
@@ -144,18 +144,18 @@ def _deliver(
     bad = _not_finite(rows)
     if len(bad) and len(rows) == 1:
         got = rows[0] if rows.size > 1 else rows.item()
-        message = f"the score of pair {batch.row()} must be finite: got {got}"
+        message = f"the score of pair {batch.first()[0]} must be finite: got {got}"
         settle(batch.parts[0][0].ticket, BackendError(message))
         return []
-    counts: list[tuple[Request, int]] = []
+    counts: list[tuple[Answer, int]] = []
     misfits: list[Request] = []
     with lock:
         stats.count_batch(tokens, seconds)
         stats.retries += len(bad)
         for request, indices, span in batch.spans():
-            if request.takes(rows):
+            if request.answer.takes(rows):
                 request.write(indices, rows[span])
-                counts.append((request, len(indices) - _within(bad, span)))
+                counts.append((request.answer, len(indices) - _within(bad, span)))
             else:
                 misfits.append(request)
     _refuse(misfits, rows.shape, len(rows))
@@ -175,27 +175,27 @@ def _within(bad: NDArray[np.int64], span: slice) -> int:
     return int(((bad >= span.start) & (bad < span.stop)).sum()) if len(bad) else 0
 
 
-def _count_down(counts: list[tuple[Request, int]], lock: Lock) -> None:
-    """Report to requests how many of their rows came, then end those that have them all.
+def _count_down(counts: list[tuple[Answer, int]], lock: Lock) -> None:
+    """Report to callers how many of their rows came, then end those that have them all.
 
-    In this order, because another worker may bring the last rows of a request meanwhile: it ends
+    In this order, because another worker may bring the last rows of a caller meanwhile: it ends
     after every call of its `on_progress`.
     """
-    for request, count in counts:
-        if request.on_progress and count and not request.ticket.done():
+    for answer, count in counts:
+        if answer.on_progress and count and not answer.ticket.done():
             try:
-                request.on_progress(count)
+                answer.on_progress(count)
             except BaseException as error:  # noqa: BLE001 - the caller's own, and not the engine's
                 inside = error.__traceback__.tb_next if error.__traceback__ else None
-                settle(request.ticket, error.with_traceback(inside))
+                settle(answer.ticket, error.with_traceback(inside))
     finished = []
     with lock:
-        for request, count in counts:
-            request.missing -= count
-            if not request.missing:
-                finished.append(request)
-    for request in finished:
-        settle(request.ticket, request.rows)
+        for answer, count in counts:
+            answer.missing -= count
+            if not answer.missing:
+                finished.append(answer)
+    for answer in finished:
+        settle(answer.ticket, answer.rows)
 
 
 def _refuse(requests: list[Request], shape: tuple[int, ...], pairs: int) -> None:
@@ -207,8 +207,7 @@ def _refuse(requests: list[Request], shape: tuple[int, ...], pairs: int) -> None
 def _pair_error(batch: Batch, error: Exception, no_memory: bool) -> Exception:
     if isinstance(error, RerankError):
         return error
-    row = batch.row()
-    tokens = int(batch.parts[0][0].encoded.lengths[row])
+    row, tokens = batch.first()
     what = f"ran out of memory, even alone, with {tokens} tokens" if no_memory else "failed"
     wrapped = BackendError(f"the forward pass of pair {row} {what}: {error!r}")
     # The frames of an error of memory hold that memory, which others need while the caller reads.

@@ -13,7 +13,7 @@ import pytest
 from rerank_adapters.engine.admission import Admission, Limits
 from rerank_adapters.engine.batching import BatchRule
 from rerank_adapters.engine.engine import Engine
-from rerank_adapters.errors import ClosedError, OverloadedError
+from rerank_adapters.errors import BackendError, ClosedError, OverloadedError
 from tests.engine.traffic import PATIENCE, Held, checksum, request, rerank_threads, until
 
 
@@ -138,6 +138,98 @@ def test_a_larger_budget_may_be_allowed_later():
     wait([first, second], PATIENCE)
     admission.close()
     assert held.sizes == [1, 5, 4]  # 20 × 5 padded tokens: padding stayed free
+
+
+# -- requests in parts ----------------------------------------------------------------------------
+
+
+def test_a_request_in_parts_counts_by_the_most_it_may_have_until_it_is_here():
+    """Ten pairs of at most 50 tokens are 500 of 600; by their tokens, 100, another has room too."""
+    held = Held()
+    engine = _engine(held)
+    door, other = Admission(engine, limits=Limits(tokens=600)), Admission(engine, ends_engine=False)
+    first = _submit(other, request([9]))
+    assert held.entered.wait(PATIENCE)
+    ticket = door.reserve(10, None)
+    answer = door.open(ticket, pairs=10, most_tokens=50)
+    assert door.used(ticket)
+    assert door.stats()["queue_tokens"] == 0
+    later = threading.Thread(target=_submit, args=(door, request([30] * 10, seed=1)))
+    later.start()
+    until(lambda: door.stats()["parked"] == 1)
+    numbers = np.random.default_rng(0).permutation(10)
+    encoded = request(range(1, 11))
+    door.add(answer, encoded.take(numbers[:4]), numbers[:4])
+    assert door.stats()["parked"] == 1  # 6 pairs are still to come, of 300 tokens at the most
+    door.add(answer, encoded.take(numbers[4:]), numbers[4:], tokenise_seconds=2.0)
+    until(lambda: door.stats()["parked"] == 0)
+    assert door.stats()["queue_tokens"] == 55 + 300
+    assert [door.stats()["requests"], door.stats()["queue_requests"]] == [2, 2]
+    held.release.set()
+    np.testing.assert_array_equal(ticket.result(PATIENCE), checksum(encoded))
+    later.join(PATIENCE)
+    first.result(PATIENCE)
+    assert door.stats()["tokenise_seconds"] == 2.0
+    door.close()
+
+
+def test_a_request_in_parts_needs_room_at_once():
+    """Where others wait or it does not fit nothing changes: the ticket is to be submitted whole."""
+    held = Held()
+    engine = _engine(held)
+    door = Admission(engine, limits=Limits(pairs=10, block=False))
+    first = _submit(door, request([9]))
+    assert held.entered.wait(PATIENCE)
+    futures = [_submit(door, request([9] * 6))]
+    ticket = door.reserve(4, None)
+    assert door.open(ticket, pairs=5, most_tokens=9) is None
+    with pytest.raises(OverloadedError):
+        door.reserve(1, None)  # its own four are kept
+    assert door.open(ticket, pairs=4, most_tokens=9) is not None
+    assert door.open(ticket, pairs=4, most_tokens=9) is None
+    with pytest.raises(OverloadedError, match="it holds 10 pairs of 90 tokens"):
+        door.reserve(1, None)
+    ticket.cancel()
+    futures.append(_submit(door, request([9] * 4)))
+    held.release.set()
+    wait([first, *futures], PATIENCE)
+    assert [door.stats()["done"], door.stats()["cancelled"]] == [3, 1]
+    door.close()
+
+
+def test_parts_after_the_end_of_their_request_are_dropped():
+    """What comes after it was cancelled is not queued; what came before leaves the queue."""
+    held = Held()
+    engine = _engine(held)
+    door = Admission(engine, limits=Limits(pairs=100))
+    first = _submit(door, request([9]))
+    assert held.entered.wait(PATIENCE)
+    ticket = door.reserve(6, None)
+    answer = door.open(ticket, pairs=6, most_tokens=9)
+    door.add(answer, request([9] * 3), np.arange(3))
+    assert door.stats()["queue_pairs"] == 3
+    ticket.cancel()
+    door.add(answer, request([9] * 3), np.arange(3, 6))
+    assert [door.stats()["queue_pairs"], door.stats()["unfinished"]] == [0, 1]
+    held.release.set()
+    first.result(PATIENCE)
+    door.close()
+    assert held.sizes == [1]
+
+
+def test_a_pair_at_fault_is_named_as_its_caller_counts():
+    """The second part's first row is the caller's pair 1."""
+
+    def fail(batch):
+        raise ValueError("no")
+
+    door = Admission(_engine(fail))
+    ticket = door.reserve(3, None)
+    answer = door.open(ticket, pairs=3, most_tokens=9)
+    door.add(answer, request([7]), np.array([1]))
+    with pytest.raises(BackendError, match="the forward pass of pair 1 failed"):
+        ticket.result(PATIENCE)
+    door.close()
 
 
 # -- tickets --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rerank_adapters.engine.batching import BatchRule, plan_batches
 from rerank_adapters.engine.plan import Load
 from rerank_adapters.engine.queue import RequestQueue
-from rerank_adapters.engine.requests import Batch, Request, Ticket
+from rerank_adapters.engine.requests import Answer, Batch, Request, Ticket
 from tests.engine.traffic import request
 
 untimed = settings(deadline=None, max_examples=50)
@@ -28,7 +28,7 @@ RULE = BatchRule(max_tokens=10_000)
 
 def _request(lengths: list[int], *, seed: int = 0) -> Request:
     ticket = Ticket(None, number=0, pairs=0, deadline=math.inf)
-    return Request(ticket, request(lengths, seed=seed))
+    return Request(Answer(ticket, len(lengths)), request(lengths, seed=seed))
 
 
 def _queue(
@@ -292,3 +292,63 @@ def test_a_request_served_starts_again_to_be_passed_over():
     while oldest in _served(batch := _take(queue, 400)):
         pass
     assert _served(batch) == [small]
+
+
+# -- one caller's pairs in parts ------------------------------------------------------------------
+
+
+@untimed
+@given(data=st.data(), window=st.integers(1, 2000))
+def test_parts_of_one_caller_are_dealt_once_and_as_one(data, window):
+    """Parts come between batches, beside those of others: each row once, one request counted."""
+    queue, _ = _queue(window_tokens=window)
+    sizes = st.lists(st.integers(1, 80), min_size=1, max_size=20)
+    answers = [Answer(_request([]).ticket, 0) for _ in range(data.draw(st.integers(1, 3)))]
+    came: dict[Answer, list[int]] = {answer: [] for answer in answers}
+    left: dict[Answer, dict[int, int]] = {answer: {} for answer in answers}
+
+    def deal(batch: Batch) -> None:
+        assert len({part.answer for part, _ in batch.parts}) == len(batch.parts)
+        lengths = iter(batch.tokens().lengths.tolist())
+        for part, indices in batch.parts:
+            for number in part.numbers[part.order[indices]].tolist():
+                assert left[part.answer].pop(number) == next(lengths)
+
+    for step in range(data.draw(st.integers(1, 30))):
+        if data.draw(st.booleans()) or not queue:
+            answer, lengths = data.draw(st.sampled_from(answers)), data.draw(sizes)
+            numbers = np.arange(len(came[answer]), len(came[answer]) + len(lengths))
+            came[answer] += lengths
+            left[answer] |= dict(zip(numbers.tolist(), lengths, strict=True))
+            queue.add(Request(answer, request(lengths, seed=step), numbers))
+        else:
+            deal(queue.take(RULE, data.draw(st.integers(1, 300)))[0])
+        waits = [rows for rows in left.values() if rows]
+        total = sum(sum(rows.values()) for rows in waits)
+        assert queue.load == Load(len(waits), sum(map(len, waits)), total)
+    while queue:
+        deal(queue.take(RULE, 200)[0])
+    assert not any(left.values())
+
+
+def test_parts_keep_the_turn_of_their_first():
+    """All of the first part was taken and another came meanwhile: the next part is still older."""
+    queue, (first,) = _queue([50] * 4)
+    batch = _take(queue, 200)
+    assert _served(batch) == [first]
+    first.answer.mark_started(0.0)
+    younger = _request([50] * 4, seed=1)
+    queue.add(younger)
+    second = Request(first.answer, request([50] * 4, seed=2), np.arange(4, 8))
+    queue.add(second)
+    assert [_served(_take(queue, 200)) for _ in range(2)] == [[second], [younger]]
+
+
+def test_a_caller_in_parts_does_not_hide_those_behind_it():
+    """Its parts together fill a quarter of the window, as one large request does."""
+    queue, (first, newcomer) = _queue([10] * 50, [10], window_tokens=1000)
+    for part in range(1, 100):
+        numbers = np.arange(50 * part, 50 * part + 50)
+        queue.add(Request(first.answer, request([10] * 50, seed=part), numbers))
+    _take(queue, 100)
+    assert newcomer in _served(_take(queue, 100))
