@@ -19,7 +19,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.modules import LogitScore
 
 from ..errors import ModelError
-from ..parity.comparison import BOUNDS, drift, share_of_spread, within
+from ..parity.comparison import BOUNDS, drift, share_of_spread, spread_of, within
 from ..parity.probes import batches
 from .framing import PLAIN, Framing
 
@@ -70,12 +70,13 @@ def _padded_right(feed: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np
 def check(file: Path, probes: Sequence[Probe], dtype: str) -> None:
     """Raise ModelError naming shape and drift where *file* does not score as torch does."""
     session = open_session(file)
-    bound = BOUNDS[dtype]
+    bound, spread = BOUNDS[dtype], spread_of([probe.logits for probe in probes])
     answers = [_answer(session, probe) for probe in probes]
     for case, answer in zip(probes, answers, strict=True):
         _check_shape(case, answer)
-        if not within(answer, case.logits, bound):
-            raise _failure(case, drift(answer, case.logits), f"at most {bound.absolute:.0e}")
+        here = bound.at(case.shape[1], spread)
+        if not within(answer, case.logits, here):
+            raise _failure(case, drift(answer, case.logits), f"at most {here.absolute:.0e}")
     if share_of_spread(answers, [probe.logits for probe in probes]) > bound.spread:
         drifts = [drift(answer, case.logits) for case, answer in zip(probes, answers, strict=True)]
         worst = int(np.argmax(drifts))

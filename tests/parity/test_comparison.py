@@ -12,6 +12,7 @@ from rerank_adapters.parity.comparison import (
     disagreement,
     drift,
     share_of_spread,
+    spread_of,
     within,
 )
 
@@ -84,3 +85,14 @@ def test_drift_and_its_share_of_the_spread() -> None:
     assert drift(moved[0], batches[0]) == pytest.approx(0.3)
     # Logits 3, -1, -1, 3 have standard deviation 2; drifts of .3, .3, .1, .1 a mean square of .05.
     assert share_of_spread(moved, batches) == pytest.approx(np.sqrt(0.05) / 2, rel=1e-6)
+
+
+def test_drift_of_long_pairs_is_measured_by_the_logits_spread() -> None:
+    """1.5e-4 passes at 3,198 tokens of logits that spread by 2, not at 1,024."""
+    bound, oracle = BOUNDS["float32"], np.zeros((3, 1), np.float32)
+    logits = oracle + np.float32(1.5e-4)
+    assert within(logits, oracle, bound.at(3198, 2.0))
+    assert not within(logits, oracle, bound.at(1024, 2.0))
+    assert not within(logits, oracle, bound.at(3198, 1.0))
+    assert not within(logits + np.float32(1e-4), oracle, bound.at(3198, 2.0))
+    assert spread_of([np.array([[0.0], [4.0]]), np.array([[2.0], [2.0]])]) == np.sqrt(2)
