@@ -44,4 +44,19 @@ def test_the_readme_has_blocks_and_the_two_commands() -> None:
     assert sum(block["printed"] is not None for block in BLOCKS) >= 2
     assert "make demo" in README
     assert "make test" in README
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 220
+
+
+def test_the_picture_is_what_its_script_draws(tmp_path: Path) -> None:
+    """The labels, which the drawing keeps as comments: names, ranks and scores, to 0.002."""
+    code = f"import pictures, pathlib; pictures.draw(pathlib.Path({str(tmp_path / 'new.svg')!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / ".docs", check=True, timeout=300)
+    kept, drawn = (
+        re.findall(r"<!-- (.*?) -->", file.read_text("utf-8"))
+        for file in (ROOT / ".docs" / "before_after.svg", tmp_path / "new.svg")
+    )
+    number = re.compile(r"\d\.\d+")
+    assert [number.sub("#", it) for it in drawn] == [number.sub("#", it) for it in kept]
+    scores = [[float(it) for it in number.findall(" ".join(labels))] for labels in (drawn, kept)]
+    assert len(scores[0]) == 16
+    assert scores[0] == pytest.approx(scores[1], abs=2e-3)  # another CPU may round another way
