@@ -26,11 +26,12 @@ def lines(name: str) -> list[str]:
 
 
 def log(queries: int, seed: int) -> list[str]:
-    """So many queries, of which REPEATED are drawn from those before them."""
+    """So many queries, of which the share REPEATED are drawn from those before them."""
     chance, texts = random.Random(seed), lines("queries.jsonl")
     made: list[str] = []
+    repeated = set(chance.sample(range(1, queries), round(REPEATED * queries)))
     for number in range(queries):
-        if made and chance.random() < REPEATED:
+        if number in repeated:
             made.append(chance.choice(made))
         else:
             made.append(f"{texts[number % len(texts)]} ({number // len(texts) + 1})")
