@@ -27,7 +27,10 @@ from rerank_adapters import Reranker
 from tests.notebooks import FOLDER, NOTEBOOKS, execute, read
 
 DECIMAL = re.compile(r"\d+\.(\d+)")
-STORIES = ["quickstart", "langchain_rag", "llama_index", "speed", "quality", "your_own_model"]
+STORIES = [
+    *("quickstart", "langchain_rag", "llama_index", "speed", "quality", "your_own_model"),
+    "long_documents",
+]
 EACH = [  # the first alone where tests are to be quick
     pytest.param(path, id=path.stem, marks=[pytest.mark.long("notebooks")] if index else [])
     for index, path in enumerate(NOTEBOOKS)
@@ -73,7 +76,7 @@ def test_it_runs_and_prints_what_it_is_kept_with(path: Path) -> None:
                 assert alike(text, before[kind]), f"{text}\n— kept —\n{before[kind]}"
 
 
-def test_all_six_are_there() -> None:
+def test_all_seven_are_there() -> None:
     """The checks above cannot pass by finding nothing."""
     assert [path.stem.partition("_")[2] for path in NOTEBOOKS] == STORIES
     assert all(any(cell.outputs for cell in code_cells(read(path))) for path in NOTEBOOKS)
@@ -321,6 +324,18 @@ def test_your_own_model_scores_as_the_oracle() -> None:
     cut = int(re.search(r"60 pairs, (\d+) of them cut", text)[1])
     assert cut > 0
     assert "1 or 2 labels: got 3" in text
+
+
+def test_long_documents_finds_the_answer_where_it_stands() -> None:
+    """The span in the handbook holds the number asked for; what is known costs no pass."""
+    text = printed("long_documents")
+    said = re.search(r"characters ([\d,]+) to ([\d,]+) of document (\d)", text)
+    start, end, index = (int(it.replace(",", "")) for it in said.groups())
+    part = rows("corpus.jsonl")[24 * index : 24 * index + 24]
+    assert "15 m/s" in "\n\n".join(row["text"] for row in part)[start:end]
+    assert "and when asked again: 0" in text
+    assert text.count("True") == 2
+    assert "documents read anew: 0" in text
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
