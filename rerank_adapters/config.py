@@ -17,7 +17,7 @@ from .passages import Windows
 from .ranking import OnEmptyText
 from .score_cache import ScoreCache
 
-BackendName = Literal["auto", "onnx", "torch"]
+BackendName = Literal["auto", "onnx", "openvino", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 SpecialTokens = Literal["as_text", "as_tokens"]
 Truncation = Literal["longest_first", "only_second"]
@@ -111,9 +111,9 @@ OPTIONS = {
     ),
     "backend": Option(
         "runtime",
-        '"onnx" or "torch". "auto": the default model → onnx; a GPU, torch and weights for it → '
-        "torch; else onnx where the checkpoint has a float32 ONNX file, or no weights that torch "
-        "can read; else torch. info().why says why.",
+        '"onnx", "openvino" or "torch". "auto": the default model → onnx; a GPU, torch and '
+        "weights for it → torch; else onnx where the checkpoint has a float32 ONNX file, or no "
+        "weights that torch can read; else torch. info().why says why.",
     ),
     "device": Option(
         "runtime",

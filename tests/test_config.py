@@ -15,7 +15,10 @@ from rerank_adapters import ConfigError, RerankerConfig
 from rerank_adapters.reranker import Reranker
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"backend": "tensorrt"}, 'backend must be one of "auto", "onnx", "torch": got \'tensorrt\''),
+    (
+        {"backend": "tensorrt"},
+        'backend must be one of "auto", "onnx", "openvino", "torch": got \'tensorrt\'',
+    ),
     ({"device": "gpu"}, 'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got \'gpu\''),
     ({"device": "cpu:1"}, 'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got \'cpu:1\''),
     ({"device": "cuda:"}, 'device must be "auto", "cpu", "cuda", "cuda:N" or "mps": got \'cuda:\''),

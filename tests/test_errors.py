@@ -179,7 +179,7 @@ TABLE: list[tuple[Callable[[Path], None], type[RerankError], str]] = [
     (
         _bfloat16_on_onnx,
         ConfigError,
-        'dtype "bfloat16" needs backend "torch": got backend="onnx"',
+        'dtype "bfloat16" needs backend "openvino" or "torch": got backend="onnx"',
     ),
     (
         _softmax_of_one_label,

@@ -115,7 +115,9 @@ def test_what_is_no_scorer_is_refused() -> None:
 
 def test_a_backend_of_ones_own_is_one_file_and_one_entry(monkeypatch) -> None:
     """Loaded by its name, with its own traits; an unknown name and dtype are refused by name."""
-    with pytest.raises(ConfigError, match='backend must be one of "auto", "onnx", "torch": got'):
+    with pytest.raises(
+        ConfigError, match='backend must be one of "auto", "onnx", "openvino", "torch": got'
+    ):
         RerankerConfig(backend="own")
     monkeypatch.setitem(BACKENDS, "own", own_backend.ENTRY)
     folder = str(build("bert"))

@@ -52,6 +52,12 @@ BACKENDS: dict[str, BackendEntry] = {
         devices=("cpu", "cuda"),
         dtypes=("float32", "float16", "int8"),
     ),
+    "openvino": BackendEntry(
+        module="rerank_adapters.backends.openvino",
+        needs="openvino",
+        extra="openvino",
+        dtypes=("float32", "bfloat16"),
+    ),
     "torch": BackendEntry(
         module="rerank_adapters.backends.torch",
         needs="torch",

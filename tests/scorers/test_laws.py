@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from rerank_adapters import Reranker, RerankerConfig
+from rerank_adapters.backends import BACKENDS as REGISTRY
 from rerank_adapters.backends.onnx import OnnxBackend
 from rerank_adapters.backends.torch import loading
 from rerank_adapters.protocols import Backend, BackendTraits
@@ -30,9 +31,19 @@ from tests.checkpoints import KINDS, PAIRS, TARGET_STD, Activation, build, encod
 from tests.exported import exported
 from tests.parts import Parts, parts_of
 
-BACKENDS = ("onnx", "torch")
+OPENVINO = pytest.param(
+    "openvino",
+    marks=pytest.mark.skipif(
+        not REGISTRY["openvino"].installed, reason="openvino is not installed: make test-neighbours"
+    ),
+)
+BACKENDS = ("onnx", "torch", OPENVINO)
 ORACLE_ATOL = 1e-4  # law 1: float32 sums in another order, through two or three layers
-MATES_ATOL = {"onnx": 1e-5, "torch": 1e-4}  # law 2: the same graph; other kernels for other shapes
+MATES_ATOL = {
+    "onnx": 1e-5,
+    "openvino": 1e-5,
+    "torch": 1e-4,
+}  # law 2: the same graph; other kernels for other shapes
 
 # Kinds whose models have more than one token type; in the others type ids change nothing.
 TYPED = ("bert", "electra", "bert_two_labels", "bert_128", "modular_bert", "bert_half")
@@ -56,11 +67,11 @@ def _config(
 ) -> RerankerConfig:
     folder = exported(kind, "int8" if dtype == "int8" else "float32")
     return RerankerConfig(
-        model=str(folder if backend == "onnx" else build(kind)),
+        model=str(build(kind) if backend == "torch" else folder),
         backend=backend,
         dtype=dtype,
         device="cpu",
-        num_threads=1 if backend == "onnx" else None,
+        num_threads=None if backend == "torch" else 1,
         activation=activation,
         max_length=max_length,
         truncation=truncation,
@@ -158,7 +169,9 @@ def test_scores_equal_sentence_transformers(load: Load, kind: str, backend: str)
 
 def test_onnx_equals_torch(load: Load, kind: str):
     """Law 1: the two backends agree directly, not only each with the oracle."""
-    onnx, torch = (load(kind, it, activation="identity").score_pairs(PAIRS) for it in BACKENDS)
+    onnx, torch = (
+        load(kind, it, activation="identity").score_pairs(PAIRS) for it in ("onnx", "torch")
+    )
     agree(onnx, torch)
 
 
