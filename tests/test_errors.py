@@ -172,7 +172,10 @@ TABLE: list[tuple[Callable[[Path], None], type[RerankError], str]] = [
     (
         _no_graph,
         ModelError,
-        "no ONNX file model.onnx in the checkpoint (found: none): rerank-adapters export makes one",
+        (
+            'no ONNX file model.onnx for dtype="auto" in the checkpoint (found: none): pass '
+            'backend="torch"; rerank-adapters export makes a file of any dtype'
+        ),
     ),
     (_no_config, ModelError, "{folder}/config.json is missing or empty: it names the model"),
     (_no_folder, ModelError, "model must be a folder or a hub id: no folder at '{folder}'"),
