@@ -61,6 +61,26 @@ def anchors(page: str) -> set[str]:
     return set(re.findall(r'\bid="([^"]+)"', page))
 
 
+def test_every_guide_has_a_page_that_the_index_lists(pages: dict[str, str]) -> None:
+    """Each Markdown file of .docs, its tables as tables."""
+    guides = {path.stem for path in (ROOT / ".docs").glob("*.md")}
+    assert {"telemetry", "migration-langchain"} <= guides
+    assert {name.partition(".")[2] for name in pages if name.startswith("guides.")} == guides
+    assert all(f'href="guides/{name}.html"' in pages["rerank_adapters"] for name in guides)
+    assert "<table>" in pages["guides.migration-langchain"]
+
+
+def test_every_link_in_our_own_pages_leads_to_a_file() -> None:
+    """README, CONTRIBUTING, CHANGELOG and the guides, from where each of them lies."""
+    named = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+    checked = 0
+    for page in [*map(ROOT.joinpath, named), *(ROOT / ".docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text("utf-8")):
+            checked += 1
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    assert checked >= 15
+
+
 def test_every_public_name_is_on_its_page(pages: dict[str, str]) -> None:
     """Those of the package, loaded lazily or not, of the adapters, and `export_onnx`."""
     missing = [(page, name) for page, name in NAMES if name not in anchors(pages[page])]
