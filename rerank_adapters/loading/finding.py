@@ -78,7 +78,7 @@ def find(config: RerankerConfig) -> Found:
     if config.model == DEFAULT_MODEL and entry.reads == "onnx":
         bundled.verify(folder)
     with as_model_error(f"the model in {folder}"):
-        used = fingerprint(folder, selection, code=code)
+        used = fingerprint(folder, selection, code=code, from_hub=isinstance(source, hub.HubModel))
         checkpoint = Checkpoint.read(folder)
     frame = frame_of(config, checkpoint)
     elsewhere = fetch_code(config, checkpoint) if code else ()

@@ -36,33 +36,46 @@ VOCABULARIES = ("vocab*", "merges*", "*.model", "*.spm", "*bpe*", "*.tiktoken")
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-def fingerprint(folder: Path, selection: Selection, *, code: Sequence[str] = ()) -> str:
+def fingerprint(
+    folder: Path, selection: Selection, *, code: Sequence[str] = (), from_hub: bool = False
+) -> str:
     """16 hexadecimal digits of a sha256 over the names and contents of the files in use.
 
-    A file in a hub's cache is named by its hash, which is taken; any other is read once, and its
-    hash remembered for as long as its path, size and time of change stay the same.
+    *from_hub*: *folder* is in huggingface_hub's own cache, where a file is named by its hash, which
+    is taken. Any other file is read once, whatever its name says, and its hash remembered for as
+    long as its path, size and times of change stay the same.
     """
     digest = hashlib.sha256()
     for path in sorted(set(_used(folder, selection, code))):
         name = path.relative_to(folder).as_posix()
-        digest.update(f"{name}\0{content_hash(path)}\0".encode())
+        digest.update(f"{name}\0{content_hash(path, named=from_hub)}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def content_hash(path: Path) -> str:
-    """The hash of a file's content: its blob's name in a hub's cache, else its sha256."""
+def content_hash(path: Path, *, named: bool = False) -> str:
+    """The hash of a file's content, by git or sha256: as a hub names it, so that both agree.
+
+    *named*: the name of a blob in a hub's cache is taken for its hash, and nothing is read.
+    """
     real = path.resolve()
-    if path.is_symlink() and real.parent.name == "blobs" and _HASH.fullmatch(real.name):
+    blob = path.is_symlink() and real.parent.name == "blobs" and _HASH.fullmatch(real.name)
+    if named and blob:
         return real.name
     status = real.stat()
-    return _sha256(real, status.st_size, status.st_mtime_ns)
+    git = bool(blob) and len(real.name) == 40
+    return _read_hash(real, git, status.st_size, (status.st_mtime_ns, status.st_ctime_ns))
 
 
 @functools.lru_cache(maxsize=4096)
-def _sha256(path: Path, size: int, changed: int) -> str:
-    del size, changed  # they are the key: another size or time is another content
+def _read_hash(path: Path, git: bool, size: int, changed: tuple[int, int]) -> str:
+    del changed  # a part of the key: another time is another content
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        if not git:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        while data := stream.read(1 << 20):
+            digest.update(data)
+        return digest.hexdigest()
 
 
 def _used(folder: Path, selection: Selection, code: Sequence[str]) -> Iterator[Path]:

@@ -96,11 +96,27 @@ def test_a_hubs_blob_is_known_by_its_name_and_a_file_is_read_once(tmp_path, monk
     monkeypatch.setattr(
         module.hashlib, "file_digest", lambda *args: reads.append(1) or digest(*args)
     )
-    assert module.content_hash(link) == name
+    assert module.content_hash(link, named=True) == name
     assert reads == []
+    assert module.content_hash(link) == name
+    assert reads.pop() == 1
     own = tmp_path / "model.safetensors"
     own.write_bytes(content)
     assert [module.content_hash(own) for _ in range(3)] == [name] * 3
     assert len(reads) == 1
     own.write_bytes(b"longer than before")
     assert module.content_hash(own) == hashlib.sha256(b"longer than before").hexdigest()
+
+
+@pytest.mark.parametrize("size", [40, 64])
+def test_a_folder_that_only_looks_like_a_cache_is_read(tmp_path, size: int) -> None:
+    """A link to a blob of another's name claims nothing; true names are those of the hub."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    data = b"other weights"
+    git = hashlib.sha1(b"blob 13\0" + data, usedforsecurity=False).hexdigest()
+    true = git if size == 40 else hashlib.sha256(data).hexdigest()
+    for name in ("a" * size, true):
+        (blobs / name).write_bytes(data)
+        (tmp_path / f"{name}.safetensors").symlink_to(blobs / name)
+        assert module.content_hash(tmp_path / f"{name}.safetensors") == true
