@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import markdown2
@@ -33,18 +34,23 @@ PAGES: dict[str, list[str] | None] = {
 
 GUIDES = sorted(Path(__file__).parent.glob("*.md"))
 
+NEIGHBOURS = {"rerank_adapters.haystack": "haystack"}
+"""Modules that have a page where the library that they need is installed."""
+
 
 def write(folder: Path) -> None:
     """One page per module of PAGES, with an index and a search; a warning of pdoc's is its fault
     or ours, and is shown.
     """
-    for page, names in PAGES.items():
+    beside = {page: None for page, library in NEIGHBOURS.items() if find_spec(library)}
+    pages: dict[str, list[str] | None] = {**PAGES, **beside}
+    for page, names in pages.items():
         module = import_module(page)
         module.__all__ = module.__all__ if names is None else names
         for name in module.__all__:  # pdoc sees what a module holds, not what it would load
             setattr(module, name, getattr(module, name))
     pdoc.render.configure(docformat="markdown", show_source=False)
-    pdoc.pdoc(*PAGES, output_directory=folder)
+    pdoc.pdoc(*pages, output_directory=folder)
     titles = {guide.stem: _write_guide(guide, folder / "guides") for guide in GUIDES}
     links = "".join(
         f'<li><a href="guides/{name}.html">{it}</a></li>' for name, it in titles.items()

@@ -10,7 +10,7 @@ import pkgutil
 import pytest
 
 import rerank_adapters
-from tests.test_public_api import NAMES
+from tests.test_public_api import NAMES, public
 
 MODULES = [
     it.name
@@ -29,7 +29,7 @@ def _examples(value: object, name: str, module: str) -> list[doctest.DocTest]:
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_print_what_they_say(module: str) -> None:
     """In the module's own names, as a reader of its source would try them."""
-    for test in _examples(importlib.import_module(module), module, module):
+    for test in _examples(public(module), module, module):
         runner = doctest.DocTestRunner()
         report: list[str] = []
         runner.run(test, out=report.append)
@@ -41,7 +41,7 @@ def test_examples_print_what_they_say(module: str) -> None:
 )
 def test_every_public_class_has_an_example(module: str, name: str) -> None:
     """In its own docstring, not one of its methods'."""
-    value = getattr(importlib.import_module(module), name)
+    value = getattr(public(module), name)
     if inspect.isclass(value):
         assert doctest.DocTestParser().get_examples(value.__doc__ or ""), name
 

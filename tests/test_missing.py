@@ -24,6 +24,7 @@ ENTRIES = {
         ("onnxscript", "export"),
         ("sentence_transformers", "export"),
     ],
+    "rerank_adapters.haystack": [("haystack", "haystack")],
     "rerank_adapters.langchain": [("langchain_core", "langchain")],
     "rerank_adapters.langchain.middleware": [("langchain", "langchain-agents")],
     "rerank_adapters.llama_index": [("llama_index.core", "llama-index")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .configurations import Configuration, configuration, saved
 from .fallback import (
     FallbackFields,
     OnBlankQuery,
@@ -19,12 +20,13 @@ from .rules import (
     plain_selection,
 )
 from .settings import CallSettings
-from .source import RankerSource, Warmable
+from .source import RankerSource, Warmable, check_ranker
 
 __all__ = [
     "FIELDS_CONFIG",
     "CallSettings",
     "Carried",
+    "Configuration",
     "FallbackFields",
     "OnBlankQuery",
     "OnError",
@@ -32,11 +34,14 @@ __all__ = [
     "RerankerFields",
     "Warmable",
     "as_config_errors",
+    "check_ranker",
     "check_word",
     "checked_rankings",
+    "configuration",
     "in_body",
     "is_kept",
     "plain_count",
     "plain_selection",
+    "saved",
     "warn_kept",
 ]
