@@ -47,7 +47,7 @@ def root(
 
 
 @app.command()
-@takes()
+@takes(but=("document_tokens",))  # passages have no ids
 def search(
     query: Query,
     paths: Annotated[

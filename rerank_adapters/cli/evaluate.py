@@ -16,7 +16,7 @@ import numpy as np
 from ir_measures import RR, Measure, Qrel, R, ScoredDoc, nDCG
 
 from ..errors import InputError
-from ..protocols import Ranker
+from ..protocols import Ranker, RerankRequest
 from .collection import Collection, Row, qrels_file, read_collection, read_qrels, read_run
 from .console import emit, note, progress, say, table
 from .corpus import Bm25
@@ -147,9 +147,10 @@ def evaluate(
     report = Report(measures(candidates), R @ candidates)
     for query, text in collection.queries.items():
         old = retrieve(query, text)
-        texts = collection.documents.texts([name for name, _ in old])
+        names = [name for name, _ in old]
+        texts = collection.documents.texts(names)
         start = time.perf_counter()
-        (ranking,) = ranker.rerank_many([(text, texts)])
+        (ranking,) = ranker.rerank_many([RerankRequest(text, texts, ids=names)])
         if texts:
             report.seconds.append(time.perf_counter() - start)
         new = [(old[document.index][0], document.score) for document in ranking]

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from rerank_adapters import DocumentTokens, Reranker, RerankerConfig, ScoreCache, Windows
 from rerank_adapters.cli.app import app
+from rerank_adapters.cli.corpus import example_folder, passages
 from rerank_adapters.errors import ConfigError, InputError, ModelError
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
@@ -363,3 +364,19 @@ def shared():
     ):
         tokens.add([("a", "red"), ("b", "x " * 90), ("other", "é塔")])
         yield stored, bare
+
+
+def test_evaluate_reads_stored_tokens_by_the_corpus_ids(tmp_path, read):
+    """Built once from corpus.jsonl; the measures are the same, and no document is tokenised."""
+    corpus = example_folder()
+    folder = tmp_path / "tokens"
+    built = CliRunner().invoke(app, ["tokens", "build", str(corpus / "corpus.jsonl"), str(folder)])
+    assert built.exit_code == 0, built.output
+    arguments = ["evaluate", str(corpus), "--candidates", "2", "--json", "--device", "cpu"]
+    plain = CliRunner().invoke(app, arguments)
+    texts = {passage.full_text for passage in passages(corpus)}
+    assert texts & set(read), "the check below can fail"
+    read.clear()
+    stored = CliRunner().invoke(app, [*arguments, "--document-tokens", str(folder)])
+    assert json.loads(stored.stdout)["measures"] == json.loads(plain.stdout)["measures"]
+    assert not texts & set(read)
