@@ -18,10 +18,11 @@ from .errors import (
     RerankError,
 )
 from .passages import Paragraphs, Windows
-from .ranking import RankedDocument, Ranking
+from .ranking import Fuse, RankedDocument, Ranking
 from .score_cache import ScoreCache
 
 if TYPE_CHECKING:
+    from .cascade import Cascade
     from .ranking.plotting import plot_rank_changes as plot_rank_changes
     from .reranker import Reranker
 
@@ -29,9 +30,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "Cascade",
     "ClosedError",
     "ConfigError",
     "DocumentTokens",
+    "Fuse",
     "InputError",
     "MissingDependencyError",
     "ModelError",
@@ -48,7 +51,11 @@ __all__ = [
 ]
 
 # plot_rank_changes is not in __all__, so that `import *` needs no matplotlib.
-_LAZY = {"Reranker": "reranker", "plot_rank_changes": "ranking.plotting"}
+_LAZY = {
+    "Cascade": "cascade",
+    "Reranker": "reranker",
+    "plot_rank_changes": "ranking.plotting",
+}
 
 
 def __getattr__(name: str) -> Any:

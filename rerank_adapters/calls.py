@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -16,10 +17,25 @@ from .checks import check_selection, checked_requests, deadline_of, gathered
 from .errors import BackendError, ClosedError, InputError, RerankError
 from .futures import done, prepare, then, wait, wait_async
 from .protocols import Caching, Call, Pair, Queue, Ranked, Requests, RerankRequest, Scored, Scorer
-from .ranking import OnEmptyText, Ranking, ranked, split_blank
+from .ranking import (
+    Fuse,
+    OnEmptyText,
+    RankedDocument,
+    Ranking,
+    Rest,
+    ranked,
+    split_blank,
+    with_blank,
+    with_rest,
+)
 from .texts import spans_in, whole, whole_pairs
 
+logger = logging.getLogger(__name__)
+
 Seam = TypeVar("Seam")
+
+RULES = ("on_empty_text", "rerank_count", "rest", "fuse")
+"""Options of a Reranker that concern rankings, not scores."""
 
 LOOK_AHEAD_PAIRS = 4096
 """Pairs that a stream keeps in flight, so that batches are full and memory stays flat."""
@@ -30,26 +46,50 @@ class Selection:
     """What of a ranking comes back: the bound first, inclusive, then the cut.
 
     on_empty_text: what becomes of blank documents where a request says nothing of them
+    rerank_count, rest, fuse: which candidates are scored, what becomes of others, and of scores
     """
 
     top_n: int | None = None
     score_threshold: float | None = None
     on_empty_text: OnEmptyText = "keep_last"
+    rerank_count: int | None = None
+    rest: Rest = "drop"
+    fuse: Fuse | None = None
 
     def __post_init__(self) -> None:
         check_selection(self.top_n, self.score_threshold)
 
+    @property
+    def needs_scores(self) -> str:
+        """The option that cannot do without retrieval_scores, "" where none is set."""
+        if self.fuse is not None and self.fuse.method == "linear":
+            return 'fuse="linear"'
+        moves = self.rest == "rescale" and self.rerank_count is not None
+        return 'rest="rescale"' if moves else ""
+
     def ranking(self, asked: Asked, scored: Scored) -> Ranking:
         """The ranking of one request's answers."""
-        return ranked(
-            scored.scores,
-            scored.keys,
-            scored.truncated,
-            scored.spans,
-            indices=asked.indices,
-            blank=asked.blank,
-            top_n=self.top_n,
-            score_threshold=self.score_threshold,
+        answers = (scored.scores, scored.keys, scored.truncated, scored.spans)
+        if self.fuse is None and not asked.rest:
+            return ranked(
+                *answers,
+                indices=asked.indices,
+                blank=asked.blank,
+                top_n=self.top_n,
+                score_threshold=self.score_threshold,
+            )
+        ranking = ranked(*answers, indices=asked.indices)
+        if self.fuse is not None:
+            ranking = self.fuse.fused(ranking, asked.retrieval_scores)
+        found = () if asked.retrieval_scores is None else asked.retrieval_scores
+        earlier = {
+            index: float("nan") if score is None else float(score)
+            for index, score in enumerate(found)
+        }
+        left = [RankedDocument(it, earlier.get(it, float("nan")), stage=0) for it in asked.rest]
+        ranking = with_rest(ranking, left, earlier, self.rest)
+        return with_blank(ranking, asked.blank).top(
+            self.top_n, score_threshold=self.score_threshold
         )
 
 
@@ -57,26 +97,36 @@ class Selection:
 class Asked:
     """What of a checked request is scored: not its blank documents, unless its rule says so.
 
-    request  with the documents that are scored, those at *indices* (None: all)
-    blank    indices of the documents that stand after them
+    request           with the documents that are scored, those at *indices* (None: all)
+    blank             indices of the documents that stand after them
+    rest              indices of those beyond rerank_count that come back too
+    retrieval_scores  of all documents
     """
 
     request: RerankRequest
     indices: list[int] | None
     blank: list[int]
+    rest: list[int]
+    retrieval_scores: Sequence[float | None] | None
 
     @classmethod
-    def of(cls, request: RerankRequest) -> Self:
+    def of(cls, request: RerankRequest, rules: Selection) -> Self:
         """Tell the documents of *request* apart."""
         scored, blank = split_blank(request.documents, request.on_empty_text or "score")
+        found, rest = request.retrieval_scores, list[int]()
+        if (count := rules.rerank_count) is not None and count < len(request.documents):
+            if rules.rest == "drop":
+                blank = [index for index in blank if index < count]
+            else:
+                rest = [index for index in scored if index >= count]
+            scored = [index for index in scored if index < count]
+            logger.debug(
+                "%d of %d candidates are scored: rerank_count=%d, rest=%r",
+                *(len(scored), len(request.documents), count, rules.rest),
+            )
         if len(scored) == len(request.documents):
-            return cls(request, None, blank)
-        kept: dict[str, Any] = {
-            name: [values[index] for index in scored]
-            for name in ("documents", "ids", "retrieval_scores")
-            if (values := getattr(request, name)) is not None
-        }
-        return cls(replace(request, **kept), scored, blank)
+            return cls(request, None, blank, rest, found)
+        return cls(request.take(scored), scored, blank, rest, found)
 
     @property
     def pairs(self) -> int:
@@ -107,9 +157,16 @@ class Plan:
     ) -> Plan:
         """Check *requests*; InputError names the one at fault, or stands in its place."""
         checked = checked_requests(
-            requests, on_empty_text=selection.on_empty_text, return_exceptions=return_exceptions
+            requests,
+            on_empty_text=selection.on_empty_text,
+            needs_scores=selection.needs_scores,
+            return_exceptions=return_exceptions,
         )
-        good = [Asked.of(request) for request in checked if isinstance(request, RerankRequest)]
+        good = [
+            Asked.of(request, selection)
+            for request in checked
+            if isinstance(request, RerankRequest)
+        ]
         return cls(checked, good, selection, deadline_of(timeout), return_exceptions)
 
     @property

@@ -44,18 +44,30 @@ def deadline_of(timeout: float | None) -> float | None:
 
 
 def checked_requests(
-    requests: Requests, *, on_empty_text: OnEmptyText = "score", return_exceptions: bool = False
+    requests: Requests,
+    *,
+    on_empty_text: OnEmptyText = "score",
+    needs_scores: str = "",
+    return_exceptions: bool = False,
 ) -> list[RerankRequest | InputError]:
     """Each as a RerankRequest; with *return_exceptions* an InputError where one is none.
 
-    *on_empty_text* is the rule of those that have none of their own.
+    *on_empty_text* is the rule of those that have none of their own; *needs_scores* names what
+    cannot do without their retrieval_scores.
     """
     _check_sequence(requests, "requests", "(query, documents) pairs")
     checked: list[RerankRequest | InputError] = []
     for index, request in enumerate(requests):
         try:
             where = f"requests[{index}]: " if len(requests) > 1 else ""
-            checked.append(_checked_request(request, index, where, on_empty_text))
+            asked = _checked_request(request, index, where, on_empty_text)
+            if needs_scores and asked.retrieval_scores is None and asked.documents:
+                raise InputError(
+                    f"{where}retrieval_scores must be given with {needs_scores}: got None; a "
+                    "RerankRequest has them, (document, score) tuples or metadata, named by "
+                    "retrieval_score_key, in LangChain, and NodeWithScore.score in LlamaIndex"
+                )
+            checked.append(asked)
         except InputError as error:
             if not return_exceptions:
                 raise
@@ -128,6 +140,7 @@ def _checked_request(
     for at, key in enumerate(request.ids or ()):
         if not (key is None or isinstance(key, str)):
             raise InputError(f"{where}ids[{at}] must be a str or None: got {key!r:.80}")
+    _check_scores(request.retrieval_scores, f"{where}retrieval_scores")
     rule = on_empty_text if request.on_empty_text is None else request.on_empty_text
     if rule not in get_args(OnEmptyText):
         words = ", ".join(f'"{word}"' for word in get_args(OnEmptyText))
@@ -135,6 +148,12 @@ def _checked_request(
     if rule == "error":
         check_no_blank(documents, f"{where}documents")
     return replace(request, documents=documents, on_empty_text=rule)
+
+
+def _check_scores(scores: Sequence[float | None] | None, name: str) -> None:
+    for index, score in enumerate(() if scores is None else scores):
+        if score is not None and (not isinstance(score, Real) or isinstance(score, bool)):
+            raise InputError(f"{name}[{index}] must be a number or None: got {score!r:.80}")
 
 
 def _check_query(query: object, name: str) -> None:

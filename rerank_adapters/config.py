@@ -14,7 +14,7 @@ from .document_tokens import DocumentTokens
 from .errors import ConfigError
 from .hints import VALUES
 from .passages import Windows
-from .ranking import OnEmptyText
+from .ranking import Fuse, OnEmptyText, Rest
 from .score_cache import ScoreCache
 
 BackendName = Literal["auto", "onnx", "openvino", "torch"]
@@ -109,6 +109,22 @@ OPTIONS = {
         'or the lowest score where that is lower, and below every score_threshold. "drop": left '
         'out. "error": InputError. "score": ranked as any. score() gives the model\'s own number.',
     ),
+    "rerank_count": Option(
+        "phases",
+        "How many candidates of a query are scored: the first ones, in the order given. None: all.",
+    ),
+    "rest": Option(
+        "phases",
+        'Candidates beyond rerank_count. "drop": left out. "keep_below": after all others in the '
+        "order given, with their retrieval score (stage=0), below every score_threshold. "
+        '"rescale": with retrieval scores moved to the range of the others, as Vespa does.',
+    ),
+    "fuse": Option(
+        "phases",
+        'Put the model\'s ranking and the first stage\'s scores together: "rrf", "linear", '
+        "Fuse(method, weights, k), or a mapping of these. The score, and so score_threshold, is "
+        "then the fused one. None: the model alone ranks.",
+    ),
     "backend": Option(
         "runtime",
         '"onnx", "openvino" or "torch". "auto": the default model → onnx; a GPU, torch and '
@@ -198,6 +214,10 @@ class RerankerConfig:
     activation: Activation = "default"
     on_empty_text: OnEmptyText = "keep_last"
 
+    rerank_count: int | None = None
+    rest: Rest = "drop"
+    fuse: Fuse | None = None
+
     backend: BackendName = "auto"
     device: str | tuple[str, ...] = "auto"
     dtype: DType = "auto"
@@ -224,6 +244,7 @@ class RerankerConfig:
         object.__setattr__(self, "device", _devices(self.device))
         _check_frame(self)
         object.__setattr__(self, "windows", Windows.of(self.windows))
+        object.__setattr__(self, "fuse", Fuse.of(self.fuse))
         object.__setattr__(self, "cache", ScoreCache.of(self.cache))
         object.__setattr__(self, "document_tokens", DocumentTokens.of(self.document_tokens))
         for name, hint in get_type_hints(type(self)).items():
@@ -256,7 +277,7 @@ class RerankerConfig:
         return (self.device,) if isinstance(self.device, str) else self.device
 
 
-_CHECK_THEMSELVES = ("answers", "label", "windows", *LIVE)
+_CHECK_THEMSELVES = ("answers", "label", "windows", "fuse", *LIVE)
 
 
 def _plain(name: str, value: Any) -> Any:

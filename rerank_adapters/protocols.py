@@ -37,6 +37,15 @@ class RerankRequest:
     retrieval_scores: Sequence[float | None] | None = None
     on_empty_text: OnEmptyText | None = None
 
+    def take(self, indices: Sequence[int]) -> RerankRequest:
+        """The same of the documents at *indices* alone, in that order."""
+        kept: dict[str, Any] = {
+            name: [values[index] for index in indices]
+            for name in ("documents", "ids", "retrieval_scores")
+            if (values := getattr(self, name)) is not None
+        }
+        return replace(self, **kept)
+
 
 Requests = Sequence[RerankRequest | tuple[str, Sequence[str]]]
 

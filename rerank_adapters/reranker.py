@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
 
-from .calls import Caller, Closing, Plan, Selection, counting, inside
+from .calls import RULES, Caller, Closing, Plan, Selection, counting, inside
 from .checkpoints import NO_LIMIT
 from .checks import checked_documents, checked_pairs, deadline_of
 from .config import (
@@ -29,7 +30,7 @@ from .hints import first_guesses, method_error
 from .loading import load
 from .passages import Windows
 from .protocols import Call, ModelInfo, Pair, Requests, RerankRequest, Scorer, TokenCounter
-from .ranking import OnEmptyText, Ranking
+from .ranking import Fuse, FuseMethod, OnEmptyText, Ranking, Rest
 from .score_cache import ScoreCache
 from .tokens import Scores
 
@@ -87,6 +88,9 @@ class Reranker(Closing):
         special_tokens: SpecialTokens | None = None,
         activation: Activation = "default",
         on_empty_text: OnEmptyText = "keep_last",
+        rerank_count: int | None = None,
+        rest: Rest = "drop",
+        fuse: Fuse | FuseMethod | Mapping[str, Any] | None = None,
         backend: BackendName = "auto",
         device: str | Sequence[str] = "auto",
         dtype: DType = "auto",
@@ -108,7 +112,7 @@ class Reranker(Closing):
         """
         options = {name: value for name, value in locals().items() if name != "self"}
         config = RerankerConfig(**options)
-        self._attach(load(config), config.on_empty_text)
+        self._attach(load(config), Selection(**ranking_rules(config)))
 
     from_pretrained = _constructor(__init__)
 
@@ -117,19 +121,28 @@ class Reranker(Closing):
         """Load what *config* says, afresh."""
         if not isinstance(config, RerankerConfig):
             raise ConfigError(f"config must be a RerankerConfig: got {config!r:.80}")
-        return cls.over(load(config), on_empty_text=config.on_empty_text)
+        return cls.over(load(config), **ranking_rules(config))
 
     @classmethod
-    def over(cls, scorer: Scorer, *, on_empty_text: OnEmptyText = "keep_last") -> Self:
+    def over(
+        cls,
+        scorer: Scorer,
+        *,
+        on_empty_text: OnEmptyText = "keep_last",
+        rerank_count: int | None = None,
+        rest: Rest = "drop",
+        fuse: Fuse | FuseMethod | Mapping[str, Any] | None = None,
+    ) -> Self:
         """Rank by *scorer*, any Scorer, which is the Reranker's from now on: `close` closes it."""
+        rules = {name: value for name, value in locals().items() if name not in ("cls", "scorer")}
         if not isinstance(scorer, Scorer):
             raise ConfigError(f"scorer must have submit_pairs, info and close: got {scorer!r:.80}")
         reranker = cls.__new__(cls)
-        reranker._attach(scorer, RerankerConfig(on_empty_text=on_empty_text).on_empty_text)
+        reranker._attach(scorer, Selection(**ranking_rules(RerankerConfig(**rules))))
         return reranker
 
-    def _attach(self, scorer: Scorer, on_empty_text: OnEmptyText) -> None:
-        self._on_empty_text = on_empty_text
+    def _attach(self, scorer: Scorer, rules: Selection) -> None:
+        self._rules = rules
         self._caller = Caller(scorer)
         self._counter = inside(scorer, TokenCounter)  # type: ignore[type-abstract]  # likewise
 
@@ -137,7 +150,7 @@ class Reranker(Closing):
         self, query: str, documents: Sequence[str], *, timeout: float | None = None
     ) -> Scores:
         """float32 scores of shape (documents,), in the order of *documents*, blank ones too."""
-        plan = self._plan([RerankRequest(query, documents, on_empty_text="score")], timeout=timeout)
+        plan = self._every(query, documents, timeout)
         return self._caller.run(*plan.whole(None)).scores
 
     def score_pairs(self, pairs: Sequence[Pair], *, timeout: float | None = None) -> Scores:
@@ -229,7 +242,7 @@ class Reranker(Closing):
         self, query: str, documents: Sequence[str], *, timeout: float | None = None
     ) -> Scores:
         """`score`, awaited; tokenising happens off the event loop."""
-        plan = self._plan([RerankRequest(query, documents, on_empty_text="score")], timeout=timeout)
+        plan = self._every(query, documents, timeout)
         return (await self._caller.run_async(*plan.whole(None))).scores
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, timeout: float | None = None) -> Scores:
@@ -332,9 +345,15 @@ class Reranker(Closing):
         self._check_open()
         return Plan.of(requests, selection, timeout, return_exceptions)
 
+    def _every(self, query: str, documents: Sequence[str], timeout: float | None) -> Plan:
+        """All of *documents*, blank ones too: scores know no rules of rankings."""
+        self._check_open()
+        return Plan.of(
+            [RerankRequest(query, documents, on_empty_text="score")], Selection(), timeout
+        )
+
     def _selection(self, top_n: int | None, score_threshold: float | None) -> Selection:
-        rule = self._on_empty_text
-        return Selection(top_n=top_n, score_threshold=score_threshold, on_empty_text=rule)
+        return replace(self._rules, top_n=top_n, score_threshold=score_threshold)
 
     def _call(self, timeout: float | None) -> Call:
         call = Call(deadline=deadline_of(timeout))
@@ -344,6 +363,11 @@ class Reranker(Closing):
     def _check_open(self) -> None:
         """Raise ClosedError where it was closed."""
         self._caller.check_open()
+
+
+def ranking_rules(config: RerankerConfig) -> dict[str, Any]:
+    """The options of *config* that concern rankings, not scores."""
+    return {name: getattr(config, name) for name in RULES}
 
 
 for _loads in (Reranker, Reranker.__init__, Reranker.from_pretrained.__func__):  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from .config import LIVE, RerankerConfig
 from .errors import ClosedError, ConfigError, ModelError
 from .futures import settle
 from .loading import Found, Loaded, compose, find, read, start
-from .reranker import Reranker
+from .reranker import Reranker, ranking_rules
 
 IDLE_SECONDS = 60.0
 """How long a model that nobody holds is kept."""
@@ -146,7 +146,7 @@ class _Model:
             )
             self.views += 1
         view.model = self
-        return Reranker.over(scorer, on_empty_text=found.config.on_empty_text)
+        return Reranker.over(scorer, **ranking_rules(found.config))
 
     def _drop(self, loaded: Loaded) -> None:
         with self.lock:

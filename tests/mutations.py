@@ -414,7 +414,7 @@ FURTHER = (
         "llama_index_adapter/test_nodes.py::test_queries_are_stripped",
     ),
     M(
-        "adapter_fields/rankings.py",
+        "answers.py",
         "if document.index in seen or not 0 <=",
         "if not 0 <=",
         "test_adapter_rankers.py::test_an_answer_that_is_none_is_a_backend_error",

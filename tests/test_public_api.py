@@ -20,9 +20,11 @@ from tests.fakes import ConstantBackend, FirstLogitFamily, LookupScorer, reranke
 NAMES = {
     "rerank_adapters": [
         "BackendError",
+        "Cascade",
         "ClosedError",
         "ConfigError",
         "DocumentTokens",
+        "Fuse",
         "InputError",
         "MissingDependencyError",
         "ModelError",
@@ -77,7 +79,7 @@ SIGNATURES = {
     "close": "",
     "aclose": "",
     "from_config": "config",
-    "over": "scorer, *, on_empty_text='keep_last'",
+    "over": ("scorer, *, on_empty_text='keep_last', rerank_count=None, rest='drop', fuse=None"),
 }
 
 CONFIG = {
@@ -99,6 +101,9 @@ CONFIG = {
     "special_tokens": None,
     "activation": "default",
     "on_empty_text": "keep_last",
+    "rerank_count": None,
+    "rest": "drop",
+    "fuse": None,
     "backend": "auto",
     "device": "auto",
     "dtype": "auto",
@@ -244,8 +249,8 @@ def test_each_option_is_explained_once_and_shown_everywhere():
 
     assert list(OPTIONS) == list(CONFIG)
     groups = [option.group for option in OPTIONS.values()]
-    assert list(dict.fromkeys(groups)) == ["model", "text", "runtime", "queue"]
-    assert groups == sorted(groups, key=["model", "text", "runtime", "queue"].index)
+    assert list(dict.fromkeys(groups)) == ["model", "text", "phases", "runtime", "queue"]
+    assert groups == sorted(groups, key=["model", "text", "phases", "runtime", "queue"].index)
     for documented in (RerankerConfig, Reranker.__init__, Reranker.from_pretrained):
         assert all(f"`{name}`: {it.text}" in documented.__doc__ for name, it in OPTIONS.items())
     adapters = (

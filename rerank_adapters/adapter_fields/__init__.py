@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..answers import checked_rankings
+from ..cascade import Warmable
 from .configurations import Configuration, configuration, saved
 from .fallback import (
     FallbackFields,
@@ -13,14 +15,13 @@ from .fallback import (
 )
 from .fields import FIELDS_CONFIG, Carried, RerankerFields
 from .passages import in_body
-from .rankings import checked_rankings
 from .rules import (
     as_config_errors,
     check_word,
     plain_selection,
 )
 from .settings import CallSettings
-from .source import RankerSource, Warmable, check_ranker
+from .source import RankerSource, check_ranker
 
 __all__ = [
     "FIELDS_CONFIG",

@@ -20,6 +20,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
+from ..calls import RULES
+from ..cascade import Warmable
 from ..config import (
     DEFAULT_MODEL,
     LIVE,
@@ -36,10 +38,10 @@ from ..document_tokens import DocumentTokens
 from ..errors import ConfigError, RerankError
 from ..passages import Windows
 from ..protocols import Ranker
-from ..ranking import OnEmptyText
+from ..ranking import Fuse, FuseMethod, OnEmptyText, Rest
 from ..score_cache import ScoreCache
 from .rules import own_errors, plain_signature
-from .source import RankerSource, Warmable, check_ranker
+from .source import RankerSource, check_ranker
 
 Value = TypeVar("Value")
 
@@ -63,6 +65,7 @@ if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
     Answers = Sequence[str] | None
     Token = SecretStr | str | None
     WindowsValue = Windows | Mapping[str, Any] | None
+    FuseValue = Fuse | FuseMethod | Mapping[str, Any] | None
     CacheValue = ScoreCache | Mapping[str, Any] | None
     DocumentTokensValue = DocumentTokens | str | Path | None
 else:
@@ -71,6 +74,7 @@ else:
     Answers = tuple[str, ...] | None
     Token = SecretStr | None
     WindowsValue = Windows | None
+    FuseValue = Fuse | None
     CacheValue = dict[str, Any] | None
     DocumentTokensValue = str | None
 
@@ -113,6 +117,9 @@ class RerankerFields(BaseModel):
     special_tokens: Carried[SpecialTokens | None] = None
     activation: Carried[Activation] = "default"
     on_empty_text: Carried[OnEmptyText] = "keep_last"
+    rerank_count: Carried[int | None] = None
+    rest: Carried[Rest] = "drop"
+    fuse: Carried[FuseValue] = None
     backend: Carried[BackendName] = "auto"
     device: Carried[Devices] = "auto"
     dtype: Carried[DType] = "auto"
@@ -239,7 +246,7 @@ class RerankerFields(BaseModel):
         given = [
             name
             for name, default in CONFIG_FIELDS.items()
-            if getattr(config, name) != default and name != "on_empty_text"  # it goes with requests
+            if getattr(config, name) != default and name not in RULES  # these go with requests
         ]
         if self.reranker is not None and given:
             raise ConfigError(

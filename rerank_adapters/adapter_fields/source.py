@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
 
+from ..cascade import Cascade
 from ..config import RerankerConfig
 from ..errors import ClosedError, ConfigError, RerankError
-from ..protocols import ModelInfo, Ranker
+from ..protocols import ModelInfo, Ranker, TokenCounter
 from ..sharing import acquire
 
 
-@runtime_checkable
-class Warmable(Protocol):
-    """Has something to get ready before the first call."""
+class _Counting(Cascade):
+    """A cascade of one ranker that knows its tokens, and so does this."""
 
-    def warm(self) -> None:
-        """Get ready."""
-        ...
+    counter: TokenCounter
 
-    async def awarm(self) -> None:
-        """`warm`, awaited."""
-        ...
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a pair."""
+        return self.counter.max_length
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of *texts* has by itself, uncut, special tokens not counted."""
+        return self.counter.count_tokens(texts)
+
+
+def by_rules(ranker: Ranker, config: RerankerConfig) -> Ranker:
+    """A ready *ranker* with what *config* says of candidates and fusion, which go with requests."""
+    if config.rerank_count is None and config.fuse is None:
+        return ranker
+    kind = _Counting if isinstance(ranker, TokenCounter) else Cascade
+    cascade = kind([ranker], rerank_count=config.rerank_count, rest=config.rest, fuse=config.fuse)
+    if isinstance(cascade, _Counting) and isinstance(ranker, TokenCounter):
+        cascade.counter = ranker
+    return cascade
 
 
 class RankerSource:
@@ -36,11 +50,12 @@ class RankerSource:
         self.closed = False
         self._owner = owner
         self._lease = acquire(config)
+        self._ready = None if ranker is None else by_rules(ranker, config)
 
     @property
     def loaded(self) -> Ranker | None:
         """The ranker, where it was given or serves already, for another adapter perhaps."""
-        return self._lease.serving if self.ranker is None else self.ranker
+        return self._lease.serving if self._ready is None else self._ready
 
     @property
     def running(self) -> ModelInfo | None:
@@ -53,12 +68,12 @@ class RankerSource:
     def get(self) -> Ranker:
         """The ranker, loaded where it is not yet. Raises ClosedError, and what loading raises."""
         self._check_open()
-        return self._lease.get() if self.ranker is None else self.ranker
+        return self._lease.get() if self._ready is None else self._ready
 
     async def aget(self) -> Ranker:
         """`get`, with loading off the event loop."""
         self._check_open()
-        return await self._lease.aget() if self.ranker is None else self.ranker
+        return await self._lease.aget() if self._ready is None else self._ready
 
     def close(self) -> None:
         """Let go of a shared model; one that was given stays the caller's. Idempotent."""

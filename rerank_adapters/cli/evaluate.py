@@ -150,7 +150,9 @@ def evaluate(
         names = [name for name, _ in old]
         texts = collection.documents.texts(names)
         start = time.perf_counter()
-        (ranking,) = ranker.rerank_many([RerankRequest(text, texts, ids=names)])
+        scores = [score for _, score in old]
+        asked = RerankRequest(text, texts, ids=names, retrieval_scores=scores)
+        (ranking,) = ranker.rerank_many([asked])
         if texts:
             report.seconds.append(time.perf_counter() - start)
         new = [(old[document.index][0], document.score) for document in ranking]

@@ -13,6 +13,7 @@ import typer
 
 from ..config import OPTIONS, RerankerConfig
 from ..errors import ConfigError
+from ..ranking import FuseMethod
 
 Command = Callable[..., None]
 
@@ -21,7 +22,7 @@ DEFAULTS = {field.name: field.default for field in fields(RerankerConfig)}
 LISTS = ("answers", "device")
 """Options that take several values, written with commas between them."""
 
-MAPPINGS = ("windows", "cache")
+MAPPINGS = ("windows", "fuse", "cache")
 """Options that belong together: "tokens=256,stride=128", or a JSON object."""
 
 
@@ -75,6 +76,8 @@ def _parameter(name: str) -> inspect.Parameter:
 
 def _read(name: str, value: Any) -> Any:
     """An option's value from what was typed."""
+    if name == "fuse" and value in get_args(FuseMethod):
+        return value
     if name in MAPPINGS:
         return mapping(f"--{name}", value)
     if name in LISTS and isinstance(value, str) and "," in value:

@@ -72,7 +72,10 @@ def search(
         start = time.perf_counter()
         texts = [found[index].text for index, _ in retrieved]
         (ranking,) = ranker.rerank_many(
-            [(query, texts)], top_n=top_n, score_threshold=score_threshold, on_progress=advance
+            [RerankRequest(query, texts, retrieval_scores=[score for _, score in retrieved])],
+            top_n=top_n,
+            score_threshold=score_threshold,
+            on_progress=advance,
         )
         milliseconds = (time.perf_counter() - start) * 1e3
     hits = _hits(found, retrieved, ranking)

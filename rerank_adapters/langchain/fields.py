@@ -23,6 +23,7 @@ from ..adapter_fields import (
 )
 from ..config import LIVE, RerankerConfig
 from ..passages import Windows
+from ..ranking import Fuse
 from .settings import SPECS, Dedupe, Settings
 
 __all__ = ["FIELDS_CONFIG", "Carried", "RankingFields", "RerankerFields"]
@@ -48,6 +49,9 @@ class RankingFields(FallbackFields, Serializable):
     characters of its content, when documents are read in `windows`. None: nowhere."""
     return_passages: Carried[bool] = False
     """Give the best passage of each document in place of its content, with `windows`."""
+    retrieval_score_key: Carried[str | None] = None
+    """Where in a document's metadata the first stage's score is, higher is better, for `fuse` and
+    `rest`. A (document, score) tuple, as vector stores give them, needs none. None: nowhere."""
     dedupe: Carried[Dedupe | None] = None
     """Score and return only the first of several documents of equal "id", or of equal "content".
     A document whose id is None is like no other. None: keep all."""
@@ -74,15 +78,16 @@ class RankingFields(FallbackFields, Serializable):
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model.
 
-        Windows are written as the mapping they can be made of; what is alive is left out.
+        Windows and Fuse are written as the mappings they can be made of; what is alive is left out.
         """
         if self.reranker is not None:
             return self.to_json_not_implemented()
         saved = super().to_json()
         if saved["type"] == "constructor":
             kwargs = {name: it for name, it in saved["kwargs"].items() if name not in LIVE}
-            if isinstance(self.windows, Windows):
-                kwargs["windows"] = self.windows.to_dict()
+            for name in ("windows", "fuse"):
+                if isinstance(value := getattr(self, name), Windows | Fuse):
+                    kwargs[name] = value.to_dict()
             saved["kwargs"] = kwargs
         return saved
 

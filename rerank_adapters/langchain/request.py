@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from langchain_core.documents import Document
@@ -41,6 +42,7 @@ class DocumentRequest:
         self._settings = settings
         self._n_in: int | None = None
         self._documents: list[Document] = []
+        self._retrieval_scores: list[float | None] | None = None
         try:
             self._read(given, overrides)
         except Exception as error:  # noqa: BLE001 (it may be text_fn's own; it is this input's outcome)
@@ -58,9 +60,14 @@ class DocumentRequest:
         nothing = rule == "drop" and all(map(is_blank, self.texts))  # then no model is loaded
         if self.error is not None or self._unranked or not self.texts or nothing:
             return None
-        ids = [document.id for document in self._documents]
-        prompt = self._settings.prompt
-        return RerankRequest(self.query, self.texts, prompt, ids, on_empty_text=rule)
+        return RerankRequest(
+            self.query,
+            self.texts,
+            self._settings.prompt,
+            [document.id for document in self._documents],
+            self._retrieval_scores,
+            rule,
+        )
 
     def outcome(self, ranked: Ranked) -> Outcome:
         """New documents, best first, each with its score, or the error that stands for them."""
@@ -87,10 +94,17 @@ class DocumentRequest:
             cure = '; on_blank_query="keep" lets it pass' if self._unranked else ""
             raise InputError(f"query must be a str that is not blank: got {query!r:.80}{cure}")
         every = _checked(documents)
-        self._documents = _distinct(every, settings.dedupe)
+        kept = _distinct(every, settings.dedupe)
+        self._documents = [document for document, _ in kept]
         self.texts = [
             settings.text(document, index) for index, document in enumerate(self._documents)
         ]
+        found = [
+            settings.retrieval_score(document, index) if score is None else score
+            for index, (document, score) in enumerate(kept)
+        ]
+        if settings.retrieval_score_key is not None or any(it is not None for it in found):
+            self._retrieval_scores = found
         if settings.on_empty_text == "error":
             check_no_blank(self.texts, "documents")
         self._n_in = len(every)
@@ -174,11 +188,15 @@ def _configurable(config: RunnableConfig) -> dict[str, Any]:
     return {name: given[name] for name in SETTINGS if name in given}
 
 
-def _checked(documents: Iterable[Document]) -> list[Document]:
+Given = tuple[Document, float | None]
+"""A document, and what a (document, score) tuple says that the first stage gave it."""
+
+
+def _checked(documents: Iterable[Document | tuple[Document, float]]) -> list[Given]:
     if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
         raise InputError(f"documents must be an iterable of Document: got {documents!r:.80}")
-    given = list(documents)
-    for index, document in enumerate(given):
+    given = [_pair(document, index) for index, document in enumerate(documents)]
+    for index, (document, _) in enumerate(given):
         if not isinstance(document, Document):
             raise InputError(f"documents[{index}] must be a Document: got {document!r:.80}")
         if not isinstance(document.metadata, dict):
@@ -188,12 +206,22 @@ def _checked(documents: Iterable[Document]) -> list[Document]:
     return given
 
 
-def _distinct(documents: list[Document], dedupe: Dedupe | None) -> list[Document]:
+def _pair(given: Any, index: int) -> Given:
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Document)):
+        return given, None
+    score = given[1]
+    if score is not None and (not isinstance(score, Real) or isinstance(score, bool)):
+        raise InputError(f"documents[{index}][1] must be a number or None: got {score!r:.80}")
+    return given[0], None if score is None else float(score)
+
+
+def _distinct(documents: list[Given], dedupe: Dedupe | None) -> list[Given]:
     """The first of each; a document without an id is like no other."""
     if dedupe is None:
         return documents
-    kept: dict[Hashable, Document] = {}
-    for document in documents:
+    kept: dict[Hashable, Given] = {}
+    for given in documents:
+        document, _ = given
         key = document.page_content if dedupe == "content" else document.id
-        kept.setdefault(id(document) if key is None else key, document)
+        kept.setdefault(id(document) if key is None else key, given)
     return list(kept.values())

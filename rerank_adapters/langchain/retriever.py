@@ -61,8 +61,9 @@ class RerankingRetriever(RankingFields, BaseRetriever):
     """Reranks them, with settings and a model of its own: any document compressor, such as a
     pipeline, or a Runnable from {"query", "documents"}. None: this class's fields do."""
     rerank_count: Carried[int | None] = None
-    """At most so many candidates are scored, the first ones. A vector store's retriever is asked
-    for just as many; others have a setting of their own for what they find. None: all of it."""
+    """At most so many candidates are scored, the first ones. With rest="drop" a vector store's
+    retriever is asked for just as many; others have a setting of their own for what they find.
+    None: all of it."""
     top_n: Carried[int | Literal["compressor"] | None] = "compressor"
     """Documents that come back, at least 1, handed to the compressor as an argument of the call.
     None: all. "compressor": what that says, 3 unless it was told."""
@@ -268,7 +269,7 @@ class RerankingRetriever(RankingFields, BaseRetriever):
             self._reranking(),
             arguments,
             top_n="compressor" if self.compressor is None else self.top_n,
-            rerank_count=self.rerank_count,
+            rerank_count=self.rerank_count if self.rest == "drop" else None,
         )
 
     def _facts(self) -> Facts:
@@ -289,7 +290,11 @@ class RerankingRetriever(RankingFields, BaseRetriever):
             self.__dict__["top_n"], _ = plain_selection(self.top_n, None)
         self.__dict__["rerank_count"] = plain_count("rerank_count", self.rerank_count)
         fields = RankingFields.model_fields
-        given = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        given = [
+            name
+            for name, field in fields.items()
+            if getattr(self, name) != field.default and name != "rerank_count"
+        ]
         if self.compressor is not None and given:
             raise ConfigError(
                 f"compressor has settings of its own: give it {', '.join(given)}, or leave it out"

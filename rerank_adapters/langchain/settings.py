@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from langchain_core.documents import Document
@@ -26,10 +27,12 @@ class Settings(CallSettings):
     score_key: str | None
     rank_fields: Sequence[str] | None
     dedupe: Dedupe | None
+    retrieval_score_key: str | None
 
     def __post_init__(self) -> None:
         CallSettings.__post_init__(self)  # super() knows no class that has slots
         _check_key(self.score_key)
+        _check_key(self.retrieval_score_key, "retrieval_score_key", "None to read no score")
         check_word("dedupe", self.dedupe, (*get_args(Dedupe), None))
         if self.text_fn is not None and self.rank_fields is not None:
             raise InputError("text_fn builds the whole text: give either it or rank_fields")
@@ -58,6 +61,18 @@ class Settings(CallSettings):
         content = len(document.page_content)
         return in_body(span, len(self.text(document, index)) - content, content)
 
+    def retrieval_score(self, document: Document, index: int) -> float | None:
+        """What the first stage gave *document*, from its metadata; None where it gave nothing."""
+        if self.retrieval_score_key is None:
+            return None
+        score = document.metadata.get(self.retrieval_score_key)
+        if score is not None and (not isinstance(score, Real) or isinstance(score, bool)):
+            raise InputError(
+                f"documents[{index}].metadata[{self.retrieval_score_key!r}] must be a number or "
+                f"None: got {score!r:.80}"
+            )
+        return None if score is None else float(score)
+
     def text(self, document: Document, index: int) -> str:
         """The text that is scored for *document*. InputError where `text_fn` gives none."""
         if self.text_fn is not None:
@@ -83,6 +98,7 @@ class Overrides(TypedDict, total=False):
     rank_fields: Sequence[str] | None
     on_empty_text: OnEmptyText | None
     dedupe: Dedupe | None
+    retrieval_score_key: str | None
     span_key: str | None
     return_passages: bool
     on_blank_query: OnBlankQuery
@@ -131,8 +147,8 @@ def _check_names(names: object) -> None:
         raise InputError(f"rank_fields must be a sequence of str: got {names!r:.80}")
 
 
-def _check_key(key: object) -> None:
+def _check_key(
+    key: object, name: str = "score_key", otherwise: str = "None to write no score"
+) -> None:
     if key is not None and (not isinstance(key, str) or not key):
-        raise InputError(
-            f"score_key must be a non-empty str, or None to write no score: got {key!r:.80}"
-        )
+        raise InputError(f"{name} must be a non-empty str, or {otherwise}: got {key!r:.80}")

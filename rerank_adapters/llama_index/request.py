@@ -115,7 +115,9 @@ class NodeRequest:
         ]
         rule = "drop" if options.keep_unscored else options.on_empty_text
         ids = [given.node.node_id for given in self.nodes]
-        return RerankRequest(self.query, documents, options.prompt, ids, on_empty_text=rule)
+        found = [given.score for given in self.nodes]
+        scores = found if any(score is not None for score in found) else None
+        return RerankRequest(self.query, documents, options.prompt, ids, scores, rule)
 
     def answer(self, ranking: Ranking) -> None:
         """Set the output: the nodes of *ranking*, cut to top_n, and those kept beside them."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from .blank import OnEmptyText, check_no_blank, is_blank, split_blank
-from .ranking import RankedDocument, Ranking, check_selection, ranked
+from .fusion import Fuse, FuseMethod
+from .phases import Rest, with_rest
+from .ranking import RankedDocument, Ranking, check_selection, ranked, with_blank
 
 __all__ = [
+    "Fuse",
+    "FuseMethod",
     "OnEmptyText",
     "RankedDocument",
     "Ranking",
+    "Rest",
     "check_no_blank",
     "check_selection",
     "is_blank",
     "ranked",
     "split_blank",
+    "with_blank",
+    "with_rest",
 ]

@@ -25,6 +25,8 @@ class RankedDocument:
     span: the characters of the document that the score is of, (start, end); None: all of it.
     exit: how many layers were run where scoring ended early; None: all of them.
     blank: it had no text, so the model scored nothing, and the score meets no threshold.
+    stage: the phase that left it behind, 0 for the first stage; None: the last one scored it. The
+    score is that phase's and meets no threshold, unless it was rescaled to the last one's.
     Unpacks as (index, score): `for index, score in ranking`.
 
     >>> index, score = RankedDocument(2, 0.9)
@@ -38,6 +40,13 @@ class RankedDocument:
     span: tuple[int, int] | None = None
     exit: int | None = None
     blank: bool = False
+    stage: int | None = None
+    rescaled: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the score is one that a score_threshold can be held against."""
+        return not self.blank and (self.stage is None or self.rescaled)
 
     def __iter__(self) -> Iterator[int | float]:
         return iter((self.index, self.score))
@@ -93,8 +102,8 @@ class Ranking(Sequence[RankedDocument]):
         [1]
         """
         check_selection(n, score_threshold)
-        bounded = score_threshold is not None
-        documents = [it for it in self._documents if not (bounded and it.blank)]
+        free = score_threshold is None
+        documents = [it for it in self._documents if free or it.bounded]
         scores = [it.score for it in documents]
         return Ranking([documents[at] for at in kept(scores, n, score_threshold)])
 
@@ -117,7 +126,7 @@ class Ranking(Sequence[RankedDocument]):
         return [(items[document.index], document.score) for document in self._documents]
 
     def to_dicts(self, items: Sequence[Item] | None = None) -> list[dict[str, Any]]:
-        """Plain dicts for JSON: index, score, truncated, span, exit and blank where set, the item.
+        """Plain dicts for JSON: index, score, truncated, the item, and what else is set.
 
         >>> Ranking([RankedDocument(1, 0.9)]).to_dicts(["a", "b"])
         [{'index': 1, 'score': 0.9, 'truncated': False, 'document': 'b'}]
@@ -131,6 +140,10 @@ class Ranking(Sequence[RankedDocument]):
                 row["exit"] = it.exit
             if it.blank:
                 row["blank"] = True
+            if it.stage is not None:
+                row["stage"] = it.stage
+            if it.rescaled:
+                row["rescaled"] = True
             rows.append(row if items is None else {**row, "document": items[it.index]})
         return rows
 
@@ -219,9 +232,18 @@ def ranked(
         for at in kept(shown, top_n, score_threshold)
     ]
     if blank and score_threshold is None:
-        lowest = min([0.0, *shown])
-        documents += [RankedDocument(index, lowest, blank=True) for index in blank]
+        documents += _blank_after(shown, blank)
     return Ranking(documents[:top_n])
+
+
+def with_blank(ranking: Ranking, blank: Sequence[int]) -> Ranking:
+    """*ranking* with *blank* documents last, with 0.0 or the lowest score where that is lower."""
+    return Ranking([*ranking, *_blank_after(ranking.scores, blank)]) if blank else ranking
+
+
+def _blank_after(scores: Sequence[float], blank: Sequence[int]) -> list[RankedDocument]:
+    lowest = min([0.0, *scores])
+    return [RankedDocument(index, lowest, blank=True) for index in blank]
 
 
 def check_selection(top_n: int | None, score_threshold: float | None) -> None:

@@ -20,7 +20,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ValidationError
 
-from rerank_adapters import ConfigError, ModelError, RerankerConfig, Windows, sharing
+from rerank_adapters import ConfigError, Fuse, ModelError, RerankerConfig, Windows, sharing
 from rerank_adapters.config import LIVE
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
@@ -62,6 +62,9 @@ CHANGED = {
     "on_blank_query": "keep",
     "on_error": "keep",
     "windows": Windows(64, 32, "topk_mean"),
+    "rerank_count": 20,
+    "rest": "rescale",
+    "fuse": Fuse("linear", (0.5, 2)),
     "span_key": "span",
     "return_passages": True,
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..errors import BackendError
-from ..protocols import Ranked, RerankRequest
-from ..ranking import Ranking
+from .errors import BackendError
+from .protocols import Ranked, RerankRequest
+from .ranking import Ranking
 
 
 def checked_rankings(found: Sequence[Ranked], requests: Sequence[RerankRequest]) -> list[Ranked]:
