@@ -44,6 +44,9 @@ class RerankingRetriever(RankingFields, BaseRetriever):
     those that the base retriever takes (`filter=...`) to that; what is in `base_kwargs` is the base
     retriever's alone. `batch` asks for all candidates and then scores all pairs as one pool.
 
+    With `rerank_count` and rest="drop" a vector store's retriever is asked for just as many; others
+    have a setting of their own for what they find.
+
     A subclass that overrides `_get_relevant_documents` (or its async twin) is asked on every path,
     per query; an override that is only sync is awaited in a thread.
 
@@ -60,10 +63,6 @@ class RerankingRetriever(RankingFields, BaseRetriever):
     compressor: SkipJsonSchema[Carried[Compressor | BaseDocumentCompressor | None]] = None
     """Reranks them, with settings and a model of its own: any document compressor, such as a
     pipeline, or a Runnable from {"query", "documents"}. None: this class's fields do."""
-    rerank_count: Carried[int | None] = None
-    """At most so many candidates are scored, the first ones. With rest="drop" a vector store's
-    retriever is asked for just as many; others have a setting of their own for what they find.
-    None: all of it."""
     top_n: Carried[int | Literal["compressor"] | None] = "compressor"
     """Documents that come back, at least 1, handed to the compressor as an argument of the call.
     None: all. "compressor": what that says, 3 unless it was told."""
