@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from rerank_adapters import (
     InputError,
     Ranking,
     Reranker,
+    RerankerConfig,
     RerankError,
 )
+from rerank_adapters.adapter_fields import configuration, saved
 from rerank_adapters.langchain import (
     CrossEncoderCompressor,
     LangChainCrossEncoder,
@@ -421,6 +424,14 @@ def test_a_configured_adapter_and_a_reranker_of_these_options_agree():
         found = made.compress_documents([Document(text) for text in texts], QUERY)
     assert [(one.page_content, one.metadata[KEY]) for one in found] == expected
     assert expected[2] == (texts[2], 0.0)
+
+
+def test_a_saved_configuration_has_fusion_as_a_mapping():
+    """What a pipeline's YAML holds makes an equal one again."""
+    config = RerankerConfig(fuse=Fuse("linear", (0.5, 2)), rerank_count=3, rest="rescale")
+    again = json.loads(json.dumps(saved(config)))
+    assert again["fuse"] == {"method": "linear", "weights": [0.5, 2.0], "k": 60.0}
+    assert configuration(again, "model") == config
 
 
 def test_retrieval_scores_of_the_wrong_kind():

@@ -11,6 +11,7 @@ from ..config import DEFAULT_MODEL, RerankerConfig
 from ..errors import ConfigError, OptionError
 from ..hints import option_hint
 from ..passages import Windows
+from ..ranking import Fuse
 
 Configuration = str | Path | Mapping[str, Any] | RerankerConfig
 """A hub id or a folder, a RerankerConfig, or a mapping of its fields."""
@@ -52,6 +53,6 @@ def saved(config: RerankerConfig) -> str | dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Windows):
+    if isinstance(value, Windows | Fuse):
         return value.to_dict()
     return list(value) if isinstance(value, tuple) else value
