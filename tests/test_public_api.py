@@ -48,7 +48,10 @@ NAMES = {
     "rerank_adapters.llama_index": ["CrossEncoderPostprocessor"],
     "rerank_adapters.haystack": ["CrossEncoderRanker"],
 }
-NEIGHBOURS = {"rerank_adapters.haystack": "haystack"}
+NEIGHBOURS = {
+    "rerank_adapters.haystack": "haystack",
+    "rerank_adapters.backends.openvino": "openvino",
+}
 """Modules whose library the tests' own environment lacks: .ci/neighbours.txt."""
 
 # Positional parameters, then "*", then keyword-only ones with their defaults.
