@@ -98,7 +98,8 @@ def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
             # Without a class in config.json one label would be assumed; the files say how many.
             num_labels=None if stated else checkpoint.labels,
             model_kwargs={"dtype": options["dtype"]},
-            cache_folder=cache_folder,
+            # Given for nothing, sentence-transformers warns of it.
+            cache_folder=cache_folder if _code_elsewhere(checkpoint) else None,
             **shared,
         )
     except torch.OutOfMemoryError:
@@ -110,6 +111,11 @@ def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
         last: Any = list(cross_encoder.children())[-1]
         last.true_token_id, last.false_token_id = answers
     return cross_encoder
+
+
+def _code_elsewhere(checkpoint: Checkpoint) -> bool:
+    """Whether the files name code of another repository, which then lies in the cache."""
+    return any("--" in path for path in checkpoint.code.values())
 
 
 def _with_answers(
