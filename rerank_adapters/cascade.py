@@ -128,8 +128,10 @@ class Cascade(Closing):
     ) -> Ranking:
         """Rank *documents* for *query*, best first."""
         asked = [RerankRequest(query, documents, prompt)]
-        options: dict[str, Any] = {"top_n": top_n, "score_threshold": score_threshold}
-        ranking: Ranking = self.rerank_many(asked, timeout=timeout, **options)[0]
+        ranking: Ranking
+        (ranking,) = self.rerank_many(
+            asked, top_n=top_n, score_threshold=score_threshold, timeout=timeout
+        )
         return ranking
 
     async def arerank(
@@ -144,8 +146,10 @@ class Cascade(Closing):
     ) -> Ranking:
         """`rerank`, awaited."""
         asked = [RerankRequest(query, documents, prompt)]
-        options: dict[str, Any] = {"top_n": top_n, "score_threshold": score_threshold}
-        ranking: Ranking = (await self.arerank_many(asked, timeout=timeout, **options))[0]
+        ranking: Ranking
+        (ranking,) = await self.arerank_many(
+            asked, top_n=top_n, score_threshold=score_threshold, timeout=timeout
+        )
         return ranking
 
     def rerank_many(

@@ -135,7 +135,8 @@ def show(hits: Sequence[Hit]) -> None:
 
     Passages are cut shorter, then left out with a word, rather than scrolled away; a pipe gets all.
     """
-    grouped = sorted(hits, key=lambda hit: [it.file for it in hits].index(hit.file))
+    order = [hit.file for hit in hits]
+    grouped = sorted(hits, key=lambda hit: order.index(hit.file))
     height = room()
     drawn = _drawn(grouped, SNIPPET)
     for snippet, count in ((SNIPPET // 2, len(hits)), *((40, n) for n in range(len(hits), 0, -1))):

@@ -57,7 +57,7 @@ def files(folder: Path, suffixes: Collection[str], left: Left) -> Iterator[Path]
     rules = _rules_above(folder)
     for place, folders, names in os.walk(folder, onerror=lambda _: left.count("closed folders")):
         here = Path(place)
-        rules[here] = _rules_of(here)
+        rules[_absolute(here)] = _rules_of(here)
         folders[:] = sorted(name for name in folders if _enter(here, name, rules, left))
         for name in sorted(it for it in names if not it.startswith(".")):
             file = here / name
@@ -73,6 +73,7 @@ def files(folder: Path, suffixes: Collection[str], left: Left) -> Iterator[Path]
 
 
 Rules = dict[Path, GitIgnoreSpec]
+"""What each folder's .gitignore says, by the folder's absolute path."""
 
 
 def _enter(here: Path, name: str, rules: Rules, left: Left) -> bool:
@@ -106,7 +107,7 @@ def _rules_of(folder: Path) -> GitIgnoreSpec:
 def _rules_above(folder: Path) -> Rules:
     """The rules of the folders around *folder*, up to the repository that it belongs to."""
     above: Rules = {}
-    whole = Path(os.path.abspath(folder))  # noqa: PTH100 # a link's own place, not its target's
+    whole = _absolute(folder)
     for parent in whole.parents if not (whole / ".git").exists() else ():
         above[parent] = _rules_of(parent)
         if (parent / ".git").exists():
@@ -116,10 +117,14 @@ def _rules_above(folder: Path) -> Rules:
 
 def _ignored(path: Path, rules: Rules, end: str = "") -> bool:
     """Whether the nearest rule that speaks of *path* ignores it; *end* is "/" for folders."""
-    for given in (path, Path(os.path.abspath(path))):  # noqa: PTH100
-        for parent in given.parents:
-            if parent in rules:
-                found = rules[parent].check_file(given.relative_to(parent).as_posix() + end)
-                if found.include is not None:
-                    return found.include
+    whole = _absolute(path)
+    for parent in whole.parents:
+        if parent in rules:
+            found = rules[parent].check_file(whole.relative_to(parent).as_posix() + end)
+            if found.include is not None:
+                return found.include
     return False
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 # a link's own place, not its target's

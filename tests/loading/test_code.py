@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 
 from rerank_adapters import ModelError, Reranker
 from tests.checkpoints import PAIRS, build, oracle
-from tests.loading.test_hub import lay_out_cache
+from tests.loading.test_hub import lay_out_cache, oid, serving
 from tests.replicas import copy_of
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
@@ -76,17 +74,8 @@ def hub() -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: object) -> None:
             """Quiet."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def oid(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+    with serving(Hub) as address:
+        yield address, asked
 
 
 def gte(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ def hub_server() -> Iterator[tuple[str, list[str]]]:  # noqa: C901  # one small 
             if path.startswith("/api/models/org/reranker/tree/"):
                 return self._json(
                     [
-                        {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
+                        {"type": "file", "path": name, "size": len(data), "oid": oid(data)}
                         for name, data in FILES.items()
                     ]
                 )
@@ -169,7 +170,7 @@ def hub_server() -> Iterator[tuple[str, list[str]]]:  # noqa: C901  # one small 
                 asked.append(name)
             self.send_response(200)
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{_oid(FILES[name])}"')
+            self.send_header("ETag", f'"{oid(FILES[name])}"')
             self.send_header("Content-Length", str(len(FILES[name])))
             self.end_headers()
             if body:
@@ -187,16 +188,24 @@ def hub_server() -> Iterator[tuple[str, list[str]]]:  # noqa: C901  # one small 
         def log_message(self, *_: object) -> None:
             """Quiet."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    with serving(Hub) as address:
+        yield address, asked
+
+
+@contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on loopback while inside; its address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def _oid(data: bytes) -> str:
+def oid(data: bytes) -> str:
+    """What a hub calls these bytes."""
     return hashlib.sha1(data).hexdigest()
 
 
