@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from ..checkpoints import Checkpoint
+from ..errors import ModelError
 
 _LOWER = {"do_lower_case": ("lowercase", True), "strip_accents": ("strip_accents", None)}
 _ALL = {**_LOWER, "tokenize_chinese_chars": ("handle_chinese_chars", True)}
@@ -32,6 +33,12 @@ _PREFIXED = {
 }
 """Classes whose `add_prefix_space` (default false) sets that of a ByteLevel pre-tokeniser."""
 
+_WRITTEN = {
+    **dict.fromkeys(_NORMALIZER, ("normalizer", "pre_tokenizer", "post_processor")),
+    **dict.fromkeys(_PREFIXED, ("pre_tokenizer", "post_processor")),
+}
+"""Class → the steps that it writes into every tokenizer.json: one without them is damaged."""
+
 _NAMED = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token"),
     "mask_token",
@@ -50,8 +57,18 @@ def class_of(checkpoint: Checkpoint) -> str:
 
 
 def overruled(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
-    """Return *tokenizer*, tokenizer.json as it is, under the arguments that its class takes."""
+    """Return *tokenizer*, tokenizer.json as it is, under the arguments that its class takes.
+
+    ModelError where a step is missing that its class always writes: transformers would put its own
+    in, and without one the text is one word, or nothing parts query and document.
+    """
     kind, settings = class_of(checkpoint), checkpoint.tokenizer
+    missing = [step for step in _WRITTEN.get(kind, ()) if getattr(tokenizer, step) is None]
+    if missing:
+        raise ModelError(
+            f"{checkpoint.folder / 'tokenizer.json'} has no {missing[0]}, which a {kind} tokenizer "
+            "always has: the file is damaged; fetch it again, or let transformers save it anew"
+        )
     arguments, normalizer = _NORMALIZER.get(kind), tokenizer.normalizer
     # As in transformers 4: a Sequence of normalisers is left alone.
     if arguments and isinstance(normalizer, normalizers.BertNormalizer):

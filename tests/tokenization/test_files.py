@@ -137,3 +137,26 @@ def test_a_damaged_tokenizer_is_a_model_error(tmp_path: Path, content: str) -> N
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match=r"tokenizer\.json is no tokenizer"):
         PairTokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        *(("bert", step) for step in ("normalizer", "pre_tokenizer", "post_processor")),
+        *(("roberta", step) for step in ("pre_tokenizer", "post_processor")),
+        ("mpnet", "post_processor"),
+    ],
+)
+@pytest.mark.parametrize("gone", [True, False], ids=["dropped", "null"])
+def test_a_step_that_every_file_of_its_class_has_is_missed(
+    tmp_path: Path, kind: str, step: str, gone: bool
+) -> None:
+    """Scored without it, the numbers would be others, silently; transformers puts its own in."""
+    folder = copy(tmp_path, kind)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content[step] = None
+    if gone:
+        del content[step]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=f"has no {step}, which a {kind} tokenizer always has"):
+        PairTokenizer.from_folder(folder)
