@@ -1,13 +1,13 @@
-"""What comes back from a ranker: rankings to be trusted."""
+"""What comes back from a ranker: rankings to be trusted, and scores in the order of pairs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .errors import BackendError
-from .protocols import Ranked, RerankRequest
-from .ranking import Ranking
+from .protocols import Pair, Ranked, Ranker, RerankRequest
+from .ranking import OnEmptyText, Ranking
 
 
 def checked_rankings(found: Sequence[Ranked], requests: Sequence[RerankRequest]) -> list[Ranked]:
@@ -42,3 +42,42 @@ def _fault(ranking: object, request: RerankRequest) -> BackendError | None:
             )
         seen.add(document.index)
     return None
+
+
+def pair_scores(
+    ranker: Ranker, pairs: Sequence[Pair], on_empty_text: OnEmptyText = "score"
+) -> list[float]:
+    """One finite float per pair, in order, from any *ranker*: one request for each query.
+
+    BackendError where it leaves a document out; what a request failed of.
+    """
+    rows = _rows_by_query(pairs)
+    requests = [
+        RerankRequest(query, [pairs[row][1] for row in own], on_empty_text=on_empty_text)
+        for query, own in rows.items()
+    ]
+    found = ranker.rerank_many(requests, top_n=None)
+    return _in_rows(checked_rankings(found, requests), rows.values(), len(pairs))
+
+
+def _rows_by_query(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, (query, _) in enumerate(pairs):
+        rows.setdefault(query, []).append(row)
+    return rows
+
+
+def _in_rows(rankings: Sequence[Ranked], rows: Iterable[Sequence[int]], count: int) -> list[float]:
+    """The scores of *rankings* where their pairs stand, of which there are *count*."""
+    scores = [0.0] * count
+    for ranking, own in zip(rankings, rows, strict=True):
+        if isinstance(ranking, Exception):
+            raise ranking
+        if len(ranking) != len(own):
+            raise BackendError(
+                f"the ranker must rank all {len(own)} documents where top_n is None: got "
+                f"{len(ranking)} of them"
+            )
+        for document in ranking:
+            scores[own[document.index]] = float(document.score)
+    return scores

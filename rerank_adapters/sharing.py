@@ -13,7 +13,7 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -23,7 +23,9 @@ from .config import LIVE, RerankerConfig
 from .errors import ClosedError, ConfigError, ModelError
 from .futures import settle
 from .loading import Found, Loaded, compose, find, read, start
+from .protocols import Pair
 from .reranker import Reranker, ranking_rules
+from .texts import whole_pairs
 
 IDLE_SECONDS = 60.0
 """How long a model that nobody holds is kept."""
@@ -37,6 +39,15 @@ def acquire(config: RerankerConfig) -> Lease:
     if not isinstance(config, RerankerConfig):
         raise ConfigError(f"config must be a RerankerConfig: got {config!r:.80}")
     return Lease(config)
+
+
+def pair_counter(config: RerankerConfig) -> Callable[[Sequence[Pair]], list[int]]:
+    """What counts the tokens that pairs are scored with under *config*, cut as they are cut.
+
+    It reads the tokenizer and loads no network. Raises ModelError, ConfigError.
+    """
+    tokenizer = read(find(config)).tokenizer
+    return lambda pairs: tokenizer.encode(whole_pairs(pairs)).batch.lengths.tolist()
 
 
 def close_all() -> None:

@@ -660,6 +660,18 @@ def test_info_tells_of_a_model_and_of_the_machine() -> None:
     assert any("ModernBERT" in family for family in machine["families tested"])
 
 
+def test_models_shows_what_is_published() -> None:
+    """A row for each known reranker, in hundredths as published; sources in JSON."""
+    facts = {row["id"]: row for row in json.loads(run("models", "--json").stdout)}
+    small = facts["cross-encoder/ms-marco-MiniLM-L6-v2"]
+    assert (small["ndcg10"], small["mrr10"], small["licence"]) == (74.3, 39.01, "apache-2.0")
+    assert "sbert.net" in small["sources"][0]
+    assert facts["BAAI/bge-reranker-base"]["mrr10"] is None
+    shown = run("models").stdout
+    assert "74.30" in shown
+    assert "cc-by-nc-4.0" in shown
+
+
 def test_demo_runs_both_frameworks_offline() -> None:
     """Both tables, scores and milliseconds; any socket would have raised."""
     shown = run("demo").stdout

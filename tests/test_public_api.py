@@ -47,6 +47,7 @@ NAMES = {
     ],
     "rerank_adapters.llama_index": ["CrossEncoderPostprocessor"],
     "rerank_adapters.haystack": ["CrossEncoderRanker"],
+    "rerank_adapters.fastembed": ["Device", "ModelSource", "TextCrossEncoder"],
 }
 NEIGHBOURS = {
     "rerank_adapters.haystack": "haystack",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..answers import checked_rankings
+from ..answers import checked_rankings, pair_scores
 from ..cascade import Warmable
 from .configurations import Configuration, configuration, saved
 from .fallback import (
@@ -41,6 +41,7 @@ __all__ = [
     "configuration",
     "in_body",
     "is_kept",
+    "pair_scores",
     "plain_count",
     "plain_selection",
     "saved",

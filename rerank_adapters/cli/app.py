@@ -282,6 +282,19 @@ def _shown(value: Any) -> str | list[str]:
 
 
 @app.command()
+def models(*, as_json: AsJson = False) -> None:
+    """Known rerankers by what is published of them, each fact with its source in --json."""
+    from ..published import PUBLISHED
+    from .models import HEADINGS, rows
+
+    if as_json:
+        emit([one.to_dict() for one in PUBLISHED])
+        return
+    table(HEADINGS, rows())
+    note("nDCG@10: TREC DL 2019; MRR@10: MS MARCO dev; an empty cell: nothing published was found")
+
+
+@app.command()
 def demo(*, as_json: AsJson = False) -> None:
     """Rerank the example collection offline, through LangChain and LlamaIndex."""
     from .demo import run

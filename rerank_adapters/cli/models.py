@@ -1,4 +1,4 @@
-"""What `info` says without a model."""
+"""What `info` says without a model, and what `models` says of those that are known."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ..backends import BACKENDS
 from ..loading import hub
+from ..published import PUBLISHED
 
 FAMILIES = (
     "BERT (MiniLM, TinyBERT)",
@@ -49,3 +50,26 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "absent"
+
+
+HEADINGS = ("model", "licence", "GB", "languages", "tokens", "nDCG@10", "MRR@10")
+
+
+def rows() -> list[list[str]]:
+    """PUBLISHED under HEADINGS, "" where nobody says it."""
+    return [
+        [
+            one.id,
+            one.licence or "",
+            _number(one.gigabytes),
+            ", ".join(one.languages),
+            "" if one.max_length is None else str(one.max_length),
+            _number(one.ndcg10),
+            _number(one.mrr10),
+        ]
+        for one in PUBLISHED
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

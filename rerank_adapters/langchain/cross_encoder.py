@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from langchain_core.cross_encoders import BaseCrossEncoder
 
-from ..adapter_fields import checked_rankings
+from ..adapter_fields import pair_scores
 from ..checks import checked_pairs
 from ..config import RerankerConfig
-from ..errors import BackendError, ConfigError
-from ..protocols import Pair, Ranked, RerankRequest
+from ..errors import ConfigError
 from ..ranking import OnEmptyText
 from .fields import RerankerFields
 
@@ -35,14 +32,8 @@ class LangChainCrossEncoder(RerankerFields, BaseCrossEncoder):
         pairs = checked_pairs(text_pairs)
         if not pairs:
             return []
-        rows = _rows_by_query(pairs)
         rule: OnEmptyText = "error" if self.on_empty_text == "error" else "score"
-        requests = [
-            RerankRequest(query, [pairs[row][1] for row in own], on_empty_text=rule)
-            for query, own in rows.items()
-        ]
-        found = self._ranker().rerank_many(requests, top_n=None)
-        return _in_rows(checked_rankings(found, requests), rows.values(), len(pairs))
+        return pair_scores(self._ranker(), pairs, rule)
 
     def _judge(self) -> RerankerConfig:
         if self.on_empty_text == "drop":
@@ -51,26 +42,3 @@ class LangChainCrossEncoder(RerankerFields, BaseCrossEncoder):
             if (value := getattr(self, name)) is not None:
                 raise ConfigError(f"{name} is for rankings, these are scores: got {value!r:.80}")
         return super()._judge()
-
-
-def _rows_by_query(pairs: Sequence[Pair]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for row, (query, _) in enumerate(pairs):
-        rows.setdefault(query, []).append(row)
-    return rows
-
-
-def _in_rows(rankings: Sequence[Ranked], rows: Iterable[Sequence[int]], count: int) -> list[float]:
-    """The scores of *rankings* where their pairs stand, of which there are *count*."""
-    scores = [0.0] * count
-    for ranking, own in zip(rankings, rows, strict=True):
-        if isinstance(ranking, Exception):
-            raise ranking
-        if len(ranking) != len(own):
-            raise BackendError(
-                f"the ranker must rank all {len(own)} documents where top_n is None: got "
-                f"{len(ranking)} of them"
-            )
-        for document in ranking:
-            scores[own[document.index]] = float(document.score)
-    return scores
