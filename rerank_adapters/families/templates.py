@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoints import ABSENT, Checkpoint, TextTemplate
 from ..errors import ConfigError, ModelError
+from .bounded import bounded
 from .frames import NO_FRAME, Frame
 
 Message = dict[str, Any]
@@ -85,10 +86,13 @@ def render_template(apply: ApplyChatTemplate, prompt: str | None) -> TextTemplat
     text. Messages are tried with plain contents, then with lists of parts. ModelError where the
     template does not write query and document, each once and as it is.
     """
+    apply = bounded(apply)
     failure: Exception | None = None
     for structured in (False, True):
         try:
             template = _find(apply, prompt, structured)
+        except ModelError:
+            raise
         except Exception as error:  # noqa: BLE001 - a template raises whatever it likes
             failure = error
         else:

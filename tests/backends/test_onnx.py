@@ -144,6 +144,33 @@ def test_weights_beside_a_linked_graph_are_read(tmp_path: Path) -> None:
     assert np.array_equal(_backend(linked / "model.onnx").logits(_batch(source)), expected)
 
 
+@pytest.mark.parametrize("location", ["../secret", "{absolute}", "link", "sub/../../secret"])
+@pytest.mark.parametrize("cached", [False, True], ids=["folder", "hub cache"])
+def test_weights_outside_the_folder_are_never_read(
+    tmp_path: Path, location: str, cached: bool
+) -> None:
+    """A graph that names them, by a path or by a link, is refused: not with what they hold."""
+    folder = Path(shutil.copytree(exported("bert"), tmp_path / "plain"))
+    if cached:
+        names = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        folder = lay_out_cache(tmp_path / "hub", "org/x", names)
+    outside = folder.parent / "secret"
+    outside.write_bytes(bytes(4 * 100_000))
+    (folder / "sub").mkdir()
+    (folder / "link").symlink_to("../secret")
+    model = onnx.load(folder / "model.onnx")
+    weight = max(model.graph.initializer, key=lambda it: len(it.raw_data))
+    stated = {"location": location.format(absolute=outside), "length": str(len(weight.raw_data))}
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in stated.items():
+        weight.external_data.add(key=key, value=value)
+    (folder / "model.onnx").unlink()  # in a cache it is a link
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"(?i)external data|link out of"):
+        Reranker.from_pretrained(str(folder), backend="onnx")
+
+
 def test_file_name_changes_what_runs(tmp_path: Path) -> None:
     """Two graphs in one folder score differently, and file_name picks."""
     shutil.copytree(exported("bert"), tmp_path, dirs_exist_ok=True)

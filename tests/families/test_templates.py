@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -109,3 +110,32 @@ def test_a_prompt_may_move_nothing_but_the_prefix() -> None:
     ending = "{% if messages[0].role == 'system' %}!{% endif %}"
     template = render_template(apply(f"{PICK % 'system'};{QUERY}|{DOCUMENT}{ending}"), None)
     assert template.slot is None
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro a(n) %}{% if n %}{{ a(n-1) }}{{ a(n-1) }}{% endif %}{% endmacro %}{{ a(60) }}",
+        "{% set it = namespace(x='a') %}" + "{% set it.x = it.x ~ it.x %}" * 40,
+        "{% set x = 'a' %}" + "{% set x = x + x %}" * 40,
+        "{% for i in range(99999) %}" + "a" * 999 + "{% endfor %}",
+    ],
+    ids=["loops", "macros", "namespace", "doubling", "output"],
+)
+def test_a_template_that_does_not_end_is_refused(template: str) -> None:
+    """Jinja's sandbox bounds neither steps nor letters; the thread's own trace function is back."""
+    before = sys.gettrace()
+    with pytest.raises(ModelError, match=r"does not (end within|keep to) .* template="):
+        render_template(apply(template + QUERY + DOCUMENT), None)
+    assert sys.gettrace() is before
+
+
+@pytest.mark.parametrize(
+    "attack",
+    ["{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{{ messages.append(1) }}"],
+)
+def test_a_template_reaches_nothing(attack: str) -> None:
+    """It renders in a sandbox: attributes and the caller's lists are out of its reach."""
+    with pytest.raises(ModelError, match="chat template must write"):
+        render_template(apply(attack + QUERY + DOCUMENT), None)
