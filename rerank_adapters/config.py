@@ -20,6 +20,7 @@ from .score_cache import ScoreCache
 BackendName = Literal["auto", "onnx", "openvino", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 SpecialTokens = Literal["as_text", "as_tokens"]
+TokenizerName = Literal["auto", "huggingface", "fast"]
 Truncation = Literal["longest_first", "only_second"]
 Activation = Literal["default", "sigmoid", "identity", "softmax"]
 WhenFull = Literal["block", "error"]
@@ -156,6 +157,12 @@ OPTIONS = {
     "max_batch_tokens": Option(
         "runtime", "Padded tokens in one forward. None: the backend's own choice for its device."
     ),
+    "tokenizer": Option(
+        "runtime",
+        'What reads texts: "huggingface" (tokenizers), or "fast" (nanotoken, of the extra '
+        'fast-tokenizers), to the same ids. "auto": the fast one where it is installed and proved '
+        "equal at load.",
+    ),
     "cache": Option(
         "runtime",
         "Remember scores: ScoreCache.memory(bytes=...), ScoreCache.at(path, bytes=..., ttl=...), "
@@ -224,6 +231,7 @@ class RerankerConfig:
     num_workers: int | None = None
     num_threads: int | None = None
     max_batch_tokens: int | None = None
+    tokenizer: TokenizerName = "auto"
     cache: ScoreCache | None = field(default=None, repr=False, compare=False)
     document_tokens: DocumentTokens | None = field(default=None, repr=False, compare=False)
 

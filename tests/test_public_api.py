@@ -114,6 +114,7 @@ CONFIG = {
     "num_workers": None,
     "num_threads": None,
     "max_batch_tokens": None,
+    "tokenizer": "auto",
     "cache": None,
     "document_tokens": None,
     "max_queue_pairs": None,

@@ -64,6 +64,7 @@ def test_equal_weights_are_loaded_once_whatever_the_other_options(loads) -> None
         {"special_tokens": "as_text"},
         {"max_queue_pairs": 5},
         {"max_batch_tokens": 64},
+        {"tokenizer": "huggingface"},
     ]
     leases = [acquire(config(**options)) for options in given]
     scores = [lease.get().score("the island ferry", DOCUMENTS) for lease in leases]

@@ -31,6 +31,7 @@ from ..config import (
     DType,
     RerankerConfig,
     SpecialTokens,
+    TokenizerName,
     Truncation,
     WhenFull,
 )
@@ -126,6 +127,7 @@ class RerankerFields(BaseModel):
     num_workers: Carried[int | None] = None
     num_threads: Carried[int | None] = None
     max_batch_tokens: Carried[int | None] = None
+    tokenizer: Carried[TokenizerName] = "auto"
     cache: Carried[CacheValue] = Field(default=None, exclude=True, repr=False)
     document_tokens: Carried[DocumentTokensValue] = Field(default=None, exclude=True, repr=False)
     max_queue_pairs: Carried[int | None] = None

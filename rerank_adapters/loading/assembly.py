@@ -115,10 +115,8 @@ def compose(
         "fingerprint": found.fingerprint,
         "why": found.why,
     }
-    if tokenizer.whole_pairs:
-        reason = f"pairs are encoded whole, which is slower: {tokenizer.whole_pairs_reason}"
-        facts["tokenizer"] = reason
-        logger.info("%s: %s", one_line(config.model), one_line(reason))
+    if tokenizer.whole_pairs or tokenizer.unaccelerated:
+        logger.info("%s: %s", one_line(config.model), one_line(tokenizer.reads_with))
     return _chain(
         tokenizer,
         meaning.family,
@@ -292,10 +290,12 @@ def _info(
 def _check_texts(config: RerankerConfig, loaded: Loaded) -> None:
     """Refuse options that only our own tokenizer honours where the checkpoint's must run."""
     usual = RerankerConfig()
-    ours = ("truncation", "query_max_tokens", "special_tokens", "document_tokens")
+    ours = ("truncation", "query_max_tokens", "special_tokens", "tokenizer", "document_tokens")
     asked = [name for name in ours if getattr(config, name) != getattr(usual, name)]
     if config.special_tokens == "as_tokens":  # which is how it writes them
         asked.remove("special_tokens")
+    if config.tokenizer == "huggingface":
+        asked.remove("tokenizer")
     if asked and loaded.wants_texts:
         values = ", ".join(f"{name}={getattr(config, name)!r}" for name in asked)
         raise ConfigError(

@@ -51,6 +51,7 @@ def _read(found: Found) -> Meaning:
         truncation=config.truncation,
         query_max_tokens=config.query_max_tokens,
         special_tokens=config.special_tokens,
+        tokenizer=config.tokenizer,
         prompt=family.prompt,
         template=family.template,
         position_limit=family.position_limit,

@@ -62,5 +62,6 @@ class CrossEncoder:
         return self.tokenizer.count(texts)
 
     def info(self) -> ModelInfo:
-        """What really runs, and why."""
-        return self._info
+        """What really runs, and why; what reads texts may have changed since load."""
+        details = {**self._info.details, "tokenizer": self.tokenizer.reads_with}
+        return replace(self._info, details=details)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, __version__
 
 from ..checkpoints import ABSENT, JOINT, NO_LIMIT, Checkpoint, TextTemplate
-from ..config import SpecialTokens, Truncation
+from ..config import SpecialTokens, TokenizerName, Truncation
 from ..errors import ConfigError
 from ..tokens import KnownTokens
+from .accelerators import accelerated
 from .around import Around, AroundWriter
 from .document_facts import document_facts
 from .files import Convert, Files
@@ -37,6 +38,7 @@ class PairTokenizer:
                  "right", whatever the tokenizer states: pads on the left would shift positions
     whole_pairs_reason  why pairs are encoded whole (slower), "" where they are put together in id
                  space
+    unaccelerated   why nothing faster than tokenizers reads texts, "" where nothing could
     special_tokens  what a text's "[SEP]" is: "as_text" or "as_tokens"
 
     reader reads texts, plain the checkpoint's own frame or template: two where texts are text only.
@@ -44,7 +46,7 @@ class PairTokenizer:
 
     __slots__ = (
         *("_plain", "_reader", "_writer", "max_length", "pad_id", "pad_side", "special_tokens"),
-        "whole_pairs_reason",
+        *("unaccelerated", "whole_pairs_reason"),
     )
 
     def __init__(
@@ -57,6 +59,7 @@ class PairTokenizer:
         pad_id: int,
         pad_side: Side,
         whole_pairs_reason: str = "",
+        unaccelerated: str = "",
         special_tokens: SpecialTokens = "as_tokens",
     ) -> None:
         self._writer = writer
@@ -66,6 +69,7 @@ class PairTokenizer:
         self.pad_id = pad_id
         self.pad_side: Side = pad_side
         self.whole_pairs_reason = whole_pairs_reason
+        self.unaccelerated = unaccelerated
         self.special_tokens: SpecialTokens = special_tokens
 
     @classmethod
@@ -79,6 +83,7 @@ class PairTokenizer:
         prompt: str | None = None,
         template: TextTemplate | None = None,
         special_tokens: SpecialTokens | None = None,
+        tokenizer: TokenizerName = "auto",
         position_limit: int | None = None,
         convert: Convert | None = None,
     ) -> PairTokenizer:
@@ -94,6 +99,7 @@ class PairTokenizer:
         special_tokens: what of them stands in a query or a document: "as_text" is text there,
             "as_tokens" what it spells; None: as text in a *template*, as tokens elsewhere, where an
             export does not state it.
+        tokenizer: what reads texts, as `RerankerConfig` says it.
         convert: maps a folder without tokenizer.json to a tokenizer.json made from its files.
 
         Raises ModelError for a missing or damaged file, ConfigError for arguments out of range.
@@ -103,14 +109,13 @@ class PairTokenizer:
         limit = min(max_length or NO_LIMIT, position_limit or NO_LIMIT, files.max_length)
         options = Options(limit, truncation, files.truncation_side, query_max_tokens)
         as_text = _as_text(checkpoint, special_tokens, template)
-        reader = plain = Reader(files.tokenizer)
-        if as_text:
-            reader = Reader(literal(files.tokenizer, inside=_inside(files.tokenizer, template)))
+        reader, plain, unaccelerated = _readers(files.tokenizer, tokenizer, template, as_text)
         if template is None:
             pair, reason = pair_encoder(reader, options, types=files.types)
             writer: Writer = PlainWriter(pair, prompt or "")
         else:
             writer, reason = _template_writer(reader, plain, template, options)
+        _check_apart(tokenizer, reason)
         return cls(
             writer,
             reader,
@@ -119,6 +124,7 @@ class PairTokenizer:
             pad_id=files.pad_id,
             pad_side=_pad_side(checkpoint, template),
             whole_pairs_reason=reason,
+            unaccelerated=unaccelerated,
             special_tokens="as_text" if as_text else "as_tokens",
         )
 
@@ -133,6 +139,7 @@ class PairTokenizer:
         prompt: str | None = None,
         template: TextTemplate | None = None,
         special_tokens: SpecialTokens | None = None,
+        tokenizer: TokenizerName = "auto",
         position_limit: int | None = None,
         convert: Convert | None = None,
     ) -> PairTokenizer:
@@ -145,6 +152,7 @@ class PairTokenizer:
             prompt=prompt,
             template=template,
             special_tokens=special_tokens,
+            tokenizer=tokenizer,
             position_limit=position_limit,
             convert=convert,
         )
@@ -159,6 +167,7 @@ class PairTokenizer:
             pad_id=self.pad_id,
             pad_side=self.pad_side,
             whole_pairs_reason=self.whole_pairs_reason,
+            unaccelerated=self.unaccelerated,
             special_tokens=self.special_tokens,
         )
 
@@ -166,6 +175,17 @@ class PairTokenizer:
     def tokenizer_json(self) -> str:
         """tokenizer.json as it is read here, for a library that brings a tokenizer of its own."""
         return self._plain.tokenizer.to_str()
+
+    @property
+    def reads_with(self) -> str:
+        """The library that reads texts, its version, and why not a faster one."""
+        trusted = self._reader.accelerated
+        if trusted is not None and not trusted.reason and not self.whole_pairs:
+            return trusted.name
+        named = f"tokenizers {__version__}"
+        whole = f"pairs are encoded whole, which is slower: {self.whole_pairs_reason}"
+        reasons = whole if self.whole_pairs else trusted.reason if trusted else self.unaccelerated
+        return f"{named}; {reasons}" if reasons else named
 
     @property
     def whole_pairs(self) -> bool:
@@ -259,6 +279,17 @@ class PairTokenizer:
         return counts
 
 
+def _readers(
+    tokenizer: Tokenizer, choice: TokenizerName, template: TextTemplate | None, as_text: bool
+) -> tuple[Reader, Reader, str]:
+    """Return what reads texts, what reads a template, and why nothing faster reads texts."""
+    spellings = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    own = literal(tokenizer, inside=_inside(tokenizer, template)) if as_text else tokenizer
+    trusted, reason = accelerated(own, choice, spellings)
+    reader = Reader(own, trusted)
+    return reader, Reader(tokenizer) if as_text else reader, reason
+
+
 def _template_writer(
     reader: Reader, plain: Reader, template: TextTemplate, options: Options
 ) -> tuple[Writer, str]:
@@ -291,6 +322,14 @@ def _as_text(
     if asked is None and stated is not ABSENT:
         return stated == "as_text"
     return template is not None if asked is None else asked == "as_text"
+
+
+def _check_apart(tokenizer: TokenizerName, whole_pairs_reason: str) -> None:
+    if whole_pairs_reason and tokenizer == "fast":
+        raise ConfigError(
+            'tokenizer must be "auto" or "huggingface" for this model, whose pairs are encoded '
+            f'whole: {whole_pairs_reason}; got "fast"'
+        )
 
 
 def _check(max_length: int | None, truncation: str, query_max_tokens: int | None) -> None:

@@ -13,6 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ..texts import whole
 from ..tokens import KnownTokens
+from .accelerators import Trusted
 from .gather import Ids
 from .truncation import Counts, Side
 
@@ -29,6 +30,9 @@ A cut changes the pre-token that touches it, and with rules that give letters ba
 
 SPARE_TOKENS = 64
 """Tokens that are taken of a known text beyond twice those wanted: it may be very long."""
+
+WHOLE_HEADS = 8
+"""Heads that an accelerator reads sooner than `tokenizers`, which knows where words end, one."""
 
 PROBED = 6
 """A text without blanks is first read to a sixth: if that settles nothing, 7/6 of it were read."""
@@ -59,10 +63,12 @@ class Column:
 class Reader:
     """Reads texts with a tokenizer that nobody changes; special tokens are never added."""
 
-    __slots__ = ("_bounded", "tokenizer")
+    __slots__ = ("_bounded", "accelerated", "tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, accelerated: Trusted | None = None) -> None:
+        """*accelerated* reads whole texts in its place, while that is trusted."""
         self.tokenizer = tokenizer
+        self.accelerated = accelerated
         words = self.full(["a, b. " * SETTLED_WORDS])[0].word_ids
         self._bounded = len(set(words)) > SETTLED_WORDS  # else no head of a text ever settles
 
@@ -88,7 +94,7 @@ class Reader:
 
     def ids(self, text: str) -> list[int]:
         """Return all tokens of *text*."""
-        ids: list[int] = self.fast([text])[0].ids
+        ids: list[int] = np.asarray(self._wholes([text])[0], dtype=np.int32).tolist()
         return ids
 
     def counts(self, texts: list[str]) -> Counts:
@@ -120,6 +126,11 @@ class Reader:
         except TypeError:  # half a character somewhere
             return self.tokenizer.encode_batch(list(map(whole, texts)), add_special_tokens=False)
 
+    def _wholes(self, texts: list[str]) -> list[Any]:
+        """Return the ids of *texts*, lists or int32 arrays, read to the end."""
+        found = self.accelerated.read(texts) if self.accelerated and texts else None
+        return [encoding.ids for encoding in self.fast(texts)] if found is None else found
+
     def _unread(
         self, texts: list[str], limit: int | None, known: KnownTokens
     ) -> tuple[list[Any], NDArray[np.bool_]]:
@@ -143,9 +154,7 @@ class Reader:
             ids[row] = found
         return ids, cut
 
-    def _read(
-        self, texts: list[str], limit: int | None
-    ) -> tuple[list[list[int]], NDArray[np.bool_]]:
+    def _read(self, texts: list[str], limit: int | None) -> tuple[list[Any], NDArray[np.bool_]]:
         """Return the ids of *texts*, and which of them are cut.
 
         Of a long text a head is read, and that is enough where SETTLED_WORDS pre-tokens follow the
@@ -154,7 +163,7 @@ class Reader:
         text, and then all of it: text without pre-token bounds (Unigram without blanks, Gemma) has
         but one pre-token.
         """
-        ids: list[list[int]] = [[]] * len(texts)
+        ids: list[Any] = [[]] * len(texts)
         cut = np.zeros(len(texts), dtype=np.bool_)
         heads = {row: self._head(text, limit) for row, text in enumerate(texts)}
         heads = {row: head for row, head in heads.items() if len(head) < len(texts[row])}
@@ -170,15 +179,17 @@ class Reader:
                     longer[row] = texts[row][: cut_offset(texts[row], window)]
             heads = {row: head for row, head in longer.items() if len(head) < len(texts[row])}
         wholes = [row for row in range(len(texts)) if not cut[row]]
-        for row, encoding in zip(wholes, self.fast([texts[row] for row in wholes]), strict=True):
-            ids[row] = encoding.ids
+        for row, found in zip(wholes, self._wholes([texts[row] for row in wholes]), strict=True):
+            ids[row] = found
         return ids, cut
 
     def _head(self, text: str, limit: int | None) -> str:
         """Return what to read of *text* first: all of it where it is short, or no head can do."""
-        if limit is None or len(text) <= limit * CHARACTERS_PER_TOKEN:
+        if limit is None:
             return text
         window = limit * CHARACTERS_PER_TOKEN
+        if len(text) <= window * (WHOLE_HEADS if self.accelerated else 1):
+            return text
         if len(text) < window * PROBED and _blanks(text, window) < SETTLED_WORDS:
             # Where a cut does not settle the text is read again: the head must be a small part.
             window = len(text) // PROBED

@@ -37,6 +37,7 @@ GIVEN = {
     "num_workers": ("3", 3),
     "num_threads": ("2", 2),
     "max_batch_tokens": ("100", 100),
+    "tokenizer": ("huggingface", "huggingface"),
     "max_queue_pairs": ("5", 5),
     "max_queue_tokens": ("50", 50),
     "when_full": ("error", "error"),

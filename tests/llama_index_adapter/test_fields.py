@@ -47,6 +47,7 @@ CHANGED = {
     "answers": ("yes", "no"),
     "label": 1,
     "special_tokens": "as_text",
+    "tokenizer": "huggingface",
     "prompt": "Find it",
     "max_batch_tokens": 999,
     "activation": "sigmoid",

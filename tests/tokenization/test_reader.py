@@ -58,7 +58,9 @@ class Spy:
 @pytest.fixture(params=["bert", "roberta", "xlm_roberta", "modernbert", "deberta_v2", "mpnet"])
 def watched(request: pytest.FixtureRequest) -> tuple[PairTokenizer, Spy]:
     """A PairTokenizer of up to 512 tokens, and the spy it reads with."""
-    tokenizer = PairTokenizer.from_folder(build(request.param), max_length=512)
+    tokenizer = PairTokenizer.from_folder(
+        build(request.param), max_length=512, tokenizer="huggingface"
+    )
     reader: Reader = tokenizer._writer.encoder.reader
     spy = reader.tokenizer = Spy(reader.tokenizer)
     return tokenizer, spy
@@ -230,7 +232,8 @@ def test_a_text_of_one_pretoken_is_read_once() -> None:
 
 def test_a_pair_encoded_whole_reads_long_texts_once() -> None:
     """Where the tokenizer's own pair encoding runs, a long text is counted and cut at once."""
-    tokenizer = PairTokenizer.from_folder(folder_of("reversed"), max_length=64)
+    folder = folder_of("reversed")
+    tokenizer = PairTokenizer.from_folder(folder, max_length=64, tokenizer="huggingface")
     assert tokenizer.whole_pairs
     reader: Reader = tokenizer._writer.encoder.reader
     spy = reader.tokenizer = Spy(reader.tokenizer)
