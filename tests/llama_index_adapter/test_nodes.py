@@ -287,7 +287,7 @@ def test_long_metadata_do_not_cut_the_passage_away(reranker: Reranker):
     assert as_upstream[0] == pytest.approx(as_upstream[1], abs=1e-6), "the passages are cut away"
     postprocessor = CrossEncoderPostprocessor(reranker=reranker, top_n=None)
     first, second = postprocessor.postprocess_nodes(given, query_str=QUERY)
-    assert first.score - second.score > 0.01
+    assert first.score - second.score > 1e-3  # ten times what law 1 allows
 
 
 def test_where_metadata_goes_depends_on_its_tokens(reranker: Reranker):
@@ -390,7 +390,7 @@ def test_a_long_query_leaves_its_share_to_the_passage(truncation: str):
         NodeWithScore(node=TextNode(text=text, metadata={"m": metadata})) for text in TEXTS[:2]
     ]
     first, second = postprocessor.postprocess_nodes(given, query_str=query)
-    assert first.score - second.score > 0.01
+    assert first.score - second.score > 1e-3  # ten times what law 1 allows
     texts = [f"{it.node.text}\n\n{it.node.get_metadata_str().strip()}" for it in (first, second)]
     wanted = over.score(query.strip(), texts).tolist()
     assert [first.score, second.score] == pytest.approx(wanted, abs=1e-5)  # law 2
@@ -600,17 +600,22 @@ async def test_a_call_has_a_top_n_and_a_threshold_of_its_own(counting, count: in
             nodes(), query_str=QUERY
         )
     )
+    second, third = everything[1][1], everything[2][1]
+
+    def reach(least: float) -> list:  # a tie reaches it too
+        return [it for it in everything if it[1] >= least]
+
     postprocessor = CrossEncoderPostprocessor(
-        reranker=over, top_n=count, score_threshold=np.float32(everything[1][1])
+        reranker=over, top_n=count, score_threshold=np.float32(second)
     )
     assert type(postprocessor.top_n) is int
-    assert await ways(postprocessor) == [everything[:2]] * 4
+    assert len(reach(second)) < len(everything)
+    assert await ways(postprocessor) == [reach(second)[:3]] * 4
     assert await ways(postprocessor, top_n=np.int64(1)) == [everything[:1]] * 4
     assert await ways(postprocessor, score_threshold=None) == [everything[:3]] * 4
     assert await ways(postprocessor, top_n=None, score_threshold=None) == [everything] * 4
-    third = everything[2][1]
-    assert await ways(postprocessor, top_n=None, score_threshold=third) == [everything[:3]] * 4
-    assert await ways(postprocessor) == [everything[:2]] * 4
+    assert await ways(postprocessor, top_n=None, score_threshold=third) == [reach(third)] * 4
+    assert await ways(postprocessor) == [reach(second)[:3]] * 4
 
 
 @pytest.mark.parametrize(

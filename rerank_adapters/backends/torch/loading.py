@@ -246,6 +246,6 @@ def _check_old(stored: Checkpoint) -> None:
     if stored.modules or stored.causal:
         raise ModelError(
             f"{stored.folder} is a chain of modules or a language model, which need "
-            f"sentence-transformers 5.4 or later: {sentence_transformers.__version__} makes up "
-            "a head; pip install 'sentence-transformers>=5.4'"
+            f"sentence-transformers 5.6 or later: {sentence_transformers.__version__} makes up "
+            "a head; pip install 'sentence-transformers>=5.6'"
         )

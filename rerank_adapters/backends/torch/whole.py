@@ -127,8 +127,8 @@ def _with_answers(
         from sentence_transformers.cross_encoder.modules import LogitScore
     except ImportError as error:
         raise ModelError(
-            f"{folder} is a language model, which needs sentence-transformers 5.4 or later: "
-            "pip install 'sentence-transformers>=5.4'"
+            f"{folder} is a language model, which needs sentence-transformers 5.6 or later: "
+            "pip install 'sentence-transformers>=5.6'"
         ) from error
     network = Transformer(
         str(folder),
