@@ -22,6 +22,7 @@ PAGES: dict[str, list[str] | None] = {
     "rerank_adapters.llama_index": None,
     "rerank_adapters.adapter_fields": ["RerankerFields"],
     "rerank_adapters.export": ["export_onnx"],
+    "rerank_adapters.fastembed": None,
     "rerank_adapters.ranking.plotting": None,
     "rerank_adapters.testing": ["ranker_from", "ranker_of", "FunctionScorer"],
     "rerank_adapters.sharing": ["acquire", "close_all", "Lease"],

@@ -356,8 +356,10 @@ def _check_backend(config: RerankerConfig) -> None:
             f'got backend="{config.backend}"'
         )
     if config.file_name is not None and entry.reads != "onnx":
+        able = [f'"{name}"' for name, other in BACKENDS.items() if other.reads == "onnx"]
         raise ConfigError(
-            f'file_name names an ONNX file and needs backend "onnx": got {config.file_name!r}'
+            f"file_name names an ONNX file and needs backend {' or '.join(able)}: "
+            f"got {config.file_name!r}"
         )
 
 

@@ -53,7 +53,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"revision": 3}, "revision must be a str or None: got 3"),
     ({"prompt": ["x"]}, "prompt must be a str or None: got ['x']"),
     ({"backend": "torch", "dtype": "int8"}, 'dtype "int8" needs backend "onnx"'),
-    ({"backend": "torch", "file_name": "a.onnx"}, "file_name names an ONNX file and needs"),
+    (
+        {"backend": "torch", "file_name": "a.onnx"},
+        'file_name names an ONNX file and needs backend "onnx" or "openvino": got',
+    ),
 ]  # fmt: skip
 
 

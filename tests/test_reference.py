@@ -15,7 +15,12 @@ from bs4 import BeautifulSoup
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("rerank_adapters", "rerank_adapters.langchain", "rerank_adapters.llama_index")
+MODULES = (
+    "rerank_adapters",
+    "rerank_adapters.fastembed",
+    "rerank_adapters.langchain",
+    "rerank_adapters.llama_index",
+)
 NAMES = [
     *((module, name) for module in MODULES for name in importlib.import_module(module).__all__),
     ("rerank_adapters.langchain.fields", "RankingFields"),

@@ -19,7 +19,9 @@ from rerank_adapters.engine.batching import plan_batches
 from rerank_adapters.errors import BackendError
 from rerank_adapters.protocols import BackendTraits
 from rerank_adapters.reranker import Reranker
+from rerank_adapters.scorers import Wrapper
 from rerank_adapters.sharing import acquire
+from rerank_adapters.testing import FunctionScorer
 from tests.checkpoints import PAIRS, build
 from tests.exported import exported
 from tests.fakes import (
@@ -417,3 +419,12 @@ def test_a_backend_that_wants_texts_gets_them_with_its_rows() -> None:
         scores = reranker.score("q", texts)
     assert backend.forwards > 1
     assert scores.tolist() == [np.float32(len(text) / 100) for text in texts]
+
+
+def test_a_wrapper_around_no_scorer_is_refused_when_it_is_made() -> None:
+    """Not at the first call, by an attribute that a Reranker lacks."""
+    with (
+        Reranker.over(FunctionScorer(lambda query, document: 1.0)) as reranker,
+        pytest.raises(ConfigError, match=r"inner must have submit_pairs, .* got Reranker"),
+    ):
+        Wrapper(reranker)  # type: ignore[arg-type]

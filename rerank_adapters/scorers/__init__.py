@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ConfigError
 from ..protocols import Call, ModelInfo, Pair, Scored, Scorer
 from ..tokenization import EncodedPairs
 
@@ -47,6 +48,8 @@ class Wrapper:
     """A scorer around another: what it does not change, it passes on."""
 
     def __init__(self, inner: Scorer) -> None:
+        if not isinstance(inner, Scorer):
+            raise ConfigError(f"inner must have submit_pairs, info and close: got {inner!r:.80}")
         self.inner = inner
 
     def submit_pairs(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:

@@ -67,7 +67,7 @@ def _config(
 ) -> RerankerConfig:
     folder = exported(kind, "int8" if dtype == "int8" else "float32")
     return RerankerConfig(
-        model=str(build(kind) if backend == "torch" else folder),
+        model=str(build(kind) if REGISTRY[backend].reads == "weights" else folder),
         backend=backend,
         dtype=dtype,
         device="cpu",
