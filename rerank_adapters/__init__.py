@@ -19,6 +19,7 @@ from .errors import (
 )
 from .passages import Paragraphs, Windows
 from .ranking import Fuse, RankedDocument, Ranking
+from .remote import RemoteConfig
 from .score_cache import ScoreCache
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "Paragraphs",
     "RankedDocument",
     "Ranking",
+    "RemoteConfig",
     "RerankError",
     "Reranker",
     "RerankerConfig",

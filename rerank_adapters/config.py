@@ -15,6 +15,7 @@ from .errors import ConfigError
 from .hints import VALUES
 from .passages import Windows
 from .ranking import Fuse, OnEmptyText, Rest
+from .remote import RemoteConfig
 from .score_cache import ScoreCache
 
 BackendName = Literal["auto", "onnx", "openvino", "torch"]
@@ -173,6 +174,11 @@ OPTIONS = {
         "Documents' tokens, read once and found by document id: DocumentTokens.memory(), "
         "DocumentTokens.at(folder), or the folder's path. Never saved, pickled or compared.",
     ),
+    "remote": Option(
+        "runtime",
+        "A server that scores in place of a model here: RemoteConfig(url, dialect, model, ...), or "
+        "a mapping of these; text-embeddings-inference, vLLM, Infinity, Cohere or Jina.",
+    ),
     "max_queue_pairs": Option("queue", "Pairs that may wait at once. None: no bound."),
     "max_queue_tokens": Option("queue", "Tokens that may wait at once. None: no bound."),
     "when_full": Option(
@@ -234,6 +240,7 @@ class RerankerConfig:
     tokenizer: TokenizerName = "auto"
     cache: ScoreCache | None = field(default=None, repr=False, compare=False)
     document_tokens: DocumentTokens | None = field(default=None, repr=False, compare=False)
+    remote: RemoteConfig | None = None
 
     max_queue_pairs: int | None = None
     max_queue_tokens: int | None = None
@@ -255,6 +262,7 @@ class RerankerConfig:
         object.__setattr__(self, "fuse", Fuse.of(self.fuse))
         object.__setattr__(self, "cache", ScoreCache.of(self.cache))
         object.__setattr__(self, "document_tokens", DocumentTokens.of(self.document_tokens))
+        object.__setattr__(self, "remote", RemoteConfig.of(self.remote))
         for name, hint in get_type_hints(type(self)).items():
             if name not in _CHECK_THEMSELVES:
                 _check(name, getattr(self, name), hint)
@@ -262,8 +270,8 @@ class RerankerConfig:
             threads = getattr(self, name)
             if threads is not None and threads > MOST_THREADS:
                 raise ConfigError(f"{name} must be at most {MOST_THREADS}: got {threads}")
-        if self.backend != "auto":
-            _check_backend(self)
+        _check_backend(self)
+        _check_remote(self)
 
     def __getstate__(self) -> list[object]:
         """Every field in order, without token and what is alive: a pickle may go anywhere."""
@@ -285,7 +293,7 @@ class RerankerConfig:
         return (self.device,) if isinstance(self.device, str) else self.device
 
 
-_CHECK_THEMSELVES = ("answers", "label", "windows", "fuse", *LIVE)
+_CHECK_THEMSELVES = ("answers", "label", "windows", "fuse", "remote", *LIVE)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -348,6 +356,8 @@ _FIELDS = ("query", "document", "instruction")
 
 def _check_backend(config: RerankerConfig) -> None:
     """What the backend that was asked for cannot do, as far as the registry knows."""
+    if config.backend == "auto":
+        return
     entry = BACKENDS[config.backend]
     if config.dtype not in ("auto", *entry.dtypes):
         able = [f'"{name}"' for name, other in BACKENDS.items() if config.dtype in other.dtypes]
@@ -361,6 +371,34 @@ def _check_backend(config: RerankerConfig) -> None:
             f"file_name names an ONNX file and needs backend {' or '.join(able)}: "
             f"got {config.file_name!r}"
         )
+
+
+BESIDE_REMOTE = (
+    "remote",
+    "activation",
+    "on_empty_text",
+    "rerank_count",
+    "rest",
+    "fuse",
+    "cache",
+)
+"""Options that mean something where a server scores; the others concern a model that is here."""
+
+
+def _check_remote(config: RerankerConfig) -> None:
+    given = [
+        entry.name
+        for entry in fields(config)
+        if entry.name not in BESIDE_REMOTE and getattr(config, entry.name) != entry.default
+    ]
+    if config.remote is None:
+        return
+    if given:
+        raise ConfigError(
+            f"remote names a server, where {', '.join(given)} would change nothing: leave them out"
+        )
+    if config.activation == "softmax":
+        raise ConfigError("activation must be 'sigmoid' or 'identity' for a server: got 'softmax'")
 
 
 MOST_THREADS = 1024

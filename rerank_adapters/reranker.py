@@ -32,6 +32,7 @@ from .loading import load
 from .passages import Windows
 from .protocols import Call, ModelInfo, Pair, Requests, RerankRequest, Scorer, TokenCounter
 from .ranking import Fuse, FuseMethod, OnEmptyText, Ranking, Rest
+from .remote import RemoteConfig, RemoteDialect, SecretText
 from .score_cache import ScoreCache
 from .tokens import Scores
 
@@ -101,6 +102,7 @@ class Reranker(Closing):
         tokenizer: TokenizerName = "auto",
         cache: ScoreCache | Mapping[str, Any] | None = None,
         document_tokens: DocumentTokens | str | Path | None = None,
+        remote: RemoteConfig | Mapping[str, Any] | None = None,
         max_queue_pairs: int | None = None,
         max_queue_tokens: int | None = None,
         when_full: WhenFull = "block",
@@ -112,8 +114,7 @@ class Reranker(Closing):
         Raises ConfigError (an argument), ModelError (the checkpoint), BackendError (the device),
         MissingDependencyError (the extra that brings the backend).
         """
-        options = {name: value for name, value in locals().items() if name != "self"}
-        config = RerankerConfig(**options)
+        config = RerankerConfig(**{k: v for k, v in locals().items() if k != "self"})
         self._attach(load(config), Selection(**ranking_rules(config)))
 
     from_pretrained = _constructor(__init__)
@@ -124,6 +125,19 @@ class Reranker(Closing):
         if not isinstance(config, RerankerConfig):
             raise ConfigError(f"config must be a RerankerConfig: got {config!r:.80}")
         return cls.over(load(config), **ranking_rules(config))
+
+    @classmethod
+    def remote(
+        cls,
+        url: str,
+        *,
+        dialect: RemoteDialect = "auto",
+        model: str | None = None,
+        key: str | SecretText | None = None,
+        key_variable: str | None = None,
+    ) -> Self:
+        """Rank by the server at *url*; what else there is to say is `remote=RemoteConfig(...)`."""
+        return cls(remote=RemoteConfig(**{k: v for k, v in locals().items() if k != "cls"}))
 
     @classmethod
     def over(

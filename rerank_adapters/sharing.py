@@ -24,6 +24,7 @@ from .errors import ClosedError, ConfigError, ModelError
 from .futures import settle
 from .loading import Found, Loaded, compose, find, read, start
 from .protocols import Pair
+from .remote import RemoteConfig
 from .reranker import Reranker, ranking_rules
 from .texts import whole_pairs
 
@@ -34,8 +35,10 @@ IDLE_MODELS = 2
 """How many such models at most: the one idle longest is freed first."""
 
 
-def acquire(config: RerankerConfig) -> Lease:
-    """A lease on the one model this process keeps for *config*'s weights; loads at first use."""
+def acquire(config: RerankerConfig | RemoteConfig) -> Lease:
+    """A lease on the one model, or server, this process keeps for *config*; loads at first use."""
+    if isinstance(config, RemoteConfig):
+        config = RerankerConfig(remote=config)
     if not isinstance(config, RerankerConfig):
         raise ConfigError(f"config must be a RerankerConfig: got {config!r:.80}")
     return Lease(config)
@@ -200,15 +203,20 @@ class _Registry:
         try:
             with view.lock:
                 if view.ranker is None or view.ranker.closed:
-                    found = find(config)
-                    _check_access(found)
-                    view.ranker = self._model(found.key).open(view, found)
+                    view.ranker = self._opened(view)
                 ranker = view.ranker
         except BaseException:
             self.drop(view)
             raise
         self._start_reaper()
         return view, ranker
+
+    def _opened(self, view: _View) -> Reranker:
+        if view.config.remote is not None:
+            return Reranker.from_config(view.config)
+        found = find(view.config)
+        _check_access(found)
+        return self._model(found.key).open(view, found)
 
     def serving(self, config: RerankerConfig) -> Reranker | None:
         """The ranker of *config*'s view, where it is loaded."""

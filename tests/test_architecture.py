@@ -133,13 +133,14 @@ THIRD_PARTY = {
     "scorers.distinct": {"numpy"},
     "scorers.long_documents": {"numpy"},
     "scorers.queued": {"numpy"},
+    "scorers.remote": {"httpx", "numpy"},
     "testing": {"numpy"},
     "tokenization": {"nanotoken", "numpy", "tokenizers"},
     "texts": {"numpy"},
     "tokens": {"numpy"},
 }
 """Which room may import which library. A new file stands in no room that lists what it owns, so
-`scorers/remote.py` and its httpx break this until somebody has thought about them."""
+`scorers/elsewhere.py` and its aiohttp break this until somebody has thought about them."""
 
 
 def third_party(package: Path) -> dict[str, set[str]]:
@@ -199,7 +200,7 @@ def test_every_imported_distribution_is_declared():
     declared |= {_distribution(it) for extra in extras for it in extra}
     used = set().union(*third_party(ROOT / "rerank_adapters").values())
     assert _undeclared(used, declared) == set()
-    assert _undeclared({"httpx"}, declared) == {"httpx"}
+    assert _undeclared({"aiohttp"}, declared) == {"aiohttp"}
     test = declared | {_distribution(it) for it in project["dependency-groups"]["test"]}
     for folder in ("tests", "notebooks", ".ci", ".docs"):
         files = list((ROOT / folder).rglob("*.py"))
@@ -211,7 +212,7 @@ def test_every_imported_distribution_is_declared():
 @pytest.mark.parametrize(
     ("file", "line", "seen"),
     [
-        ("scorers/remote.py", "import httpx", ("scorers.remote", "httpx")),
+        ("scorers/elsewhere.py", "import aiohttp", ("scorers.elsewhere", "aiohttp")),
         ("scorers/cached.py", "def late():\n    import diskcache", ("scorers.cached", "diskcache")),
         ("backends/tensorrt.py", "import tensorrt", ("backends.tensorrt", "tensorrt")),
         ("reranker.py", "from langchain_core import documents", ("reranker", "langchain_core")),
@@ -255,7 +256,7 @@ def test_a_planted_circle_is_seen(tmp_path, monkeypatch):
     ]
 
 
-MOST_LINES = {"function": 40, "class": 223, "reranker.py": 272}
+MOST_LINES = {"function": 40, "class": 234, "reranker.py": 284}
 """Lines of code: docstrings, comments, blank lines and declarations of fields do not count."""
 
 

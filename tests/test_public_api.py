@@ -32,6 +32,7 @@ NAMES = {
         "Paragraphs",
         "RankedDocument",
         "Ranking",
+        "RemoteConfig",
         "RerankError",
         "Reranker",
         "RerankerConfig",
@@ -83,6 +84,7 @@ SIGNATURES = {
     "close": "",
     "aclose": "",
     "from_config": "config",
+    "remote": "url, *, dialect='auto', model=None, key=None, key_variable=None",
     "over": ("scorer, *, on_empty_text='keep_last', rerank_count=None, rest='drop', fuse=None"),
 }
 
@@ -117,6 +119,7 @@ CONFIG = {
     "tokenizer": "auto",
     "cache": None,
     "document_tokens": None,
+    "remote": None,
     "max_queue_pairs": None,
     "max_queue_tokens": None,
     "when_full": "block",

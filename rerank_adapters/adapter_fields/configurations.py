@@ -12,9 +12,10 @@ from ..errors import ConfigError, OptionError
 from ..hints import option_hint
 from ..passages import Windows
 from ..ranking import Fuse
+from ..remote import RemoteConfig
 
-Configuration = str | Path | Mapping[str, Any] | RerankerConfig
-"""A hub id or a folder, a RerankerConfig, or a mapping of its fields."""
+Configuration = str | Path | Mapping[str, Any] | RerankerConfig | RemoteConfig
+"""A hub id or a folder, a RerankerConfig or a mapping of its fields, or a server."""
 
 _FIELDS = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
 _UNSAVED = ("token", "cache")
@@ -24,6 +25,8 @@ def configuration(value: Configuration, name: str) -> RerankerConfig:
     """*value* as a RerankerConfig; *name* is what errors call it. Raises ConfigError."""
     if isinstance(value, RerankerConfig):
         return value
+    if isinstance(value, RemoteConfig):
+        return RerankerConfig(remote=value)
     if isinstance(value, str | Path):
         return RerankerConfig(model=value)  # type: ignore[arg-type]  # it takes a Path too
     if not isinstance(value, Mapping):
@@ -53,6 +56,6 @@ def saved(config: RerankerConfig) -> str | dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Windows | Fuse):
+    if isinstance(value, Windows | Fuse | RemoteConfig):
         return value.to_dict()
     return list(value) if isinstance(value, tuple) else value

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    PlainSerializer,
     PrivateAttr,
     SecretStr,
     SkipValidation,
@@ -40,6 +41,7 @@ from ..errors import ConfigError, RerankError
 from ..passages import Windows
 from ..protocols import Ranker
 from ..ranking import Fuse, FuseMethod, OnEmptyText, Rest
+from ..remote import RemoteConfig
 from ..score_cache import ScoreCache
 from .rules import own_errors, plain_signature
 from .source import RankerSource, check_ranker
@@ -69,6 +71,7 @@ if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
     FuseValue = Fuse | FuseMethod | Mapping[str, Any] | None
     CacheValue = ScoreCache | Mapping[str, Any] | None
     DocumentTokensValue = DocumentTokens | str | Path | None
+    RemoteValue = RemoteConfig | Mapping[str, Any] | None
 else:
     PathText = str
     Devices = str | tuple[str, ...]
@@ -78,6 +81,9 @@ else:
     FuseValue = Fuse | None
     CacheValue = dict[str, Any] | None
     DocumentTokensValue = str | None
+    RemoteValue = Annotated[
+        dict[str, Any] | None, PlainSerializer(lambda value: value and value.to_dict())
+    ]
 
 FIELDS_CONFIG = ConfigDict(
     extra="forbid",
@@ -130,6 +136,7 @@ class RerankerFields(BaseModel):
     tokenizer: Carried[TokenizerName] = "auto"
     cache: Carried[CacheValue] = Field(default=None, exclude=True, repr=False)
     document_tokens: Carried[DocumentTokensValue] = Field(default=None, exclude=True, repr=False)
+    remote: Carried[RemoteValue] = None
     max_queue_pairs: Carried[int | None] = None
     max_queue_tokens: Carried[int | None] = None
     when_full: Carried[WhenFull] = "block"

@@ -13,6 +13,7 @@ from ..protocols import Scorer
 from .assembly import Loaded, assemble, compose, start
 from .finding import Found, find
 from .meaning import Meaning, read
+from .server import over_server
 
 __all__ = [
     "Found",
@@ -33,6 +34,8 @@ def load(config: RerankerConfig) -> Scorer:
     Raises ConfigError (an option), ModelError (the checkpoint), BackendError (the device),
     MissingDependencyError (the extra that brings the backend).
     """
+    if config.remote is not None:
+        return over_server(config, config.remote)
     found = find(config)
     meaning = read(found)
     return compose(found, meaning, start(found, meaning))

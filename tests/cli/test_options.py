@@ -38,6 +38,10 @@ GIVEN = {
     "num_threads": ("2", 2),
     "max_batch_tokens": ("100", 100),
     "tokenizer": ("huggingface", "huggingface"),
+    "remote": (
+        "url=http://localhost:1,dialect=tei",
+        {"url": "http://localhost:1", "dialect": "tei"},
+    ),
     "max_queue_pairs": ("5", 5),
     "max_queue_tokens": ("50", 50),
     "when_full": ("error", "error"),
