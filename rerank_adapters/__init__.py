@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .calibration import Calibration, Reliability, Threshold
 from .config import RerankerConfig
 from .document_tokens import DocumentTokens
 from .errors import (
@@ -25,12 +26,14 @@ from .score_cache import ScoreCache
 if TYPE_CHECKING:
     from .cascade import Cascade
     from .ranking.plotting import plot_rank_changes as plot_rank_changes
+    from .ranking.plotting import plot_reliability as plot_reliability
     from .reranker import Reranker
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "Calibration",
     "Cascade",
     "ClosedError",
     "ConfigError",
@@ -43,20 +46,23 @@ __all__ = [
     "Paragraphs",
     "RankedDocument",
     "Ranking",
+    "Reliability",
     "RemoteConfig",
     "RerankError",
     "Reranker",
     "RerankerConfig",
     "ScoreCache",
+    "Threshold",
     "Windows",
     "__version__",
 ]
 
-# plot_rank_changes is not in __all__, so that `import *` needs no matplotlib.
+# Pictures are not in __all__, so that `import *` needs no matplotlib.
 _LAZY = {
     "Cascade": "cascade",
     "Reranker": "reranker",
     "plot_rank_changes": "ranking.plotting",
+    "plot_reliability": "ranking.plotting",
 }
 
 

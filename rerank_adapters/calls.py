@@ -13,10 +13,22 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from .calibration import Calibration
 from .checks import check_selection, checked_requests, deadline_of, gathered
 from .errors import BackendError, ClosedError, InputError, RerankError
 from .futures import done, prepare, then, wait, wait_async
-from .protocols import Caching, Call, Pair, Queue, Ranked, Requests, RerankRequest, Scored, Scorer
+from .protocols import (
+    Caching,
+    Call,
+    Pair,
+    Queue,
+    Ranked,
+    Requests,
+    RerankRequest,
+    Scored,
+    Scorer,
+    Weighted,
+)
 from .ranking import (
     Fuse,
     OnEmptyText,
@@ -272,6 +284,18 @@ class Caller:
                 "same reranker: its thread would wait for itself. Use submit there"
             )
         return wait(self.submit(pairs, call), call.deadline)
+
+    def fitted(self, pairs: Sequence[Pair], call: Call, labels: Sequence[int]) -> Calibration:
+        """The calibration that *labels* of *pairs* ask for."""
+        scored = self.run(pairs, call)
+        return Calibration.fit(
+            scored.keys, labels, weights=self.weights(), model=self.scorer.info().model
+        )
+
+    def weights(self) -> tuple[str, ...]:
+        """The names of the weights that run, () where nobody knows."""
+        weighted = inside(self.scorer, Weighted)  # type: ignore[type-abstract]  # likewise
+        return () if weighted is None else weighted.weights()
 
     def run_each(self, calls: Iterable[tuple[list[Pair], Call]]) -> list[Scored | Exception]:
         """The answers to each call, or what it failed of; all wait in the queue together."""

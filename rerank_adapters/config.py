@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from .backends import BACKENDS
+from .calibration import Calibration
 from .document_tokens import DocumentTokens
 from .errors import ConfigError
 from .hints import VALUES
@@ -104,6 +105,12 @@ OPTIONS = {
         "text",
         'logits → score: "sigmoid", "identity" or "softmax". "default": what the checkpoint says, '
         "else sigmoid (two labels: softmax).",
+    ),
+    "calibration": Option(
+        "text",
+        "What makes scores probabilities: the file that `rerank-adapters calibrate` wrote, "
+        "Calibration(temperature, bias), or a mapping of these. Order and ties stay; a file of "
+        "other weights is refused. None: scores are the activation's.",
     ),
     "on_empty_text": Option(
         "text",
@@ -225,6 +232,7 @@ class RerankerConfig:
     windows: Windows | None = None
     special_tokens: SpecialTokens | None = None
     activation: Activation = "default"
+    calibration: Calibration | None = None
     on_empty_text: OnEmptyText = "keep_last"
 
     rerank_count: int | None = None
@@ -260,6 +268,7 @@ class RerankerConfig:
         _check_frame(self)
         object.__setattr__(self, "windows", Windows.of(self.windows))
         object.__setattr__(self, "fuse", Fuse.of(self.fuse))
+        object.__setattr__(self, "calibration", Calibration.of(self.calibration))
         object.__setattr__(self, "cache", ScoreCache.of(self.cache))
         object.__setattr__(self, "document_tokens", DocumentTokens.of(self.document_tokens))
         object.__setattr__(self, "remote", RemoteConfig.of(self.remote))
@@ -293,7 +302,7 @@ class RerankerConfig:
         return (self.device,) if isinstance(self.device, str) else self.device
 
 
-_CHECK_THEMSELVES = ("answers", "label", "windows", "fuse", "remote", *LIVE)
+_CHECK_THEMSELVES = ("answers", "label", "windows", "calibration", "fuse", "remote", *LIVE)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -376,6 +385,7 @@ def _check_backend(config: RerankerConfig) -> None:
 BESIDE_REMOTE = (
     "remote",
     "activation",
+    "calibration",
     "on_empty_text",
     "rerank_count",
     "rest",

@@ -257,6 +257,15 @@ class Caching(Protocol):
         ...
 
 
+@runtime_checkable
+class Weighted(Protocol):
+    """Beside a Scorer that knows whose weights it runs; found as a Queue is."""
+
+    def weights(self) -> tuple[str, ...]:
+        """Their names, one of which is shared by every form of a checkpoint; may read files."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendTraits:
     """What decides how a backend is used, stated by itself.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self
 
+from .calibration import Calibration
 from .calls import RULES, Caller, Closing, Plan, Selection, counting, inside
 from .checkpoints import NO_LIMIT
 from .checks import checked_documents, checked_pairs, deadline_of
@@ -89,6 +90,7 @@ class Reranker(Closing):
         windows: Windows | Mapping[str, Any] | None = None,
         special_tokens: SpecialTokens | None = None,
         activation: Activation = "default",
+        calibration: Calibration | str | Path | Mapping[str, Any] | None = None,
         on_empty_text: OnEmptyText = "keep_last",
         rerank_count: int | None = None,
         rest: Rest = "drop",
@@ -114,8 +116,7 @@ class Reranker(Closing):
         Raises ConfigError (an argument), ModelError (the checkpoint), BackendError (the device),
         MissingDependencyError (the extra that brings the backend).
         """
-        config = RerankerConfig(**{k: v for k, v in locals().items() if k != "self"})
-        self._attach(load(config), Selection(**ranking_rules(config)))
+        self._attach(*_loaded({k: v for k, v in locals().items() if k != "self"}))
 
     from_pretrained = _constructor(__init__)
 
@@ -302,6 +303,16 @@ class Reranker(Closing):
                 found = known or plan.outcomes(await self._caller.run_each_async(plan.apart()))
         return plan.merged(found)
 
+    def calibrate(
+        self, pairs: Sequence[Pair], labels: Sequence[int], *, timeout: float | None = None
+    ) -> Calibration:
+        """Fit what makes this model's scores probabilities to *labels*, 1 where a pair is relevant.
+
+        It is for these weights, in whatever form: `calibration=` takes it, or the file it is saved
+        in. What this Reranker is calibrated by is no part of it. InputError: see `Calibration.fit`.
+        """
+        return self._caller.fitted(checked_pairs(pairs), self._call(timeout), labels)
+
     def warm(self) -> None:
         """Score one pair, so that the first request meets threads and kernels that are ready."""
         self.score("warm", ["up"])
@@ -379,6 +390,11 @@ class Reranker(Closing):
     def _check_open(self) -> None:
         """Raise ClosedError where it was closed."""
         self._caller.check_open()
+
+
+def _loaded(options: Mapping[str, Any]) -> tuple[Scorer, Selection]:
+    config = RerankerConfig(**options)
+    return load(config), Selection(**ranking_rules(config))
 
 
 def ranking_rules(config: RerankerConfig) -> dict[str, Any]:

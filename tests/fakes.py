@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_adapters.calibration import Calibration
 from rerank_adapters.document_tokens import DocumentTokens
 from rerank_adapters.engine.admission import Limits
 from rerank_adapters.errors import ClosedError
@@ -183,6 +184,7 @@ def scorer_over(
     windows: Windows | None = None,
     cache: ScoreCache | None = None,
     document_tokens: DocumentTokens | None = None,
+    calibration: Calibration | None = None,
 ) -> Scorer:
     """The real chain of scorers and the real queue over fake backends."""
     return assemble(
@@ -195,6 +197,7 @@ def scorer_over(
         windows=windows,
         cache=cache,
         document_tokens=document_tokens,
+        calibration=calibration,
     )
 
 
@@ -208,6 +211,7 @@ def reranker_over(
     windows: Windows | None = None,
     cache: ScoreCache | None = None,
     document_tokens: DocumentTokens | None = None,
+    calibration: Calibration | None = None,
 ) -> Reranker:
     """A Reranker of real parts over fake backends: the tiny BERT's tokenizer, the real queue."""
     return Reranker.over(
@@ -221,5 +225,6 @@ def reranker_over(
             windows=windows,
             cache=cache,
             document_tokens=document_tokens,
+            calibration=calibration,
         )
     )

@@ -116,7 +116,14 @@ def test_yaml_brings_back_the_same_pipeline() -> None:
 SAVED = [
     {},
     {"model": "BAAI/bge-reranker-base"},
-    {"model": RerankerConfig(windows={"tokens": 64}, device=("cpu", "cuda"), answers=("a", "b"))},
+    {
+        "model": RerankerConfig(
+            windows={"tokens": 64},
+            calibration={"bias": 1.0},
+            device=("cpu", "cuda"),
+            answers=("a", "b"),
+        )
+    },
     {"token": Secret.from_env_var("NO_SUCH_TOKEN", strict=False)},
     {"top_k": None, "score_threshold": 0.0, "meta_fields_to_embed": ["title"]},
     {"embedding_separator": " / "},

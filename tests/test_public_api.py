@@ -20,6 +20,7 @@ from tests.fakes import ConstantBackend, FirstLogitFamily, LookupScorer, reranke
 NAMES = {
     "rerank_adapters": [
         "BackendError",
+        "Calibration",
         "Cascade",
         "ClosedError",
         "ConfigError",
@@ -32,11 +33,13 @@ NAMES = {
         "Paragraphs",
         "RankedDocument",
         "Ranking",
+        "Reliability",
         "RemoteConfig",
         "RerankError",
         "Reranker",
         "RerankerConfig",
         "ScoreCache",
+        "Threshold",
         "Windows",
         "__version__",
     ],
@@ -76,6 +79,7 @@ SIGNATURES = {
         "requests, *, top_n=None, score_threshold=None, timeout=None, return_exceptions=False, "
         "progress=False, on_progress=None"
     ),
+    "calibrate": "pairs, labels, *, timeout=None",
     "count_tokens": "texts",
     "warm": "",
     "awarm": "",
@@ -106,6 +110,7 @@ CONFIG = {
     "windows": None,
     "special_tokens": None,
     "activation": "default",
+    "calibration": None,
     "on_empty_text": "keep_last",
     "rerank_count": None,
     "rest": "drop",

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import DEFAULT_MODEL, RerankerConfig
+from ..calibration import Calibration
+from ..config import DEFAULT_MODEL, LIVE, RerankerConfig
 from ..errors import ConfigError, OptionError
 from ..hints import option_hint
 from ..passages import Windows
@@ -18,7 +19,7 @@ Configuration = str | Path | Mapping[str, Any] | RerankerConfig | RemoteConfig
 """A hub id or a folder, a RerankerConfig or a mapping of its fields, or a server."""
 
 _FIELDS = {field.name: field.default for field in dataclasses.fields(RerankerConfig)}
-_UNSAVED = ("token", "cache")
+_UNSAVED = ("token", *LIVE)
 
 
 def configuration(value: Configuration, name: str) -> RerankerConfig:
@@ -43,7 +44,7 @@ def configuration(value: Configuration, name: str) -> RerankerConfig:
 def saved(config: RerankerConfig) -> str | dict[str, Any]:
     """*config* as plain values that `configuration` reads: its model, or every field that is set.
 
-    Token and live cache are left out.
+    Token and what is alive are left out.
     """
     fields = {
         name: _plain(getattr(config, name))
@@ -56,6 +57,6 @@ def saved(config: RerankerConfig) -> str | dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Windows | Fuse | RemoteConfig):
+    if isinstance(value, Windows | Fuse | Calibration | RemoteConfig):
         return value.to_dict()
     return list(value) if isinstance(value, tuple) else value

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
+from ..calibration import Calibration
 from ..calls import RULES
 from ..cascade import Warmable
 from ..config import (
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
     Token = SecretStr | str | None
     WindowsValue = Windows | Mapping[str, Any] | None
     FuseValue = Fuse | FuseMethod | Mapping[str, Any] | None
+    CalibrationValue = Calibration | str | Path | Mapping[str, Any] | None
     CacheValue = ScoreCache | Mapping[str, Any] | None
     DocumentTokensValue = DocumentTokens | str | Path | None
     RemoteValue = RemoteConfig | Mapping[str, Any] | None
@@ -79,6 +81,7 @@ else:
     Token = SecretStr | None
     WindowsValue = Windows | None
     FuseValue = Fuse | None
+    CalibrationValue = Calibration | None
     CacheValue = dict[str, Any] | None
     DocumentTokensValue = str | None
     RemoteValue = Annotated[
@@ -123,6 +126,7 @@ class RerankerFields(BaseModel):
     windows: Carried[WindowsValue] = None
     special_tokens: Carried[SpecialTokens | None] = None
     activation: Carried[Activation] = "default"
+    calibration: Carried[CalibrationValue] = None
     on_empty_text: Carried[OnEmptyText] = "keep_last"
     rerank_count: Carried[int | None] = None
     rest: Carried[Rest] = "drop"

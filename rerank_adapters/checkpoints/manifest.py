@@ -50,6 +50,7 @@ class Manifest:
     position_limit  most tokens of a pair, None for any
     label           the label whose lead over the others is the score, where files do not say
     scale           what the logit is multiplied by before the activation
+    weights         the name of the weights that the graphs were made of, see loading.identity
     """
 
     format: int = FORMAT
@@ -62,6 +63,7 @@ class Manifest:
     position_limit: int | Absent | None = ABSENT
     label: int | Absent | None = ABSENT
     scale: float | Absent = ABSENT
+    weights: str | Absent = ABSENT
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -155,5 +157,6 @@ _KINDS = {
         "a number above 0",
         lambda value: isinstance(value, int | float) and value > 0,
     ),
+    "weights": ("a string", lambda value: isinstance(value, str)),
 }
 """What each key must be; the format comes first, since a newer one may change the others."""

@@ -165,6 +165,52 @@ def evaluate(
 
 
 @app.command()
+@takes(but=("calibration", "rerank_count", "rest", "fuse"))
+def calibrate(
+    data: Data,
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the calibration goes, a small JSON file.")
+    ] = Path("calibration.json"),
+    run: Annotated[Path | None, _file("TREC run whose documents are scored. None: BM25's.")] = None,
+    split: Split = None,
+    corpus: CorpusFile = None,
+    queries: QueriesFile = None,
+    qrels: QrelsFile = None,
+    rerank_count: Annotated[int, typer.Option(min=1, help="Documents scored per query.")] = 100,
+    precision: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="To find a threshold for; repeat. [0.5, 0.8, 0.9]"),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the reliability diagram here, as .png or .svg.")
+    ] = None,
+    as_json: AsJson = False,
+    options: Options,
+) -> None:
+    """Make scores probabilities: fit them to judged queries, for --calibration FILE.
+
+    Documents of a grade above 0 are relevant, others and those that nobody judged are not. The
+    probabilities are those of such candidates as were scored here.
+    """
+    from .calibrate import calibrate as fit
+    from .calibrate import draw, show
+    from .collection import read_collection
+    from .evaluate import retriever
+
+    collection = read_collection(
+        data, split=split, corpus=corpus, queries=queries, qrels=qrels, tell=note
+    )
+    retrieve = retriever(collection, run, rerank_count)
+    wanted = precision or [0.5, 0.8, 0.9]
+    fitted = fit(RerankerConfig(**options), collection, retrieve, wanted)
+    fitted.calibration.save(output)
+    if plot is not None:
+        draw(fitted, plot)
+    show(fitted, output, as_json=as_json)
+
+
+@app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="TREC run.", exists=True, dir_okay=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help="TREC run.", exists=True, dir_okay=False)],

@@ -22,6 +22,7 @@ except ImportError as error:
 from ..loading import bundled
 from ..loading.code import fetch_code
 from ..loading.hub import CONFIG_FILES, Source, open_model
+from ..loading.identity import weights_name
 from . import files, gate, graph, network
 from .describing import describe
 from .framing import Framing
@@ -131,7 +132,8 @@ def _write(
 ) -> None:
     """Write all files of the export; ModelError where the graph does not score as *oracle*."""
     files.copy_configuration(checkpoint, folder)
-    describe(oracle, checkpoint, framing).write(folder)
+    manifest = describe(oracle, checkpoint, framing)
+    replace(manifest, weights=weights_name(checkpoint)).write(folder)
     if not (folder / "tokenizer.json").exists():
         oracle.tokenizer.save_pretrained(folder)
     probes = gate.probe(oracle, framing)

@@ -21,6 +21,7 @@ from ..adapter_fields import (
     as_config_errors,
     plain_selection,
 )
+from ..calibration import Calibration
 from ..config import LIVE, RerankerConfig
 from ..passages import Windows
 from ..ranking import Fuse
@@ -78,15 +79,16 @@ class RankingFields(FallbackFields, Serializable):
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model.
 
-        Windows and Fuse are written as the mappings they can be made of; what is alive is left out.
+        Windows, Fuse and Calibration are written as the mappings they can be made of; what is alive
+        is left out.
         """
         if self.reranker is not None:
             return self.to_json_not_implemented()
         saved = super().to_json()
         if saved["type"] == "constructor":
             kwargs = {name: it for name, it in saved["kwargs"].items() if name not in LIVE}
-            for name in ("windows", "fuse"):
-                if isinstance(value := getattr(self, name), Windows | Fuse):
+            for name in ("windows", "fuse", "calibration"):
+                if isinstance(value := getattr(self, name), Windows | Fuse | Calibration):
                     kwargs[name] = value.to_dict()
             saved["kwargs"] = kwargs
         return saved

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import LoadOptions, backend_module
+from ..calibration import Calibration
 from ..checkpoints import as_model_error
 from ..clean import one_line
 from ..config import RerankerConfig
@@ -25,6 +26,7 @@ from ..passages import Windows
 from ..protocols import Backend, BackendTraits, ModelFamily, ModelInfo, Scorer
 from ..score_cache import ScoreCache
 from ..scorers.cached import Cached
+from ..scorers.calibrated import Calibrated
 from ..scorers.cross_encoder import CrossEncoder
 from ..scorers.distinct import Distinct
 from ..scorers.long_documents import LongDocuments
@@ -33,6 +35,7 @@ from ..scorers.stored import Stored
 from ..tokenization import PairTokenizer
 from ..tokens import Scores, TokenBatch
 from .finding import Found
+from .identity import check_weights, weights_of
 from .meaning import Meaning
 from .numbers import numbers_context
 
@@ -109,6 +112,7 @@ def compose(
     """
     config, tokenizer = found.config, meaning.tokenizer
     _check_texts(config, loaded)
+    check_weights(config.calibration, lambda: weights_of(found), config.model)
     facts: dict[str, Any] = {
         "model": config.model,
         "revision": found.source.revision,
@@ -128,6 +132,8 @@ def compose(
         windows=config.windows,
         cache=config.cache,
         document_tokens=config.document_tokens,
+        calibration=config.calibration,
+        weights=lambda: weights_of(found),
         context=numbers_context(found, meaning, loaded.described),
         ends_engine=ends_engine,
         on_close=on_close,
@@ -145,6 +151,7 @@ def assemble(
     windows: Windows | None = None,
     cache: ScoreCache | None = None,
     document_tokens: DocumentTokens | None = None,
+    calibration: Calibration | None = None,
 ) -> Scorer:
     """The same chain over parts that are here already; closing it closes *backends*."""
     loaded = _behind_engine(
@@ -160,6 +167,7 @@ def assemble(
         windows=windows,
         cache=cache,
         document_tokens=document_tokens,
+        calibration=calibration,
         context=repr((tokenizer.max_length, family.activation, windows)).encode(),
     )
 
@@ -176,11 +184,13 @@ def _chain(
     windows: Windows | None = None,
     cache: ScoreCache | None = None,
     document_tokens: DocumentTokens | None = None,
+    calibration: Calibration | None = None,
+    weights: Callable[[], tuple[str, ...]] = tuple,
     context: bytes = b"",
     ends_engine: bool = True,
     on_close: Callable[[], None] | None = None,
 ) -> Scorer:
-    """Distinct → cached → stored tokens → long documents → queued(core)."""
+    """Calibrated → distinct → cached → stored tokens → long documents → queued(core)."""
     info = _info(tokenizer, family, loaded, facts, max_batch_tokens)
     core = CrossEncoder(tokenizer, family, info=info, wants_texts=loaded.wants_texts, prompt=prompt)
     admission = Admission(
@@ -195,7 +205,7 @@ def _chain(
         scorer = Stored(scorer, document_tokens, tokenizer)
     if cache is not None:
         scorer = Cached(scorer, cache, context)
-    return Distinct(scorer)
+    return Calibrated(Distinct(scorer), calibration, weights)
 
 
 def _behind_engine(

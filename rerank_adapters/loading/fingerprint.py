@@ -89,10 +89,10 @@ def _used(folder: Path, selection: Selection, code: Sequence[str]) -> Iterator[P
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns) and path.is_file():
             yield path
     if selection.file is not None:
-        yield from _graph_files(folder / selection.file)
+        yield from graph_files(folder / selection.file)
 
 
-def _graph_files(graph: Path) -> Iterator[Path]:
+def graph_files(graph: Path) -> Iterator[Path]:
     """The graph, and the files beside it that it names: its external data."""
     yield graph
     beside = [path for path in graph.parent.iterdir() if path.is_file() and path != graph]

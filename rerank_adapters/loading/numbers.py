@@ -17,6 +17,7 @@ CHANGE_NO_NUMBER = frozenset(
         *("model", "revision", "cache_folder", "local_files_only", "token"),  # which files: by hash
         *("num_workers", "num_threads", "max_batch_tokens", "tokenizer"),  # within law 2
         *("max_queue_pairs", "max_queue_tokens", "when_full", "cache", "document_tokens"),
+        "calibration",  # of what a cache holds
         "remote",
         *("on_empty_text", "rerank_count", "rest", "fuse"),  # rules of rankings
     }

@@ -1,4 +1,4 @@
-"""Rank changes as a picture. Needs matplotlib: `pip install 'rerank-adapters[plot]'`."""
+"""Rank changes and calibration as pictures. They need `pip install 'rerank-adapters[plot]'`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+from ..calibration import Reliability
 from ..clean import one_line
 from ..errors import InputError, MissingDependencyError
 from . import RankedDocument, Ranking
@@ -30,7 +31,7 @@ LABEL = 34
 NO_GLYPH = "\u25af"
 """Stands for a letter that no installed font has."""
 
-__all__ = ["plot_rank_changes"]
+__all__ = ["plot_rank_changes", "plot_reliability"]
 
 
 def plot_rank_changes(
@@ -66,6 +67,37 @@ def plot_rank_changes(
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+    return ax
+
+
+def plot_reliability(
+    before: Reliability, after: Reliability | None = None, *, ax: Axes | None = None
+) -> Axes:
+    """Draw the share of relevant pairs against their mean score, with 95 % intervals, bin by bin.
+
+    *before* in orange, *after*, of calibrated scores perhaps, in blue; a calibrated scorer's points
+    stand on the grey diagonal. The legend has each one's expected calibration error. Draws into
+    *ax*, or into a new pyplot figure, and returns the axes. Raises InputError.
+    """
+    drawn = {"before": before} if after is None else {"before": before, "after": after}
+    for name, found in drawn.items():
+        if not isinstance(found, Reliability):
+            raise InputError(f"{name} must be a Reliability: got {type(found).__name__}")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 5), layout="constrained")
+    ax.plot((0, 1), (0, 1), color=STAYED, linewidth=1)
+    for (name, found), colour, shape in zip(drawn.items(), (FELL, ROSE), "so", strict=False):
+        shares = [it.share for it in found.bins]
+        bounds = [it.interval for it in found.bins]
+        spread = (
+            [share - low for share, (low, _) in zip(shares, bounds, strict=True)],
+            [high - share for share, (_, high) in zip(shares, bounds, strict=True)],
+        )
+        label = f"{name}: error {found.expected_calibration_error:.3f}"
+        means = [it.score for it in found.bins]
+        ax.errorbar(means, shares, spread, color=colour, marker=shape, capsize=3, label=label)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean score", ylabel="share relevant", aspect="equal")
+    ax.legend(frameon=False)
     return ax
 
 

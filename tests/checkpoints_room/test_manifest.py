@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from rerank_adapters.checkpoints import (
     Manifest,
     TextTemplate,
 )
+from rerank_adapters.config import RerankerConfig
 from rerank_adapters.errors import ModelError
 from rerank_adapters.families import family_for
+from rerank_adapters.loading import find
+from rerank_adapters.loading.identity import weights_of
 from rerank_adapters.tokenization import PairTokenizer
 
 from .folders import without_weights
@@ -35,6 +39,7 @@ FULL = Manifest(
     position_limit=100,
     label=0,
     scale=0.2,
+    weights="0123456789abcdef",
 )
 NULLS = Manifest(prompt=None, template=None, position_limit=None)
 
@@ -59,6 +64,7 @@ def loaded(folder: Path) -> dict[str, Any]:
         "label": family.label,
         "scale": family.scale,
         "position_limit": (family.position_limit, tokenizer.max_length),
+        "weights": weights_of(find(RerankerConfig(model=str(folder), backend="onnx")))[0],
     }
 
 
@@ -104,6 +110,7 @@ CHANGES: list[tuple[Manifest, dict[str, Any]]] = [
     (Manifest(position_limit=None), {"position_limit": (None, 256)}),
     (Manifest(label=0), {"label": 0}),
     (Manifest(scale=0.2), {"scale": 0.2}),
+    (Manifest(weights="0123456789abcdef"), {"weights": "0123456789abcdef"}),
 ]
 
 
@@ -113,6 +120,7 @@ def test_each_key_changes_what_is_loaded(
 ) -> None:
     """One key stated, and just what it is about becomes another."""
     folder = without_weights(tmp_path / "bert")
+    (folder / "model.onnx").write_bytes(b"a graph")
     before = loaded(folder)
     assert before == {
         "labels": 1,
@@ -124,6 +132,7 @@ def test_each_key_changes_what_is_loaded(
         "label": 1,
         "scale": 1.0,
         "position_limit": (256, 256),
+        "weights": sha256(sha256(b"a graph").hexdigest().encode()).hexdigest()[:16],
     }
     manifest.write(folder)
     assert loaded(folder) == {**before, **changed}
@@ -193,6 +202,7 @@ def _template_with(**changes: object) -> dict[str, object]:
         ("template", _template_with(strip=1)),
         ("position_limit", "many"),
         ("position_limit", 0),
+        ("weights", 3),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named(tmp_path: Path, key: str, value: object) -> None:

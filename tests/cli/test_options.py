@@ -46,8 +46,8 @@ GIVEN = {
     "max_queue_tokens": ("50", 50),
     "when_full": ("error", "error"),
 }
-LIVE = ("windows", "cache", "document_tokens")
-"""Values of kinds of their own: tests/test_passages.py has them."""
+LIVE = ("windows", "calibration", "cache", "document_tokens")
+"""Values of kinds of their own: tests/test_passages.py and tests/test_calibration.py have them."""
 
 
 class StoppedError(InputError):
@@ -93,8 +93,9 @@ def test_every_command_that_loads_a_model_takes_its_options() -> None:
     for name in ("search", "rerank", "evaluate", "info"):
         assert set(OPTIONS) - {"document_tokens"} <= taken[name], name
     assert {name for name in taken if "document_tokens" in taken[name]} == {
-        *("rerank", "evaluate", "info"),
+        *("rerank", "evaluate", "calibrate", "info"),
     }, "where documents have ids"
+    assert set(OPTIONS) - {"document_tokens", "calibration", "rest", "fuse"} <= taken["calibrate"]
     for name in ("tune", "export"):
         assert {"revision", "token", "cache_folder", "local_files_only"} <= taken[name], name
 

@@ -20,7 +20,15 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ValidationError
 
-from rerank_adapters import ConfigError, Fuse, ModelError, RerankerConfig, Windows, sharing
+from rerank_adapters import (
+    Calibration,
+    ConfigError,
+    Fuse,
+    ModelError,
+    RerankerConfig,
+    Windows,
+    sharing,
+)
 from rerank_adapters.config import LIVE
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
@@ -62,6 +70,7 @@ CHANGED = {
     "keep_unscored": True,
     "on_blank_query": "keep",
     "on_error": "keep",
+    "calibration": Calibration(temperature=2.0, bias=-1.0, weights=("a",)),
     "windows": Windows(64, 32, "topk_mean"),
     "rerank_count": 20,
     "rest": "rescale",

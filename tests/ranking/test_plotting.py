@@ -14,7 +14,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import rerank_adapters
-from rerank_adapters import InputError, RankedDocument, Ranking, plot_rank_changes
+from rerank_adapters import (
+    InputError,
+    RankedDocument,
+    Ranking,
+    Reliability,
+    plot_rank_changes,
+    plot_reliability,
+)
 from rerank_adapters.ranking import plotting
 from rerank_adapters.ranking.plotting import FELL, ROSE, STAYED
 
@@ -167,3 +174,25 @@ def test_right_to_left_text_is_drawn_so() -> None:
     width = alef.shape[1]
     assert np.array_equal(word[:, -width:], alef)
     assert not np.array_equal(word[:, :width], alef)
+
+
+def test_a_reliability_diagram_draws_its_bins_and_errors() -> None:
+    """Mean scores across, shares up, Wilson's bounds as bars, the errors in the legend."""
+    before = Reliability.of([0.1, 0.3, 0.9], [0, 1, 1], bins=2)
+    after = Reliability.of([0.2, 0.4, 0.6], [0, 1, 1], bins=2)
+    ax = plot_reliability(before, after)
+    points = [(x, y) for x, y, _ in lines(ax) if len(x) == 2]
+    assert ((0, 1), (0, 1)) in [(tuple(x), tuple(y)) for x, y in points], "the diagonal"
+    for found in (before, after):
+        drawn = ([it.score for it in found.bins], [it.share for it in found.bins])
+        assert drawn in points
+    bars = [bar for container in ax.containers for bar in container[2][0].get_segments()]
+    bounds = [it.interval for found in (before, after) for it in found.bins]
+    np.testing.assert_allclose([(low[1], high[1]) for low, high in bars], bounds)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    errors = [it.expected_calibration_error for it in (before, after)]
+    assert labels == [f"before: error {errors[0]:.3f}", f"after: error {errors[1]:.3f}"]
+    _, own = plt.subplots()
+    assert plot_reliability(before, ax=own) is own
+    with pytest.raises(InputError, match="after must be a Reliability: got list"):
+        plot_reliability(before, [after])

@@ -491,6 +491,22 @@ def test_activations_are_applied_here_where_outputs_are_raw() -> None:
             reranker.score("q", ["a"])
 
 
+def test_a_server_s_scores_are_calibrated_by_its_raw_outputs() -> None:
+    """The order is the outputs'; what was fitted to another server's model is refused."""
+    with serving() as server:
+        remote = {"url": server.url, "dialect": "tei"}
+        labels = [int(it > 0) for it in logits("query", DOCUMENTS)]
+        labels[0] = 1 - labels[0]
+        with Reranker(remote=remote) as reranker:
+            fitted = reranker.calibrate([("query", it) for it in DOCUMENTS], labels)
+        assert fitted.weights == (f"server:{server.url}",)
+        with Reranker(remote=remote, calibration=fitted) as reranker:
+            wanted = fitted.scores(logits("query", DOCUMENTS))
+            assert reranker.score("query", DOCUMENTS).tolist() == wanted.tolist()
+        with pytest.raises(ConfigError, match="calibration must be of the weights that run"):
+            Reranker(remote={**remote, "model": "other"}, calibration=fitted)
+
+
 def test_prompts_are_refused_and_progress_is_counted() -> None:
     """What no server takes is an error, and a bar sees every document."""
     with serving() as server, asking(server, documents_per_request=4) as reranker:
