@@ -38,6 +38,7 @@ from .ranking import (
     ranked,
     split_blank,
     with_blank,
+    with_dropped,
     with_rest,
 )
 from .texts import spans_in, whole, whole_pairs
@@ -83,13 +84,14 @@ class Selection:
         """The ranking of one request's answers."""
         answers = (scored.scores, scored.keys, scored.truncated, scored.spans)
         if self.fuse is None and not asked.rest:
-            return ranked(
+            ranking = ranked(
                 *answers,
                 indices=asked.indices,
                 blank=asked.blank,
                 top_n=self.top_n,
                 score_threshold=self.score_threshold,
             )
+            return with_dropped(ranking, asked.dropped)
         ranking = ranked(*answers, indices=asked.indices)
         if self.fuse is not None:
             ranking = self.fuse.fused(ranking, asked.retrieval_scores)
@@ -100,9 +102,8 @@ class Selection:
         }
         left = [RankedDocument(it, earlier.get(it, float("nan")), stage=0) for it in asked.rest]
         ranking = with_rest(ranking, left, earlier, self.rest)
-        return with_blank(ranking, asked.blank).top(
-            self.top_n, score_threshold=self.score_threshold
-        )
+        ranking = with_dropped(with_blank(ranking, asked.blank), asked.dropped)
+        return ranking.top(self.top_n, score_threshold=self.score_threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class Asked:
     blank             indices of the documents that stand after them
     rest              indices of those beyond rerank_count that come back too
     retrieval_scores  of all documents
+    dropped           how many beyond rerank_count do not come back
     """
 
     request: RerankRequest
@@ -120,25 +122,27 @@ class Asked:
     blank: list[int]
     rest: list[int]
     retrieval_scores: Sequence[float | None] | None
+    dropped: int = 0
 
     @classmethod
     def of(cls, request: RerankRequest, rules: Selection) -> Self:
         """Tell the documents of *request* apart."""
         scored, blank = split_blank(request.documents, request.on_empty_text or "score")
-        found, rest = request.retrieval_scores, list[int]()
+        found, rest, dropped = request.retrieval_scores, list[int](), 0
         if (count := rules.rerank_count) is not None and count < len(request.documents):
             if rules.rest == "drop":
+                dropped = len(request.documents) - count
                 blank = [index for index in blank if index < count]
             else:
                 rest = [index for index in scored if index >= count]
             scored = [index for index in scored if index < count]
             logger.debug(
-                "%d of %d candidates are scored: rerank_count=%d, rest=%r",
-                *(len(scored), len(request.documents), count, rules.rest),
+                "%d of %d candidates are scored, %d dropped: rerank_count=%d, rest=%r",
+                *(len(scored), len(request.documents), dropped, count, rules.rest),
             )
         if len(scored) == len(request.documents):
             return cls(request, None, blank, rest, found)
-        return cls(request.take(scored), scored, blank, rest, found)
+        return cls(request.take(scored), scored, blank, rest, found, dropped)
 
     @property
     def pairs(self) -> int:

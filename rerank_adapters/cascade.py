@@ -24,6 +24,7 @@ from .ranking import (
     Rest,
     check_selection,
     with_blank,
+    with_dropped,
     with_rest,
 )
 
@@ -281,9 +282,14 @@ class Cascade(Closing):
                 ranking = self._with_left(ranking, step, stage)
             first = course.steps[0].indices if course.steps else []
             ranking = self._with_unranked(ranking, course, {*first, *course.blank})
-        logger.debug("%d of %d candidates ranked last", scored, len(course.request.documents))
-        blank = list(dict.fromkeys(course.blank))
-        return with_blank(ranking, blank).top(top_n, score_threshold=score_threshold)
+        count, blank = len(course.request.documents), list(dict.fromkeys(course.blank))
+        ranking = with_blank(ranking, blank)
+        ranking = with_dropped(ranking, count - len(ranking))
+        logger.debug(
+            "%d of %d candidates ranked last, %d dropped: rest=%r",
+            *(scored, count, ranking.dropped, rules.rest),
+        )
+        return ranking.top(top_n, score_threshold=score_threshold)
 
     def _with_left(self, ranking: Ranking, step: Ranking, stage: int) -> Ranking:
         """*ranking* with those that *stage* ranked and did not hand on."""

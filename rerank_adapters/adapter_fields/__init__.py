@@ -9,8 +9,10 @@ from .fallback import (
     FallbackFields,
     OnBlankQuery,
     OnError,
+    came_of,
     is_kept,
     plain_count,
+    selected,
     warn_kept,
 )
 from .fields import FIELDS_CONFIG, Carried, RerankerFields
@@ -35,6 +37,7 @@ __all__ = [
     "RerankerFields",
     "Warmable",
     "as_config_errors",
+    "came_of",
     "check_ranker",
     "check_word",
     "checked_rankings",
@@ -45,5 +48,6 @@ __all__ = [
     "plain_count",
     "plain_selection",
     "saved",
+    "selected",
     "warn_kept",
 ]

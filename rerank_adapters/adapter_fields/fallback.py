@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import ConfigError, InputError, RerankError
+from ..ranking import Ranking
 from .fields import Carried, RerankerFields
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,39 @@ class FallbackFields(RerankerFields):
     """A reranker that fails or runs out of time. "raise": its error. "keep": as for a blank query,
     with a warning in the log and the error in the trace. Wrong input and a cancelled call are never
     caught."""
+    min_score_fallback: Carried[int] = 0
+    """How many of the best come back, at most `top_n`, where none meets `score_threshold`. 0: none,
+    which says that nothing here answers the query."""
+
+
+def selected(
+    ranking: Ranking, top_n: int | None, score_threshold: float | None, min_score_fallback: int
+) -> Ranking:
+    """What of a whole *ranking* comes back: the bound first, then the cut, or the fallback."""
+    best = ranking.top(top_n, score_threshold=score_threshold)
+    if best.unanswered and min_score_fallback:
+        logger.debug("%s: min_score_fallback=%d", best.below, min_score_fallback)
+        scored = [it for it in ranking if it.bounded]
+        count = min(min_score_fallback, top_n or min_score_fallback)
+        return Ranking(scored[:count], below=best.below, dropped=ranking.dropped)
+    return best
+
+
+def came_of(best: Ranking) -> dict[str, Any]:
+    """What traces say of what comes back; nothing where no phase and no bound left anything out.
+
+    n_dropped  documents that rerank_count or an earlier stage left out
+    stages     the stage of each document that comes back, None for the last
+    below      that none met the score_threshold, in words
+    """
+    below, stages = best.below, [it.stage for it in best]
+    met = below is None or any(it.score >= below.score_threshold for it in best)
+    facts = {
+        "n_dropped": best.dropped,
+        "stages": stages if any(it is not None for it in stages) else [],
+        "below": "" if met else str(below),
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def is_kept(error: object, on_error: OnError) -> bool:

@@ -30,6 +30,7 @@ class CallSettings:
     on_empty_text: OnEmptyText | None
     on_blank_query: OnBlankQuery
     on_error: OnError
+    min_score_fallback: int
     span_key: str | None
     return_passages: bool
     prompt: str | None = None
@@ -41,6 +42,11 @@ class CallSettings:
         check_word("on_empty_text", self.on_empty_text, (*get_args(OnEmptyText), None))
         check_word("on_blank_query", self.on_blank_query, get_args(OnBlankQuery))
         check_word("on_error", self.on_error, get_args(OnError))
+        fallback = self.min_score_fallback
+        if isinstance(fallback, bool) or not isinstance(fallback, int) or fallback < 0:
+            raise InputError(
+                f"min_score_fallback must be an int of at least 0: got {fallback!r:.80}"
+            )
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise InputError(f"prompt must be a str or None: got {self.prompt!r:.80}")
         check_passages(self.span_key, self.return_passages, self.text_fn)

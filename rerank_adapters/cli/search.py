@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,7 @@ UNMATCHED = 500
 class Hit:
     """One passage, with its rank and score before and after; bm25_rank is None without a match.
 
+    stage: the phase that left it behind, see RankedDocument.
     span: the characters of `text` that the score is of, with windows.
     """
 
@@ -46,6 +48,7 @@ class Hit:
     source: str
     text: str
     truncated: bool
+    stage: int | None = None
     span: tuple[int, int] | None = None
 
 
@@ -80,16 +83,26 @@ def search(
         milliseconds = (time.perf_counter() - start) * 1e3
     hits = _hits(found, retrieved, ranking)
     if as_json:
-        report = {"query": query, "passages": len(found), "candidates": len(retrieved)}
-        report |= {"milliseconds": round(milliseconds, 1), "results": [asdict(hit) for hit in hits]}
-        emit(report)
+        sizes = {"query": query, "passages": len(found), "candidates": len(retrieved)}
+        emit({**sizes, "milliseconds": round(milliseconds, 1), **_answer(ranking, hits)})
         return
-    if hits:
-        show(hits)
+    if ranking.unanswered:
+        say(str(ranking.below))
+    show(hits)
     say(
         f"{len(found)} passages, {len(retrieved)} candidates ({len(matching)} by BM25), "
         f"reranked in {milliseconds:.0f} ms"
     )
+
+
+def _answer(ranking: Ranking, hits: Sequence[Hit]) -> dict[str, Any]:
+    below = None if ranking.below is None else ranking.below.to_dict()
+    return {
+        "answered": not ranking.unanswered,
+        "below": below,
+        "dropped": ranking.dropped,
+        "results": [asdict(hit) for hit in hits],
+    }
 
 
 def _filled(
@@ -124,6 +137,7 @@ def _hits(
                 it.source,
                 it.text,
                 document.truncated,
+                document.stage,
                 document.span,
             )
         )
@@ -135,6 +149,8 @@ def show(hits: Sequence[Hit]) -> None:
 
     Passages are cut shorter, then left out with a word, rather than scrolled away; a pipe gets all.
     """
+    if not hits:
+        return
     order = [hit.file for hit in hits]
     grouped = sorted(hits, key=lambda hit: order.index(hit.file))
     height = room()
@@ -208,6 +224,8 @@ def rerank(
     if not as_json and sys.stdout.isatty():
         say(ranking.show(texts, width=max(Console().width, 40)))
         return
+    if ranking.unanswered:
+        note(str(ranking.below))
     for document in ranking:
         emit(
             read[document.index]

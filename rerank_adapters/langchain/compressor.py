@@ -182,7 +182,7 @@ class CrossEncoderCompressor(
             rankings, facts = _rank(source, _asked(requests))
             results = outcomes(requests, rankings, self.get_name())
             for one, result in zip(requests, results, strict=True):
-                tracing.end(runs.pop(0), result, facts, one.caught)
+                tracing.end(runs.pop(0), result, facts | one.came_of, one.caught)
         return results
 
     async def _apool(
@@ -200,7 +200,7 @@ class CrossEncoderCompressor(
             rankings, facts = await _arank(source, _asked(requests))
             results = outcomes(requests, rankings, self.get_name())
             for one, result in zip(requests, results, strict=True):
-                await tracing.aend(runs.pop(0), result, facts, one.caught)
+                await tracing.aend(runs.pop(0), result, facts | one.came_of, one.caught)
         return results
 
     def _requests(

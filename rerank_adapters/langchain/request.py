@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 
-from ..adapter_fields import is_kept, warn_kept
+from ..adapter_fields import came_of, is_kept, selected, warn_kept
 from ..errors import InputError
 from ..protocols import Ranked, RerankRequest
 from ..ranking import Ranking, check_no_blank, is_blank, split_blank
@@ -24,6 +24,7 @@ class DocumentRequest:
 
     error   what kept it from being asked
     caught  what its documents came back unranked in spite of
+    came_of what traces say of its ranking
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class DocumentRequest:
         self.texts: list[str] = []
         self.error: Exception | None = None
         self.caught: Exception | None = None
+        self.came_of: dict[str, Any] = {}
         self._unranked = False
         self._settings = settings
         self._n_in: int | None = None
@@ -111,7 +113,10 @@ class DocumentRequest:
 
     def _answer(self, ranking: Ranking) -> list[Document]:
         settings = self._settings
-        best = ranking.top(settings.top_n, score_threshold=settings.score_threshold)
+        best = selected(
+            ranking, settings.top_n, settings.score_threshold, settings.min_score_fallback
+        )
+        self.came_of = came_of(best)
         return [self._copy(one.index, one.score, one.span) for one in best]
 
     def _kept(self) -> list[Document]:

@@ -103,6 +103,7 @@ class Overrides(TypedDict, total=False):
     return_passages: bool
     on_blank_query: OnBlankQuery
     on_error: OnError
+    min_score_fallback: int
     prompt: str | None
 
 

@@ -128,7 +128,8 @@ class Trace:
         failure = error or caught
         if caught is not None:
             dispatcher.event(ExceptionEvent(exception=caught))
-        dispatcher.event(ReRankEndEvent(nodes=output, tags={**self._facts, **facts}))
+        tags = {**self._facts, **facts, **self.request.came_of}
+        dispatcher.event(ReRankEndEvent(nodes=output, tags=tags))
         return self._callback.end(
             ({} if failure is None else {EventPayload.EXCEPTION: failure})
             | ({} if error is not None else {EventPayload.NODES: output}),

@@ -10,7 +10,15 @@ from typing import Any, TypedDict
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from ..adapter_fields import CallSettings, OnBlankQuery, in_body, is_kept, warn_kept
+from ..adapter_fields import (
+    CallSettings,
+    OnBlankQuery,
+    came_of,
+    in_body,
+    is_kept,
+    selected,
+    warn_kept,
+)
 from ..errors import InputError
 from ..hints import option_hint
 from ..protocols import Ranked, RerankRequest
@@ -88,6 +96,7 @@ class NodeRequest:
         self.output: list[NodeWithScore] = []
         self.error: BaseException | None = None
         self.caught: BaseException | None = None
+        self.came_of: dict[str, str] = {}
         self.top_n = None if options.top_n is None else int(options.top_n)
         self._options = options
         self._texts = [
@@ -121,7 +130,9 @@ class NodeRequest:
 
     def answer(self, ranking: Ranking) -> None:
         """Set the output: the nodes of *ranking*, cut to top_n, and those kept beside them."""
-        best = ranking.top(self.top_n)
+        options = self._options
+        best = selected(ranking, self.top_n, options.score_threshold, options.min_score_fallback)
+        self.came_of = {name: str(value) for name, value in came_of(best).items()}
         self.output = [self._copy(one.index, float(one.score), one.span) for one in best]
         if self._options.keep_unscored:
             self.output += [self._copy(index, None) for index in self._blank]
@@ -129,8 +140,10 @@ class NodeRequest:
     @property
     def selection(self) -> dict[str, Any]:
         """What a ranker is told beside the texts."""
-        threshold = self._options.score_threshold
-        return {"top_n": self.top_n, "score_threshold": threshold, "return_exceptions": True}
+        whole = self._options.min_score_fallback > 0  # those below the bound may come back
+        threshold = None if whole else self._options.score_threshold
+        top_n = None if whole else self.top_n
+        return {"top_n": top_n, "score_threshold": threshold, "return_exceptions": True}
 
     @property
     def asks(self) -> bool:

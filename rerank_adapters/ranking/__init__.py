@@ -5,9 +5,18 @@ from __future__ import annotations
 from .blank import OnEmptyText, check_no_blank, is_blank, split_blank
 from .fusion import Fuse, FuseMethod
 from .phases import Rest, with_rest
-from .ranking import RankedDocument, Ranking, check_selection, ranked, with_blank
+from .ranking import (
+    Below,
+    RankedDocument,
+    Ranking,
+    check_selection,
+    ranked,
+    with_blank,
+    with_dropped,
+)
 
 __all__ = [
+    "Below",
     "Fuse",
     "FuseMethod",
     "OnEmptyText",
@@ -20,5 +29,6 @@ __all__ = [
     "ranked",
     "split_blank",
     "with_blank",
+    "with_dropped",
     "with_rest",
 ]

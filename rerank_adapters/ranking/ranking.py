@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any, TypeVar, overload
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..hints import DOCUMENT_NAMES, RANKING_NAMES, method_error
-from .table import Row, Table, table
+from .table import Row, Table, note, number, table
 
 Item = TypeVar("Item")
 
@@ -58,18 +58,47 @@ class RankedDocument:
         raise TypeError(f"a RankedDocument has attributes: write .{key} for [{key!r}]")
 
 
+@dataclass(frozen=True, slots=True)
+class Below:
+    """What a score_threshold left out of a ranking: how many documents, and the best of them."""
+
+    count: int
+    best: float
+    score_threshold: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        of = "the one document" if self.count == 1 else f"the best of {self.count} documents"
+        return (
+            f"nothing here answers that: {of} scores {number(self.best)}, below "
+            f"score_threshold={self.score_threshold:g}"
+        )
+
+
 class Ranking(Sequence[RankedDocument]):
     """An immutable ranking, best first; equal ones keep the order given.
+
+    below    what a score_threshold left out, None where it left out nothing
+    dropped  how many documents rerank_count or an earlier stage left out
+
+    Two are equal where their documents are.
 
     >>> ranking = Ranking([RankedDocument(1, 0.9), RankedDocument(0, 0.2)])
     >>> ranking.select(["bread", "towers"]), ranking.scores
     (['towers', 'bread'], [0.9, 0.2])
     """
 
-    __slots__ = ("_documents",)
+    __slots__ = ("_documents", "below", "dropped")
 
-    def __init__(self, documents: Sequence[RankedDocument]) -> None:
+    def __init__(
+        self, documents: Sequence[RankedDocument], *, below: Below | None = None, dropped: int = 0
+    ) -> None:
         self._documents = tuple(documents)
+        self.below = below
+        self.dropped = dropped
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -79,7 +108,7 @@ class Ranking(Sequence[RankedDocument]):
     @overload
     def __getitem__(self, key: slice) -> Ranking: ...
     def __getitem__(self, key: int | slice) -> RankedDocument | Ranking:
-        return Ranking(self._documents[key]) if isinstance(key, slice) else self._documents[key]
+        return self._with(self._documents[key]) if isinstance(key, slice) else self._documents[key]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ranking) and self._documents == other._documents
@@ -105,7 +134,20 @@ class Ranking(Sequence[RankedDocument]):
         free = score_threshold is None
         documents = [it for it in self._documents if free or it.bounded]
         scores = [it.score for it in documents]
-        return Ranking([documents[at] for at in kept(scores, n, score_threshold)])
+        below = left_below(scores, score_threshold) or self.below
+        return self._with([documents[at] for at in kept(scores, n, score_threshold)], below)
+
+    def _with(self, documents: Sequence[RankedDocument], below: Below | None = None) -> Ranking:
+        return Ranking(documents, below=below or self.below, dropped=self.dropped)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether documents were ranked and none of them met the score_threshold.
+
+        >>> Ranking([RankedDocument(0, 0.2)]).top(score_threshold=0.5).unanswered
+        True
+        """
+        return not self._documents and self.below is not None
 
     @property
     def indices(self) -> list[int]:
@@ -153,11 +195,14 @@ class Ranking(Sequence[RankedDocument]):
     def show(self, texts: Sequence[str] | None = None, *, width: int = 100) -> Table:
         """A table of rank, score, a bar from lowest to highest score, index, and text if given.
 
-        It is a string of lines of at most *width* terminal cells (a cut text ends in "…"), and
-        shows as HTML in notebooks. *texts* are those that were ranked. Raises InputError.
+        Of a ranking that a score_threshold left empty it is the sentence that says so. It is a
+        string of lines of at most *width* terminal cells (a cut text ends in "…"), and shows as
+        HTML in notebooks. *texts* are those that were ranked. Raises InputError.
         """
         if width < 40:
             raise InputError(f"width must be at least 40: got {width!r}")
+        if self.unanswered:
+            return note(str(self.below))
         return table(
             [
                 Row(it.index, it.score, it.truncated, self._text(texts, it.index))
@@ -233,12 +278,28 @@ def ranked(
     ]
     if blank and score_threshold is None:
         documents += _blank_after(shown, blank)
-    return Ranking(documents[:top_n])
+    return Ranking(documents[:top_n], below=left_below(shown, score_threshold))
+
+
+def left_below(scores: Sequence[float], score_threshold: float | None) -> Below | None:
+    """What of *scores* is below *score_threshold*, None where nothing is."""
+    if score_threshold is None:
+        return None
+    bound = float(score_threshold)
+    left = [score for score in scores if score < bound]
+    return Below(len(left), max(left), bound) if left else None
 
 
 def with_blank(ranking: Ranking, blank: Sequence[int]) -> Ranking:
     """*ranking* with *blank* documents last, with 0.0 or the lowest score where that is lower."""
-    return Ranking([*ranking, *_blank_after(ranking.scores, blank)]) if blank else ranking
+    if not blank:
+        return ranking
+    return Ranking([*ranking, *_blank_after(ranking.scores, blank)], dropped=ranking.dropped)
+
+
+def with_dropped(ranking: Ranking, dropped: int) -> Ranking:
+    """*ranking*, of which so many documents were left out before it."""
+    return Ranking(ranking, below=ranking.below, dropped=dropped) if dropped else ranking
 
 
 def _blank_after(scores: Sequence[float], blank: Sequence[int]) -> list[RankedDocument]:

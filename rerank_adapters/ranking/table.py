@@ -59,6 +59,11 @@ def table(rows: Sequence[Row], *, width: int) -> Table:
     return Table(_plain(rows, shares, width), _html(rows, shares))
 
 
+def note(sentence: str) -> Table:
+    """A sentence in a table's place."""
+    return Table(sentence, f"<p>{html.escape(sentence)}</p>")
+
+
 def number(score: float) -> str:
     """Four decimals; a score too wide for them has four digits and a power of ten."""
     return f"{score:.4f}" if abs(score) < 1e5 else f"{score:.4g}"
