@@ -155,9 +155,15 @@ class _Model:
                 self.loaded, self.views = start(replace(found, config=unbound), meaning), 0
             loaded = self.loaded
             loaded.engine.allow(found.config.max_batch_tokens)
-            scorer = compose(
-                found, meaning, loaded, ends_engine=False, on_close=lambda: self._drop(loaded)
-            )
+            try:
+                scorer = compose(
+                    found, meaning, loaded, ends_engine=False, on_close=lambda: self._drop(loaded)
+                )
+            except BaseException:
+                if not self.views:
+                    self.loaded = None
+                    loaded.engine.close()
+                raise
             self.views += 1
         view.model = self
         return Reranker.over(scorer, **ranking_rules(found.config))

@@ -81,3 +81,25 @@ def save_decoder(
         torch.manual_seed(20261128)
         model_class(made).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+_SHOUTING = """
+from sentence_transformers.base.modules import Transformer
+
+
+class Shouting(Transformer):
+    def preprocess(self, inputs, *args, **kwargs):
+        loud = [[query, document.upper()] for query, document in inputs]
+        return super().preprocess(loud, *args, **kwargs)
+"""
+
+
+def shouting(kind: str, folder: Path) -> Path:
+    """The tiny checkpoint *kind* whose own code writes each document in capitals."""
+    copy_of(kind, folder)
+    file = folder / "modules.json"
+    modules = json.loads(file.read_text())
+    modules[0]["type"] = "shouting.Shouting"
+    file.write_text(json.dumps(modules))
+    (folder / "shouting.py").write_text(_SHOUTING)
+    return folder

@@ -643,9 +643,12 @@ def test_the_best_setting_fits_the_budget() -> None:
 
 
 def test_export_writes_a_checked_file(tmp_path: Path) -> None:
-    """The int8 file loads and scores; the report names it."""
-    out = run("export", str(build("bert")), str(tmp_path / "onnx"), "--dtype", "int8", "--json")
+    """The int8 file loads and scores; the report names it, the folder holds what was said."""
+    said = ("--dtype", "int8", "--special-tokens", "as_text", "--json")
+    out = run("export", str(build("bert")), str(tmp_path / "onnx"), *said)
     facts = json.loads(out.stdout)
+    stated = json.loads((tmp_path / "onnx" / "rerank_adapters.json").read_text())
+    assert stated["special_tokens"] == "as_text"
     assert Path(facts["file"]).name == "model_int8.onnx"
     with Reranker.from_pretrained(str(tmp_path / "onnx"), dtype="int8") as reranker:
         assert np.isfinite(reranker.score("a query", ["a text"])).all()

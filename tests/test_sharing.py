@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rerank_adapters import ClosedError, RerankerConfig, sharing
+from rerank_adapters import ClosedError, ConfigError, RerankerConfig, sharing
 from rerank_adapters.backends import BACKENDS
 from rerank_adapters.errors import ModelError
 from rerank_adapters.loading import finding, hub
@@ -288,6 +288,19 @@ def test_a_backend_that_wants_texts_gets_each_leases_prompt_and_limit(monkeypatc
         ("q", "a", "two ", 20),
         ("q", "a", "three ", 20),
     ]
+
+
+def test_a_network_that_its_first_lease_cannot_use_is_freed(monkeypatch, loads) -> None:
+    """The backend writes texts itself, so "as_text" is refused, and one that can use it loads."""
+    traits = replace(own_backend.OwnBackend.traits, wants="texts")
+    monkeypatch.setattr(own_backend.OwnBackend, "traits", traits)
+    refused, good = acquire(config(special_tokens="as_text")), acquire(config())
+    for held in (False, True):
+        with pytest.raises(ConfigError, match="special_tokens must be 'as_tokens'"):
+            refused.get()
+        assert own_backend.LOADED[-1].closed is not held
+        good.get()
+    assert [backend.closed for backend in own_backend.LOADED] == [True, False]
 
 
 def test_one_leases_small_batches_are_not_anothers(monkeypatch, loads) -> None:

@@ -94,6 +94,27 @@ class Checkpoint:
         return {use: path for use, path in stated.items() if isinstance(path, str)}
 
     @property
+    def tokenizer_code(self) -> list[str]:
+        """The classes that code of a repository brings for the tokenizer: in Python, and in Rust.
+
+        As in `code`.
+        """
+        stated = self.tokenizer.get("auto_map") or []
+        uses = stated.values() if isinstance(stated, dict) else [stated]
+        paths = [path for use in uses for path in (use if isinstance(use, list) else [use])]
+        return [path for path in paths if isinstance(path, str)]
+
+    @property
+    def code_elsewhere(self) -> dict[str, set[str]]:
+        """The files of code in other repositories, by "owner/name": the model's and tokenizer's."""
+        files: dict[str, set[str]] = {}
+        for path in [*self.code.values(), *self.tokenizer_code]:
+            repository, found, module = path.rpartition("--")
+            if found:
+                files.setdefault(repository, set()).add(f"{module.partition('.')[0]}.py")
+        return files
+
+    @property
     def causal(self) -> bool:
         """Whether the model generates text, and so is read at its last token.
 

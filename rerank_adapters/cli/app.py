@@ -270,7 +270,7 @@ def tune(
 
 
 @app.command()
-@takes((*FETCHED, "prompt", "template", "answers", "label"))
+@takes((*FETCHED, "prompt", "template", "answers", "label", "special_tokens"))
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id or local folder.")],
     folder: Annotated[

@@ -9,13 +9,13 @@ from typing import Literal
 
 from .. import __version__
 from ..checkpoints import Checkpoint, Manifest
-from ..config import DEFAULT_MODEL, RerankerConfig
+from ..config import DEFAULT_MODEL, RerankerConfig, SpecialTokens
 from ..errors import ConfigError, MissingDependencyError
 
 try:  # before anything else fails for want of them
     import onnx
     import onnxscript  # noqa: F401  # torch.onnx needs it
-    from sentence_transformers import CrossEncoder
+    import sentence_transformers  # noqa: F401  # it loads what is exported
 except ImportError as error:
     raise MissingDependencyError((error.name or "onnx").partition(".")[0], "export") from error
 
@@ -32,6 +32,7 @@ from .rewrites.int8 import quantize
 from .rewrites.pooling import sum_in_order
 from .rewrites.residual import keep_norms_apart
 from .rewrites.smoothing import smooth
+from .texts import check_texts
 
 GraphDType = Literal["float32", "float16", "int8"]
 """What a graph is stored and computed in."""
@@ -57,6 +58,7 @@ def export_onnx(
     template: str | None = None,
     answers: Sequence[str] | None = None,
     label: int | str | None = None,
+    special_tokens: SpecialTokens | None = None,
 ) -> Path:
     """Write *model*, a hub id or a local folder, as ONNX into *folder*, and return that folder.
 
@@ -70,11 +72,12 @@ def export_onnx(
     int8 stores weights in 7 bits, one scale per output column and embedding row, and scales
     activations per token, so a score does not depend on its batch, bit for bit.
 
-    *template*, *answers*, *label* and *prompt* are those of `RerankerConfig`, for a checkpoint
-    whose files do not say them; the export carries them.
+    *template*, *answers*, *label*, *special_tokens* and *prompt* are those of `RerankerConfig`, for
+    a checkpoint whose files do not say them; the export carries them.
 
     Raises ConfigError for an unknown dtype or a folder that cannot be written, and ModelError where
-    the checkpoint cannot be loaded or the graph drifts from torch; then nothing is written.
+    the checkpoint cannot be loaded, the folder's tokenizer reads texts otherwise than the
+    checkpoint does, or the graph drifts from torch; then nothing is written.
     """
     _check(str(model), dtype)
     config = RerankerConfig(
@@ -88,17 +91,12 @@ def export_onnx(
         template=template,
         answers=None if answers is None else tuple(answers),
         label=label,
+        special_tokens=special_tokens,
     )
     checkpoint = _fetched(config)
     framing = Framing.of(config, replace(Checkpoint.read(checkpoint), manifest=Manifest()))
     with files.draft(Path(folder).resolve()) as draft:
-        oracle = network.load(
-            checkpoint,
-            trust_remote_code=trust_remote_code,
-            answers=framing.answers,
-            cache_folder=cache_folder,
-        )
-        _write(oracle, framing, checkpoint, draft, dtype)
+        _write(config, framing, checkpoint, draft, dtype)
     return Path(folder)
 
 
@@ -128,14 +126,21 @@ def _check(model: str, dtype: str) -> None:
 
 
 def _write(
-    oracle: CrossEncoder, framing: Framing, checkpoint: Path, folder: Path, dtype: GraphDType
+    config: RerankerConfig, framing: Framing, checkpoint: Path, folder: Path, dtype: GraphDType
 ) -> None:
-    """Write all files of the export; ModelError where the graph does not score as *oracle*."""
+    """Write all files of the export; ModelError where they do not score as torch does."""
+    oracle = network.load(
+        checkpoint,
+        trust_remote_code=config.trust_remote_code,
+        answers=framing.answers,
+        cache_folder=config.cache_folder,
+    )
     files.copy_configuration(checkpoint, folder)
     manifest = describe(oracle, checkpoint, framing)
     replace(manifest, weights=weights_name(checkpoint)).write(folder)
     if not (folder / "tokenizer.json").exists():
         oracle.tokenizer.save_pretrained(folder)
+    check_texts(oracle, framing, checkpoint, folder)
     probes = gate.probe(oracle, framing)
     file = folder / FILE_NAMES[dtype]
     traced = graph.trace(network.build(oracle))

@@ -28,12 +28,11 @@ def describe(oracle: CrossEncoder, folder: Path, framing: Framing = PLAIN) -> Ma
     # The manifest of an earlier export may be out of date: the other files are asked.
     checkpoint = replace(Checkpoint.read(folder), manifest=Manifest())
     frame, labels = framing.frame, oracle.num_labels
-    prompt = oracle.prompts.get(oracle.default_prompt_name or "")
-    template = framing.template
+    prompt, template = framing.prompt, framing.template
     if template is None:
+        if prompt is None:
+            prompt = oracle.prompts.get(oracle.default_prompt_name or "")
         template = _template(cast("Transformer", oracle[0]), prompt)
-    else:
-        prompt = framing.prompt
     # A graph keeps its labels, so which of them is the score may still be said when it is loaded.
     label = ABSENT if labels <= 2 and frame.label is None else label_of(checkpoint, frame.label)
     return Manifest(
@@ -44,6 +43,7 @@ def describe(oracle: CrossEncoder, folder: Path, framing: Framing = PLAIN) -> Ma
         causal=any(isinstance(stage, LogitScore) for stage in oracle),
         prompt=prompt,
         template=template,
+        special_tokens=framing.special_tokens or ABSENT,
         position_limit=checkpoint.position_limit,
     )
 

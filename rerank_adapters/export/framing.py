@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends.torch import convert_tokenizer, render_chat
 from ..checkpoints import Checkpoint, TextTemplate
-from ..config import RerankerConfig
+from ..config import RerankerConfig, SpecialTokens
 from ..families import Frame, family_for
 from ..families.templates import template_of
 from ..loading.catalogue import frame_of
@@ -26,26 +26,30 @@ class Framing:
     template: TextTemplate | None
     tokenizer: PairTokenizer | None
     prompt: str | None
+    special_tokens: SpecialTokens | None = None
 
     @classmethod
     def of(cls, config: RerankerConfig, checkpoint: Checkpoint) -> Framing:
         """Return the framing that *config* asks for, or that its hub id is known for."""
         frame, prompt = frame_of(config, checkpoint), config.prompt
+        trust, cache = config.trust_remote_code, config.cache_folder
         if checkpoint.causal and not checkpoint.modules:  # refused as in loading, and as early
-            render = partial(render_chat, trust_remote_code=config.trust_remote_code)
+            render = partial(render_chat, trust_remote_code=trust, cache_folder=cache)
             family_for(checkpoint, prompt=prompt, render=render, frame=frame)
         template = None
         if frame.template is not None:
             template = template_of(checkpoint, prompt, None, frame)
         if template is None and frame.answers is None:
-            return cls(frame, None, None, prompt)
+            return cls(frame, None, None, prompt, config.special_tokens)
         tokenizer = PairTokenizer.from_checkpoint(
             checkpoint,
             template=template,
+            special_tokens=config.special_tokens,
             position_limit=checkpoint.position_limit,
-            convert=partial(convert_tokenizer, trust_remote_code=config.trust_remote_code),
+            convert=partial(convert_tokenizer, trust_remote_code=trust, cache_folder=cache),
         )
-        return cls(frame, template, tokenizer, frame.instruction if prompt is None else prompt)
+        prompt = frame.instruction if prompt is None else prompt
+        return cls(frame, template, tokenizer, prompt, config.special_tokens)
 
     @property
     def answers(self) -> tuple[int, int | None] | None:

@@ -38,4 +38,9 @@ def load(config: RerankerConfig) -> Scorer:
         return over_server(config, config.remote)
     found = find(config)
     meaning = read(found)
-    return compose(found, meaning, start(found, meaning))
+    loaded = start(found, meaning)
+    try:
+        return compose(found, meaning, loaded)
+    except BaseException:
+        loaded.engine.close()
+        raise

@@ -111,7 +111,7 @@ def compose(
     ends_engine: whether closing it frees the network, else it only lets go of it (*on_close*).
     """
     config, tokenizer = found.config, meaning.tokenizer
-    _check_texts(config, loaded)
+    _check_texts(config, tokenizer, loaded)
     check_weights(config.calibration, lambda: weights_of(found), config.model)
     facts: dict[str, Any] = {
         "model": config.model,
@@ -297,19 +297,25 @@ def _info(
     )
 
 
-def _check_texts(config: RerankerConfig, loaded: Loaded) -> None:
-    """Refuse options that only our own tokenizer honours where the checkpoint's must run."""
-    usual = RerankerConfig()
-    ours = ("truncation", "query_max_tokens", "special_tokens", "tokenizer", "document_tokens")
+def _check_texts(config: RerankerConfig, tokenizer: PairTokenizer, loaded: Loaded) -> None:
+    """Refuse what only our own tokenizer can hold where the checkpoint's must run."""
+    if not loaded.wants_texts:
+        return
+    usual, why = RerankerConfig(), loaded.backends[0].info().get("fallback")
+    if tokenizer.special_tokens == "as_text":
+        default = "" if config.special_tokens else ", which is 'as_text' for this checkpoint"
+        raise ConfigError(
+            f"special_tokens must be 'as_tokens' for a checkpoint that writes its own texts ({why})"
+            f", since what a text spells is a token there: got {config.special_tokens!r}{default}; "
+            'pass special_tokens="as_tokens" where no text comes from a stranger'
+        )
+    ours = ("truncation", "query_max_tokens", "tokenizer", "document_tokens")
     asked = [name for name in ours if getattr(config, name) != getattr(usual, name)]
-    if config.special_tokens == "as_tokens":  # which is how it writes them
-        asked.remove("special_tokens")
     if config.tokenizer == "huggingface":
         asked.remove("tokenizer")
-    if asked and loaded.wants_texts:
+    if asked:
         values = ", ".join(f"{name}={getattr(config, name)!r}" for name in asked)
         raise ConfigError(
             f"{', '.join(ours)} need pairs written by us, and this checkpoint writes its own "
-            f"({loaded.backends[0].info().get('fallback')}): got {values}; leave them at their "
-            "defaults"
+            f"({why}): got {values}; leave them at their defaults"
         )

@@ -14,13 +14,8 @@ def fetch_code(config: RerankerConfig, checkpoint: Checkpoint) -> tuple[str, ...
     It comes into the cache, where transformers finds it without asking a hub, and with
     `local_files_only` from there alone. Raises ModelError where it cannot be had.
     """
-    wanted: dict[str, set[str]] = {}
-    for path in checkpoint.code.values():
-        repository, found, module = path.rpartition("--")
-        if found:
-            wanted.setdefault(repository, set()).add(f"{module.partition('.')[0]}.py")
     used = []
-    for repository, files in sorted(wanted.items()):
+    for repository, files in sorted(checkpoint.code_elsewhere.items()):
         try:
             source = HubModel(
                 repository, None, config.token, config.cache_folder, config.local_files_only

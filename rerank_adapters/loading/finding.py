@@ -71,7 +71,8 @@ def find(config: RerankerConfig) -> Found:
     if config.model == DEFAULT_MODEL and dtype == "auto" and "int8" in entry.dtypes:
         dtype = "int8"
     selection = module.select(source.files, dtype=dtype, file_name=config.file_name)
-    code = ("*.py",) if config.trust_remote_code and entry.reads == "weights" else ()
+    runs = entry.reads == "weights" or "tokenizer.json" not in source.files
+    code = ("*.py",) if config.trust_remote_code and runs else ()
     folder = source.fetch([*hub.CONFIG_FILES, *selection.patterns, *code])
     if selection.file is not None:
         inside(folder, selection.file, said_in="file_name")

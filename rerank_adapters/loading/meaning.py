@@ -40,9 +40,7 @@ def _read(found: Found) -> Meaning:
         checkpoint,
         activation=config.activation,
         prompt=config.prompt,
-        render=lambda checkpoint, prompt: _torch().render_chat(
-            checkpoint, prompt, trust_remote_code=config.trust_remote_code
-        ),
+        render=lambda checkpoint, prompt: _torch().render_chat(checkpoint, prompt, **_code(config)),
         frame=frame,
     )
     tokenizer = PairTokenizer.from_checkpoint(
@@ -73,8 +71,15 @@ def _open_answers(checkpoint: Checkpoint, family: Family) -> bool:
 
 
 def _converter(config: RerankerConfig) -> Callable[[Path], Path]:
-    code = config.trust_remote_code
-    return lambda folder: Path(_torch().convert_tokenizer(folder, trust_remote_code=code))
+    return lambda folder: Path(_torch().convert_tokenizer(folder, **_code(config)))
+
+
+def _code(config: RerankerConfig) -> dict[str, Any]:
+    """Whether code may run, and where that of other repositories lies."""
+    return {
+        "trust_remote_code": config.trust_remote_code,
+        "cache_folder": config.cache_folder,
+    }
 
 
 def _torch() -> Any:

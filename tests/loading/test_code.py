@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rerank_adapters import ModelError, Reranker
 from tests.checkpoints import PAIRS, build, oracle
-from tests.loading.test_hub import lay_out_cache, oid, serving
-from tests.replicas import copy_of
+from tests.loading.conftest import Hub
+from tests.loading.test_hub import lay_out_cache
+from tests.replicas import copy_of, edit_json
 
-COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 SOME = PAIRS[:6]
 CODE = {
     "configuration.py": b"from transformers import BertConfig\n"
@@ -30,52 +27,6 @@ CODE = {
     b"    config_class = NewConfig\n",
 }
 """A class of its own beside the weights, as gte-multilingual's lies in another repository."""
-
-
-@pytest.fixture
-def hub() -> Iterator[tuple[str, list[str]]]:
-    """A hub that serves CODE as org/new-impl, and keeps what it was asked."""
-    asked: list[str] = []
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self._answer(body=False)
-
-        def do_GET(self) -> None:
-            self._answer(body=True)
-
-        def _answer(self, *, body: bool) -> None:
-            path = self.path.partition("?")[0]
-            asked.append(path)
-            if path.startswith("/api/models/org/new-impl/tree/"):
-                tree = [
-                    {"type": "file", "path": name, "size": len(data), "oid": oid(data)}
-                    for name, data in CODE.items()
-                ]
-                return self._send(json.dumps(tree).encode())
-            if path.startswith("/api/models/org/new-impl"):
-                siblings = [{"rfilename": name} for name in CODE]
-                about = {"id": "org/new-impl", "sha": COMMIT, "siblings": siblings}
-                return self._send(json.dumps(about).encode())
-            found = re.fullmatch(r"/org/new-impl/resolve/[^/]+/(.+)", path)
-            if found is None or found[1] not in CODE:
-                return self.send_error(404)
-            return self._send(CODE[found[1]], body=body)
-
-        def _send(self, data: bytes, *, body: bool = True) -> None:
-            self.send_response(200)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{oid(data)}"')
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    with serving(Hub) as address:
-        yield address, asked
 
 
 def gte(folder: Path) -> Path:
@@ -90,46 +41,67 @@ def gte(folder: Path) -> Path:
     return copy_of("bert", folder, auto_map=use, model_type="new", architectures=names)
 
 
-SCRIPT = """
-import json, sys
-from rerank_adapters import ModelError, Reranker
-folder, pairs = sys.argv[1], [tuple(pair) for pair in json.loads(sys.argv[2])]
-try:
-    with Reranker(folder, backend="torch", device="cpu", **json.loads(sys.argv[3])) as reranker:
-        print(json.dumps(reranker.score_pairs(pairs).tolist()))
-except ModelError as error:
-    print("ModelError:", error)
-"""
+def scored(folder: Path, **options: Any) -> NDArray[np.float32]:
+    """Scores of SOME, by code that was read."""
+    options = {"backend": "torch", "device": "cpu", "trust_remote_code": True, **options}
+    with Reranker(str(folder), **options) as reranker:
+        return reranker.score_pairs(SOME)
 
 
-def scored(folder: Path, endpoint: str, home: Path, **options: object) -> str:
-    """What SCRIPT prints in a new interpreter whose hub is *endpoint* and whose cache *home*."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    clean |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(home)}
-    values = {"trust_remote_code": True, **options}
-    arguments = [str(folder), json.dumps(SOME), json.dumps(values)]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        env=clean, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
-
-
-def test_code_of_another_repository_is_fetched_at_first_use(
-    hub: tuple[str, list[str]], tmp_path: Path
-) -> None:
+def test_code_of_another_repository_is_fetched_at_first_use(hub: Hub, tmp_path: Path) -> None:
     """Into the cache asked for, once; then without a hub."""
-    folder, (endpoint, asked) = gte(tmp_path / "model"), hub
-    cache = str(tmp_path / "cache")
-    expected = oracle(build("bert"), SOME)
-    first = json.loads(scored(folder, endpoint, tmp_path / "home", cache_folder=cache))
-    np.testing.assert_allclose(first, expected, rtol=0, atol=1e-4)
-    assert any(path.endswith("modeling.py") for path in asked)
-    asked.clear()
-    options = {"cache_folder": cache, "local_files_only": True}
-    again = json.loads(scored(folder, endpoint, tmp_path / "home", **options))
-    assert (again, asked) == (first, [])
+    folder, cache = gte(tmp_path / "model"), str(tmp_path / "cache")
+    hub.repositories["org/new-impl"] = CODE
+    first = scored(folder, cache_folder=cache)
+    np.testing.assert_allclose(first, oracle(build("bert"), SOME), rtol=0, atol=1e-4)
+    assert any(path.endswith("/modeling.py") for path in hub.asked)
+    hub.asked.clear()
+    shutil.rmtree(tmp_path / "modules")  # what was run is taken out of the cache again
+    again = scored(folder, cache_folder=cache, local_files_only=True)
+    assert (again.tolist(), hub.asked) == (first.tolist(), [])
+
+
+TOKENIZER = {
+    "tokenization.py": b"from transformers import BertTokenizer\n"
+    b"class Shouting(BertTokenizer):\n"
+    b"    def __init__(self, *args, **options):\n"
+    b"        super().__init__(*args, **options)\n"
+    b"        from tokenizers import normalizers\n"
+    b"        loud = normalizers.Replace('sky', 'bread')\n"
+    b"        own = self._tokenizer.normalizer\n"
+    b"        self._tokenizer.normalizer = normalizers.Sequence([loud, own])\n",
+}
+"""A tokenizer of its own: what it is converted to reads another word."""
+
+
+def with_tokenizer_elsewhere(folder: Path) -> Path:
+    """The tiny BERT without tokenizer.json, whose tokenizer's class is in org/words."""
+    copy_of("bert", folder)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    words = sorted(vocabulary, key=lambda word: int(vocabulary[word]))
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
+    (folder / "tokenizer.json").unlink()
+    use = {"AutoTokenizer": ["org/words--tokenization.Shouting", None]}
+    edit_json(folder / "tokenizer_config.json", auto_map=use, tokenizer_class="Shouting")
+    return folder
+
+
+def test_a_tokenizer_s_code_goes_by_the_same_rules(hub: Hub, tmp_path: Path) -> None:
+    """Trusted it is fetched into the cache asked for, then read from there alone; else refused."""
+    folder, cache = with_tokenizer_elsewhere(tmp_path / "model"), str(tmp_path / "cache")
+    with pytest.raises(ModelError, match="trust_remote_code=True"):
+        scored(folder, cache_folder=cache, trust_remote_code=False)
+    with pytest.raises(ModelError, match=r"code from another repository.*org/words"):
+        scored(folder, cache_folder=cache, local_files_only=True)
+    assert hub.asked == []
+    hub.repositories["org/words"] = TOKENIZER
+    first = scored(folder, cache_folder=cache)
+    other = [(query.replace("sky", "bread"), text.replace("sky", "bread")) for query, text in SOME]
+    np.testing.assert_allclose(first, oracle(build("bert"), other), rtol=0, atol=1e-4)
+    hub.asked.clear()
+    shutil.rmtree(tmp_path / "modules")
+    again = scored(folder, cache_folder=cache, local_files_only=True)
+    assert (again.tolist(), hub.asked) == (first.tolist(), [])
 
 
 def test_offline_another_cache_has_nothing_of_it(tmp_path: Path) -> None:

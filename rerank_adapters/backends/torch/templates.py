@@ -16,13 +16,17 @@ from ...families import chat_template_options, render_template
 
 
 def render_chat(
-    checkpoint: Checkpoint, prompt: str | None, *, trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    prompt: str | None,
+    *,
+    trust_remote_code: bool = False,
+    cache_folder: str | None = None,
 ) -> TextTemplate:
     """Return the text a causal checkpoint's chat template writes around a pair, *prompt* included.
 
     Raises ModelError where the template does not write the query and then the document as they are.
     """
-    tokenizer = _tokenizer(checkpoint.folder, trust_remote_code)
+    tokenizer = _tokenizer(checkpoint.folder, trust_remote_code, cache_folder)
     options = chat_template_options(checkpoint.transformer.get("processing_kwargs", {}))
 
     def apply(messages: list[dict[str, Any]]) -> str:
@@ -32,9 +36,20 @@ def render_chat(
     return render_template(apply, prompt)
 
 
-def convert_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Path:
-    """Write the tokenizer.json a checkpoint lacks; the file lives as long as the process."""
-    tokenizer = _tokenizer(folder, trust_remote_code)
+def convert_tokenizer(
+    folder: Path, *, trust_remote_code: bool = False, cache_folder: str | None = None
+) -> Path:
+    """Write the tokenizer.json a checkpoint lacks; the file lives as long as the process.
+
+    cache_folder: where code of another repository lies; it is not fetched here.
+    """
+    code = Checkpoint.read(folder).tokenizer_code
+    if code and not trust_remote_code:  # another class would write other tokens
+        raise ModelError(
+            f"{folder} has no tokenizer.json, and its tokenizer is code of its own ({code[0]}): "
+            "pass trust_remote_code=True to run it, once you have read it"
+        )
+    tokenizer = _tokenizer(folder, trust_remote_code, cache_folder)
     names = set(tokenizer.vocab_files_names.values())
     if not any((folder / name).is_file() for name in names):
         # transformers would go on with special tokens alone, and every word would be unknown.
@@ -49,11 +64,14 @@ def convert_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Path:
     return file
 
 
-def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+def _tokenizer(folder: Path, trust_remote_code: bool, cache_folder: str | None) -> Any:
     check_files(folder, trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+            str(folder),
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            cache_dir=cache_folder,
         )
     except Exception as error:  # a class for each kind of damage
         raise ModelError(f"transformers cannot load the tokenizer of {folder}: {error}") from error

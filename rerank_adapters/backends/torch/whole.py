@@ -86,7 +86,8 @@ def load_whole(
 
 def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
     folder, answers = checkpoint.folder, options.pop("answers")
-    cache_folder = options.pop("cache_folder")
+    # Given for nothing, sentence-transformers warns of it.
+    options["cache_folder"] = options["cache_folder"] if checkpoint.code_elsewhere else None
     shared = {"trust_remote_code": options["trust_remote_code"], "local_files_only": True}
     try:
         if answers is not None and not checkpoint.modules:
@@ -98,8 +99,7 @@ def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
             # Without a class in config.json one label would be assumed; the files say how many.
             num_labels=None if stated else checkpoint.labels,
             model_kwargs={"dtype": options["dtype"]},
-            # Given for nothing, sentence-transformers warns of it.
-            cache_folder=cache_folder if _code_elsewhere(checkpoint) else None,
+            cache_folder=options["cache_folder"],
             **shared,
         )
     except torch.OutOfMemoryError:
@@ -111,11 +111,6 @@ def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
         last: Any = list(cross_encoder.children())[-1]
         last.true_token_id, last.false_token_id = answers
     return cross_encoder
-
-
-def _code_elsewhere(checkpoint: Checkpoint) -> bool:
-    """Whether the files name code of another repository, which then lies in the cache."""
-    return any("--" in path for path in checkpoint.code.values())
 
 
 def _with_answers(
@@ -130,12 +125,13 @@ def _with_answers(
             f"{folder} is a language model, which needs sentence-transformers 5.6 or later: "
             "pip install 'sentence-transformers>=5.6'"
         ) from error
+    read = {**shared, "cache_dir": options["cache_folder"]}
     network = Transformer(
         str(folder),
         transformer_task="text-generation",
-        model_kwargs={**shared, "dtype": options["dtype"]},
-        processor_kwargs=dict(shared),
-        config_kwargs=dict(shared),
+        model_kwargs={**read, "dtype": options["dtype"]},
+        processor_kwargs=dict(read),
+        config_kwargs=dict(read),
     )
     score = LogitScore(true_token_id=answers[0], false_token_id=answers[1])
     device = str(options["device"])
