@@ -82,6 +82,8 @@ def checked_documents(documents: Sequence[str], name: str = "documents") -> Sequ
     """
     documents = _listed(documents)
     _check_sequence(documents, name, "str")
+    if set(map(type, documents)) <= {str}:
+        return documents
     for index, document in enumerate(documents):
         if not isinstance(document, str):
             cure = foreign_document(document)

@@ -35,9 +35,11 @@ def spans_in(text: str, span: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def whole_pairs(pairs: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
     """Return *pairs* of whole texts: the same object where they are whole already."""
-    made = [(whole(query), whole(document)) for query, document in pairs]
-    kept = all(
-        one is two and other is another
-        for (one, other), (two, another) in zip(made, pairs, strict=True)
-    )
-    return pairs if kept else made
+    made = {
+        row: (whole(query), whole(document))
+        for row, (query, document) in enumerate(pairs)
+        if not (document.isascii() and query.isascii())
+    }
+    if all(query is pairs[row][0] and it is pairs[row][1] for row, (query, it) in made.items()):
+        return pairs
+    return [made.get(row, pair) for row, pair in enumerate(pairs)]

@@ -175,7 +175,7 @@ class Line:
         self.advance()
 
     def _has_room(self, request: Request) -> bool:
-        return self.fits(len(request.encoded), len(request.encoded.input_ids))
+        return self.fits(len(request.encoded), request.encoded.tokens)
 
     def _index(self, ticket: Ticket) -> int:
         return bisect_left(self._waiting, ticket.number, key=_number)

@@ -40,14 +40,14 @@ class Waiting:
         self.load = load
         self.max_batch_tokens = max_batch_tokens
         self.indices: Indices = np.arange(len(request.encoded))
-        self.tokens = len(request.encoded.input_ids)
+        self.tokens = request.encoded.tokens
         self.skipped = 0
 
     def grow(self, request: Request) -> None:
         """Take in more pairs of the same caller: all that is left is one request from now on."""
         self.request = self.request.joined(self.indices, request)
         self.indices = np.arange(len(self.request.encoded))
-        self.tokens += len(request.encoded.input_ids)
+        self.tokens += request.encoded.tokens
 
     def longest(self, max_tokens: int) -> tuple[Indices, int]:
         """The longest pairs left, at least one, that hold *max_tokens*; and their tokens."""

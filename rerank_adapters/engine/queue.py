@@ -61,7 +61,7 @@ class RequestQueue:
         for each in (self.load, waiting.load):
             each.requests += is_new
             each.pairs += len(request.encoded)
-            each.tokens += len(request.encoded.input_ids)
+            each.tokens += request.encoded.tokens
         moved = request.answer.started and is_new and len(self._waiting) > 1
         if moved:
             self._waiting = dict(sorted(self._waiting.items(), key=_arrived))

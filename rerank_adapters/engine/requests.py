@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokens import TokenBatch
+from .pairs import Pairs, Views, together
 
 Rows = NDArray[np.float32]
 """What a forward gives for pairs: shape (pairs,) or (pairs, labels)."""
@@ -96,18 +97,19 @@ class Request:
     both are made by `sort`.
     """
 
-    __slots__ = ("_by_length", "_ends", "answer", "encoded", "lengths", "numbers", "order")
+    __slots__ = ("answer", "encoded", "lengths", "numbers", "order")
 
     def __init__(
-        self, answer: Answer, encoded: TokenBatch, numbers: NDArray[np.int64] | None = None
+        self,
+        answer: Answer,
+        encoded: TokenBatch | Pairs,
+        numbers: NDArray[np.int64] | None = None,
     ) -> None:
         """*numbers* None: all that the caller brings, in its order."""
         self.answer = answer
-        self.encoded = encoded
+        self.encoded = encoded if isinstance(encoded, Pairs) else Pairs.of(encoded)
         self.numbers = np.arange(len(encoded)) if numbers is None else numbers
         self.order = self.lengths = _NONE
-        self._by_length: TokenBatch | None = None
-        self._ends: list[int] = []
         if answer.arrived is None:
             answer.arrived = perf_counter()
 
@@ -122,15 +124,16 @@ class Request:
         rows = self.order[left]
         return Request(
             self.answer,
-            TokenBatch.join([self.encoded.take(rows), more.encoded]),
+            self.encoded.joined(rows, more.encoded),
             np.concatenate((self.numbers[rows], more.numbers)),
         )
 
     def sort(self) -> None:
         """Make `order` and `lengths`, once."""
         if self.order is _NONE:
-            self.order = np.argsort(-self.encoded.lengths, kind="stable")
-            self.lengths = self.encoded.lengths[self.order]
+            order = np.argsort(-self.encoded.lengths, kind="stable")
+            self.lengths = self.encoded.lengths[order]
+            self.order = order
 
     def write(self, indices: Indices, rows: Rows) -> None:
         """Keep *rows* for the pairs at *indices*. For one thread at a time."""
@@ -139,25 +142,11 @@ class Request:
             answer.rows = np.empty((answer.pairs, *rows.shape[1:]), np.float32)
         answer.rows[self.numbers[self.order[indices]]] = rows
 
-    def tokens(self, indices: Indices) -> TokenBatch:
-        """The tokens of the pairs at *indices*: a view where those are neighbours."""
-        if self._by_length is None:
-            if len(indices) == len(self.encoded):
-                self.order = indices  # all of it in one batch: the caller's order costs no copy
-                return self.encoded
-            by_length = self.encoded.take(self.order)
-            self._ends = by_length.offsets.tolist()
-            self._by_length = by_length  # last: another worker may be here at the same time
-        pairs, first, last = self._by_length, int(indices[0]), int(indices[-1])
-        if last - first >= len(indices):
-            return pairs.take(indices)
-        span = slice(self._ends[first], self._ends[last + 1])
-        return TokenBatch(
-            input_ids=pairs.input_ids[span],
-            type_ids=pairs.type_ids[span],
-            lengths=pairs.lengths[first : last + 1],
-            texts=pairs.texts[first : last + 1],
-        )
+    def views(self, indices: Indices) -> Views:
+        """The tokens of the pairs at *indices*, not copied."""
+        if len(indices) == len(self.encoded):
+            self.order = indices  # all of it in one batch: the caller's order costs no copy
+        return self.encoded.views(self.order[indices])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +160,7 @@ class Batch:
 
     def tokens(self) -> TokenBatch:
         """The pairs of all parts, one part after the other."""
-        pieces = [request.tokens(indices) for request, indices in self.parts]
-        return pieces[0] if len(pieces) == 1 else TokenBatch.join(pieces)
+        return together([request.views(indices) for request, indices in self.parts])
 
     def padded_tokens(self) -> int:
         """Its pairs, each as long as the longest."""

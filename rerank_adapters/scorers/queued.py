@@ -142,7 +142,7 @@ class Queued:
 
 def _chunks(pairs: Sequence[Pair]) -> Iterator[NDArray[np.int64]]:
     """The rows of each chunk, longest document first: a chunk's batches then pad little."""
-    lengths = np.fromiter((len(document) for _, document in pairs), np.int64, len(pairs))
+    lengths = np.array([len(document) for _, document in pairs])
     order = np.argsort(-lengths, kind="stable")
     start, size = 0, FIRST_CHUNK
     while start < len(order):

@@ -11,10 +11,10 @@ from concurrent.futures import CancelledError, Future, wait
 import numpy as np
 import pytest
 
+from rerank_adapters.engine import requests
 from rerank_adapters.engine.requests import Request
 from rerank_adapters.engine.worker import looks_out_of_memory
 from rerank_adapters.errors import BackendError
-from rerank_adapters.tokens import TokenBatch
 from tests.engine.traffic import PATIENCE, Held, Scheduler, checksum, request
 
 # -- out of memory --------------------------------------------------------------------------------
@@ -43,14 +43,14 @@ def test_out_of_memory_is_distinguished_from_other_errors(error, expected):
 
 def test_03_oom_while_a_batch_is_put_together(monkeypatch):
     """Memory that runs out before the forward halves the batch like any other, and kills nobody."""
-    whole = TokenBatch.join
+    whole = requests.together
 
-    def join(batches):
-        if len(batches) > 2:
+    def together(views):
+        if len(views) > 2:
             raise MemoryError
-        return whole(batches)
+        return whole(views)
 
-    monkeypatch.setattr(TokenBatch, "join", staticmethod(join))
+    monkeypatch.setattr(requests, "together", together)
     held = Held()
     with Scheduler([held]) as scheduler:
         first = scheduler.submit(request([9]))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_adapters.engine.batching import BatchRule, plan_batches
+from rerank_adapters.engine.pairs import together
 from rerank_adapters.engine.plan import Load
 from rerank_adapters.engine.queue import RequestQueue
 from rerank_adapters.engine.requests import Answer, Batch, Request, Ticket
@@ -113,7 +114,8 @@ def _deal(batch: Batch, dealt: dict[Request, list[int]]) -> None:
         rows = entry.order[indices].tolist()
         dealt[entry] += rows
         own = tokens.take(range(start, start + len(rows)))
-        np.testing.assert_array_equal(own.input_ids, entry.encoded.take(rows).input_ids)
+        whole = together([entry.encoded.views(np.array(rows))])
+        np.testing.assert_array_equal(own.input_ids, whole.input_ids)
         start += len(rows)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rerank_adapters import ClosedError, InputError, OverloadedError, Reranker
+from rerank_adapters.engine import pairs, queue
 from rerank_adapters.engine.admission import Limits
 from rerank_adapters.loading import assemble
 from rerank_adapters.protocols import BackendTraits, Call
@@ -144,6 +145,37 @@ def test_what_a_slow_device_has_not_begun_is_planned_with_what_comes(encodings):
         future.result(PATIENCE)
     lengths = [int(it.lengths.max()) for it in backend.batches[1:]]
     assert lengths == sorted(lengths, reverse=True)  # each plan is longest first
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["a fast device", "a slow one"])
+def test_each_token_is_copied_once_and_each_pair_planned_twice_at_most(
+    encodings, monkeypatch, held: bool
+):
+    """However many chunks have come: nothing that waits is moved, sorted pairs are cut once."""
+    copied, planned = [], []
+    joined, plan = pairs._joined, queue.iterate_batches
+
+    def counting_copies(runs):
+        copied.append(0 if len(runs) == 1 else sum(map(len, runs)))
+        return joined(runs)
+
+    def counting_plans(lengths, **rule):
+        planned.append(len(lengths))
+        return plan(lengths, **rule)
+
+    monkeypatch.setattr(pairs, "_joined", counting_copies)
+    monkeypatch.setattr(queue, "iterate_batches", counting_plans)
+    texts, backend = documents(4000), HeldBackend()
+    if not held:
+        backend.release.set()
+    with reranker_over(backend) as reranker:
+        future = reranker.submit(QUERY, texts)
+        backend.release.set()
+        future.result(PATIENCE)
+    real = sum(len(it.input_ids) for it in backend.batches)
+    assert len(encodings.sizes) == 7
+    assert sum(copied) <= 2 * real  # ids and types
+    assert sum(planned) <= 2 * len(texts)
 
 
 def _padded(backend: CountingBackend) -> int:

@@ -99,5 +99,8 @@ class LongDocuments(Wrapper):
 
 def _apart(pairs: Sequence[Pair]) -> list[tuple[int, Paragraphs]]:
     """The documents that come in paragraphs."""
-    rows = enumerate(document for _, document in pairs)
-    return [(row, document) for row, document in rows if isinstance(document, Paragraphs)]
+    return [
+        (row, document)
+        for row, (_, document) in enumerate(pairs)
+        if type(document) is not str and isinstance(document, Paragraphs)
+    ]
