@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from rerank_adapters import ModelError, Reranker
-from tests.checkpoints import PAIRS, build, oracle
+from tests.checkpoints import PAIRS, build, encoder_for, oracle
+from tests.exported import exported
 from tests.loading.conftest import Hub
 from tests.loading.test_hub import lay_out_cache
 from tests.replicas import copy_of, edit_json
@@ -102,6 +103,40 @@ def test_a_tokenizer_s_code_goes_by_the_same_rules(hub: Hub, tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "modules")
     again = scored(folder, cache_folder=cache, local_files_only=True)
     assert (again.tolist(), hub.asked) == (first.tolist(), [])
+
+
+OWN = (
+    "from transformers import BertForSequenceClassification\n"
+    "class JinaBertForSequenceClassification(BertForSequenceClassification):\n"
+    "    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, **options):\n"
+    "        answer = super().forward(input_ids, attention_mask, token_type_ids)\n"
+    "        answer.logits = answer.logits + 0.01 * attention_mask.sum(1, keepdim=True)\n"
+    "        return answer\n"
+)
+"""A class of its own among the weights, as Jina's first rerankers have: lengths count in it."""
+
+
+def test_jina_v1_by_its_own_code_or_by_its_onnx_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trusted, its class scores, not the BERT of its model_type; the file needs no trust."""
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
+    name = "JinaBertForSequenceClassification"
+    use = {"AutoModelForSequenceClassification": f"modeling_bert.{name}"}
+    folder = copy_of("bert", tmp_path / "jina", architectures=[name], auto_map=use)
+    (folder / "modeling_bert.py").write_text(OWN)
+    plain = oracle(build("bert"), SOME, activation="identity")
+    lengths = encoder_for(build("bert")).preprocess(SOME)["attention_mask"].sum(1).numpy()
+    scores = scored(folder)
+    np.testing.assert_allclose(scores, plain + 0.01 * lengths, rtol=0, atol=1e-4)
+    with pytest.raises(ModelError, match=rf"{name}.*trust_remote_code=True.*ONNX file"):
+        scored(folder, trust_remote_code=False)
+    (folder / "onnx").mkdir()
+    shutil.copyfile(exported("bert") / "model.onnx", folder / "onnx" / "model.onnx")
+    by_file = scored(folder, backend="onnx", trust_remote_code=False)
+    np.testing.assert_allclose(by_file, plain, rtol=0, atol=1e-4)
 
 
 def test_offline_another_cache_has_nothing_of_it(tmp_path: Path) -> None:
