@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import mmap
 import os
 import threading
@@ -20,7 +19,7 @@ from ..clean import one_line
 from ..errors import BackendError, ClosedError, ModelError
 from ..protocols import BackendTraits
 from ..tokens import TokenBatch
-from . import LoadOptions, Selection
+from . import LoadOptions, Selection, available_cpus
 
 # From 1.29 on, onnxruntime reports to its makers unless it is told not to before it is imported;
 # the reporting thread also hangs forked children when they exit. A user's own setting stands.
@@ -258,12 +257,6 @@ class _Memory:
                 self._grown &= not (shrinks and self._running == 0)
 
 
-def available_cpus() -> int:
-    """CPUs this process may use: its affinity, cut by a cgroup quota."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, _cgroup_quota() or cpus))
-
-
 def _shares(device: str, workers: int | None, threads: int | None) -> tuple[int, int]:
     """(forwards at once, threads of the pool they share, the caller's own counted in).
 
@@ -286,19 +279,6 @@ def _traits(device: str, workers: int) -> BackendTraits:
     return BackendTraits(
         device_kind="cuda", workers=workers, batch_tokens=BATCH_TOKENS["cuda"], free_padding=4096
     )
-
-
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Whole CPUs the cgroup grants, rounded up; None where it sets no quota."""
-    try:
-        if (root / "cpu.max").exists():
-            quota, period = (root / "cpu.max").read_text().split()
-        else:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no cgroup, or the word "max"
-        return None
 
 
 def _device(device: str) -> str:

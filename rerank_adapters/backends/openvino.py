@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from ..checkpoints import choose_graph
 from ..errors import BackendError, ClosedError, ConfigError, ModelError
 from ..protocols import BackendTraits
 from ..tokens import TokenBatch
-from . import LoadOptions, Selection
+from . import LoadOptions, Selection, available_cpus
 
 
 @contextmanager
@@ -102,8 +101,7 @@ class OpenVinoBackend:
         self._pad_id = pad_id
         self._pad_side = pad_side
         self.dtype = "float32" if dtype == "auto" else dtype
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = num_threads or cpus or 1
+        threads = num_threads or available_cpus()
         workers = num_workers or min(threads, MOST_WORKERS)
         self.traits = BackendTraits(
             workers=workers,
@@ -165,6 +163,12 @@ class OpenVinoBackend:
             shape = self.logits(batch).shape
         except RuntimeError as error:
             raise ModelError(f"{self._file.name} does not run: {error}") from error
+        if len(shape) == 3:
+            raise ModelError(
+                f"{self._file.name} gives {self._output.get_any_name()!r} of shape {shape}, one row "
+                "for every token, as a language model does: export the reranker with "
+                'rerank-adapters export, or pass backend="onnx"'
+            )
         if len(shape) != 2 or shape[0] != 1 or (labels is not None and shape[1] != labels):
             wanted = "(batch, labels)" if labels is None else f"(batch, {labels})"
             raise ModelError(
@@ -179,8 +183,9 @@ def _refuse_int8(file: Path) -> None:
         found = next((word for word in INTEGERS if graph.find(word) >= 0), None)
     if found is not None:
         raise ModelError(
-            f'{file.name} computes in int8 ({found.decode()}): pass backend="onnx", or a file of '
-            "floats"
+            f"{file.name} computes in int8 ({found.decode()}), which openvino rounds in its own "
+            'way, so that scores would be others: pass backend="onnx", which runs this file as it '
+            "was measured, or name a float32 file with file_name="
         )
 
 
@@ -206,11 +211,21 @@ def _compiled(file: Path, dtype: str, workers: int, threads: int) -> Any:
 
 
 def _inputs(file: Path, model: Any) -> dict[str, np.dtype[Any]]:
+    """The graph's inputs and their types; ModelError where pairs of any length do not fit them."""
     found = {node.get_any_name(): node.get_element_type().to_dtype() for node in model.inputs}
     if "input_ids" not in found or set(found) - set(_INPUTS):
         raise ModelError(
             f"{file.name} is no text cross-encoder: its inputs are {list(found)}, expected some of "
-            f"{sorted(_INPUTS)}"
+            f"{sorted(_INPUTS)}; a language model's cache (past_key_values) is not kept here: export "
+            "the model with rerank-adapters export"
+        )
+    for node in model.inputs:
+        if all(side.is_dynamic for side in node.get_partial_shape()):
+            continue
+        raise ModelError(
+            f"{file.name} takes {node.get_any_name()!r} of the fixed shape "
+            f"{node.get_partial_shape()}, and openvino is given batches of any: pass "
+            'backend="onnx", which pads to it'
         )
     return found
 

@@ -15,9 +15,9 @@ import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-from rerank_adapters import BackendError, ClosedError, ModelError, Reranker
+from rerank_adapters import BackendError, ClosedError, ModelError, Reranker, backends
 from rerank_adapters.backends import onnx as backend_module
-from rerank_adapters.backends.onnx import OnnxBackend, available_cpus
+from rerank_adapters.backends.onnx import OnnxBackend
 from rerank_adapters.tokenization import PairTokenizer
 from tests.checkpoints import PAIRS
 from tests.exported import exported
@@ -96,7 +96,7 @@ def test_cgroup_quotas_count(files, expected, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert backend_module._cgroup_quota(tmp_path) == expected
+    assert backends._cgroup_quota(tmp_path) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
@@ -105,7 +105,7 @@ def test_affinity_counts() -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert available_cpus() == 1
+        assert backends.available_cpus() == 1
     finally:
         os.sched_setaffinity(0, before)
 

@@ -25,6 +25,8 @@ from rerank_adapters.tokenization import PairTokenizer
 from tests.checkpoints import PAIRS
 from tests.exported import exported
 
+from .test_foreign_graphs import sums, whole_vocabulary
+
 here = pytest.mark.skipif(
     not BACKENDS["openvino"].installed, reason="openvino is not installed: make test-neighbours"
 )
@@ -119,12 +121,49 @@ def test_what_it_cannot_do_is_said():
         RerankerConfig(model=str(folder), backend="openvino", dtype="int8")
     int8 = exported("bert", "int8")
     file = next(it.name for it in int8.glob("*.onnx"))
-    with pytest.raises(ModelError, match=r'computes in int8 .*: pass backend="onnx"'):
+    why = (
+        r'computes in int8 .* scores would be others: pass backend="onnx".* or name a float32 file'
+    )
+    with pytest.raises(ModelError, match=why):
         Reranker(str(int8), backend="openvino", file_name=file)
     backend = _backend(folder)
     backend.close()
     with pytest.raises(ClosedError, match="the openvino backend is closed"):
         backend.logits(_batch(folder))
+
+
+@here
+@pytest.mark.parametrize("shape", [(1, 6), ("batch", 6), (2, "tokens")])
+def test_fixed_shapes_are_refused_when_loaded(tmp_path, shape):
+    """They would fail at the first batch of another shape; onnxruntime's backend pads to them."""
+    from rerank_adapters.backends.openvino import OpenVinoBackend
+
+    file = sums(tmp_path / "model.onnx", shape=shape)
+    with pytest.raises(ModelError, match=r"'input_ids' of the fixed shape .*pass backend=\"onnx\""):
+        OpenVinoBackend(file)
+
+
+@here
+def test_a_language_models_graph_is_refused_when_loaded(tmp_path):
+    """A row of the vocabulary for every token is no score; the cure is named."""
+    from rerank_adapters.backends.openvino import OpenVinoBackend
+
+    file = whole_vocabulary(tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=r"one row for every token.*rerank-adapters export"):
+        OpenVinoBackend(file, labels=1)
+
+
+@here
+def test_it_takes_the_cpus_that_the_process_may_use(monkeypatch):
+    """Affinity and quota, as onnx counts them; num_threads stands."""
+    import rerank_adapters.backends.openvino as module
+
+    monkeypatch.setattr(module, "available_cpus", lambda: 1)
+    for asked, expected in ({}, 1), ({"num_threads": 2}, 2):
+        backend = _backend(exported("bert"), **asked)
+        assert backend._model.get_property("INFERENCE_NUM_THREADS") == expected
+        assert backend.info()["num_threads"] == expected
+        assert backend.traits.workers == expected
 
 
 @here

@@ -16,7 +16,7 @@ from sentence_transformers import CrossEncoder
 from texts import QUERY, documents, machine, medians
 
 from rerank_adapters import Reranker
-from rerank_adapters.backends.onnx import available_cpus
+from rerank_adapters.backends import available_cpus
 from rerank_adapters.loading import bundled
 
 

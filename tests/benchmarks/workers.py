@@ -15,7 +15,7 @@ import itertools
 from texts import QUERY, documents, machine, medians
 
 from rerank_adapters import Reranker
-from rerank_adapters.backends.onnx import available_cpus
+from rerank_adapters.backends import available_cpus
 
 COUNTS = (1, 5, 20, 50)
 
