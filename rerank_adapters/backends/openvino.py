@@ -165,8 +165,8 @@ class OpenVinoBackend:
             raise ModelError(f"{self._file.name} does not run: {error}") from error
         if len(shape) == 3:
             raise ModelError(
-                f"{self._file.name} gives {self._output.get_any_name()!r} of shape {shape}, one row "
-                "for every token, as a language model does: export the reranker with "
+                f"{self._file.name} gives {self._output.get_any_name()!r} of shape {shape}, one "
+                "row for every token, as a language model does: export the reranker with "
                 'rerank-adapters export, or pass backend="onnx"'
             )
         if len(shape) != 2 or shape[0] != 1 or (labels is not None and shape[1] != labels):
@@ -216,8 +216,8 @@ def _inputs(file: Path, model: Any) -> dict[str, np.dtype[Any]]:
     if "input_ids" not in found or set(found) - set(_INPUTS):
         raise ModelError(
             f"{file.name} is no text cross-encoder: its inputs are {list(found)}, expected some of "
-            f"{sorted(_INPUTS)}; a language model's cache (past_key_values) is not kept here: export "
-            "the model with rerank-adapters export"
+            f"{sorted(_INPUTS)}; a language model's cache (past_key_values) is not kept here: "
+            "export the model with rerank-adapters export"
         )
     for node in model.inputs:
         if all(side.is_dynamic for side in node.get_partial_shape()):
