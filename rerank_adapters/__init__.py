@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .calibration import Calibration, Reliability, Threshold
 from .config import RerankerConfig
 from .document_tokens import DocumentTokens
+from .early_exit import EarlyExit
 from .errors import (
     BackendError,
     ClosedError,
@@ -38,6 +39,7 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "DocumentTokens",
+    "EarlyExit",
     "Fuse",
     "InputError",
     "MissingDependencyError",

@@ -82,7 +82,7 @@ class Selection:
 
     def ranking(self, asked: Asked, scored: Scored) -> Ranking:
         """The ranking of one request's answers."""
-        answers = (scored.scores, scored.keys, scored.truncated, scored.spans)
+        answers = (scored.scores, scored.keys, scored.truncated, scored.spans, scored.exits)
         if self.fuse is None and not asked.rest:
             ranking = ranked(
                 *answers,
@@ -194,6 +194,11 @@ class Plan:
         """All of them as one call."""
         pairs, call = gathered([asked.request for asked in self.good], self.deadline)
         return pairs, replace(call, on_progress=on_progress)
+
+    def ungrouped(self) -> tuple[list[Pair], Call]:
+        """All of them as pairs that have nothing to do with each other."""
+        pairs, call = self.whole(None)
+        return pairs, replace(call, groups=None)
 
     def apart(self) -> list[tuple[list[Pair], Call]]:
         """One call for each."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 from .backends import BACKENDS
 from .calibration import Calibration
 from .document_tokens import DocumentTokens
+from .early_exit import EarlyExit
 from .errors import ConfigError
 from .hints import VALUES
 from .passages import Windows
@@ -134,6 +135,12 @@ OPTIONS = {
         "Fuse(method, weights, k), or a mapping of these. The score, and so score_threshold, is "
         "then the fused one. None: the model alone ranks.",
     ),
+    "early_exit": Option(
+        "phases",
+        "Let all candidates of a query run some layers, and only the best go on: "
+        "EarlyExit(layer, keep, heads), or a mapping of these. Who stopped ranks below who went "
+        "on, with the exit head's score, below every score_threshold. None: all run all layers.",
+    ),
     "backend": Option(
         "runtime",
         '"onnx", "openvino" or "torch". "auto": the default model → onnx; a GPU, torch and '
@@ -238,6 +245,7 @@ class RerankerConfig:
     rerank_count: int | None = None
     rest: Rest = "drop"
     fuse: Fuse | None = None
+    early_exit: EarlyExit | None = None
 
     backend: BackendName = "auto"
     device: str | tuple[str, ...] = "auto"
@@ -269,6 +277,8 @@ class RerankerConfig:
         object.__setattr__(self, "windows", Windows.of(self.windows))
         object.__setattr__(self, "fuse", Fuse.of(self.fuse))
         object.__setattr__(self, "calibration", Calibration.of(self.calibration))
+        object.__setattr__(self, "early_exit", EarlyExit.of(self.early_exit))
+        _check_early_exit(self)
         object.__setattr__(self, "cache", ScoreCache.of(self.cache))
         object.__setattr__(self, "document_tokens", DocumentTokens.of(self.document_tokens))
         object.__setattr__(self, "remote", RemoteConfig.of(self.remote))
@@ -302,7 +312,10 @@ class RerankerConfig:
         return (self.device,) if isinstance(self.device, str) else self.device
 
 
-_CHECK_THEMSELVES = ("answers", "label", "windows", "calibration", "fuse", "remote", *LIVE)
+_CHECK_THEMSELVES = (
+    *("answers", "label", "windows", "calibration", "fuse", "early_exit", "remote"),
+    *LIVE,
+)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -358,6 +371,20 @@ def _check_frame(config: RerankerConfig) -> None:
         object.__setattr__(config, "answers", tuple(words))
     if isinstance(label, bool) or not (label is None or isinstance(label, int | str)):
         raise ConfigError(f"label must be an index, a name or None: got {label!r}")
+
+
+def _check_early_exit(config: RerankerConfig) -> None:
+    """Refuse what would put who stopped early beside who went on: their scores are of two kinds."""
+    if config.early_exit is None:
+        return
+    given = [name for name in ("windows", "fuse") if getattr(config, name) is not None]
+    if config.rest == "rescale":
+        given.append('rest="rescale"')
+    if given:
+        raise ConfigError(
+            f"early_exit ranks who stopped below who went on, by scores of two kinds, so it cannot "
+            f"go with {' and '.join(given)}: got {config.early_exit!r}; give one of them"
+        )
 
 
 _FIELDS = ("query", "document", "instruction")

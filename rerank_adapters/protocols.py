@@ -91,12 +91,14 @@ class Scored:
     logits     float32 (pairs,), what rankings sort by: before the activation; None: scores are it
     truncated  bool (pairs,), whether tokens of the pair were dropped
     spans      int64 (pairs, 2), character bounds in the document given of what was scored, or None
+    exits      int64 (pairs,), how many layers were run where scoring ended early, else 0; None: all
     """
 
     scores: Scores
     logits: Scores | None
     truncated: NDArray[np.bool_]
     spans: NDArray[np.int64] | None = None
+    exits: NDArray[np.int64] | None = None
 
     def take(self, rows: NDArray[np.int64] | slice) -> Scored:
         """The answers at *rows*, in that order."""
@@ -105,6 +107,7 @@ class Scored:
             logits=None if self.logits is None else self.logits[rows],
             truncated=self.truncated[rows],
             spans=None if self.spans is None else self.spans[rows],
+            exits=None if self.exits is None else self.exits[rows],
         )
 
     @property
@@ -278,6 +281,8 @@ class BackendTraits:
     pads           whether shorter rows cost as much as longer ones in a batch
     survives_fork  whether a forked child may go on with it
     wants          "tokens", or "texts": batches then carry the texts, written by its own tokenizer
+    exit_layers    layers after which a StagedBackend can stop; () for one that runs whole
+    why_whole      why exit_layers is (), with the cure
     """
 
     device_kind: str = "cpu"
@@ -288,6 +293,8 @@ class BackendTraits:
     pads: bool = True
     survives_fork: bool = True
     wants: Literal["tokens", "texts"] = "tokens"
+    exit_layers: tuple[int, ...] = ()
+    why_whole: str = ""
 
 
 @runtime_checkable
@@ -309,6 +316,23 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the network; later calls of `logits` raise ClosedError."""
+        ...
+
+
+@runtime_checkable
+class StagedBackend(Backend, Protocol):
+    """A backend whose network also runs in two parts, for early exit; see `exit_layers`."""
+
+    def start(self, batch: TokenBatch, layer: int) -> tuple[NDArray[np.float32], list[Any]]:
+        """Run the layers up to *layer*: pooled states (pairs, 2 · width), and each pair's own.
+
+        Pooled is the first row beside the mean of all, float32. What a pair's hidden states are is
+        the backend's affair; they hold no memory of other pairs, and tell their `nbytes`.
+        """
+        ...
+
+    def resume(self, batch: TokenBatch, states: list[Any], layer: int) -> NDArray[np.float32]:
+        """Run the layers after *layer* on what `start` gave: logits, as `logits` gives them."""
         ...
 
 

@@ -26,6 +26,7 @@ from .config import (
     described,
 )
 from .document_tokens import DocumentTokens
+from .early_exit import EarlyExit
 from .errors import ConfigError, InputError
 from .futures import then
 from .hints import first_guesses, method_error
@@ -95,6 +96,7 @@ class Reranker(Closing):
         rerank_count: int | None = None,
         rest: Rest = "drop",
         fuse: Fuse | FuseMethod | Mapping[str, Any] | None = None,
+        early_exit: EarlyExit | Mapping[str, Any] | None = None,
         backend: BackendName = "auto",
         device: str | Sequence[str] = "auto",
         dtype: DType = "auto",
@@ -168,7 +170,7 @@ class Reranker(Closing):
     ) -> Scores:
         """float32 scores of shape (documents,), in the order of *documents*, blank ones too."""
         plan = self._every(query, documents, timeout)
-        return self._caller.run(*plan.whole(None)).scores
+        return self._caller.run(*plan.ungrouped()).scores
 
     def score_pairs(self, pairs: Sequence[Pair], *, timeout: float | None = None) -> Scores:
         """float32 scores of shape (pairs,), in order; identical pairs are scored once."""
@@ -260,7 +262,7 @@ class Reranker(Closing):
     ) -> Scores:
         """`score`, awaited; tokenising happens off the event loop."""
         plan = self._every(query, documents, timeout)
-        return (await self._caller.run_async(*plan.whole(None))).scores
+        return (await self._caller.run_async(*plan.ungrouped())).scores
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, timeout: float | None = None) -> Scores:
         """`score_pairs`, awaited."""

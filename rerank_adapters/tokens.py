@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,19 +28,48 @@ class PairText(NamedTuple):
     max_length: int
 
 
+class Held(Protocol):
+    """Keeps one pair's hidden states between two parts of a network, as long as it may go on."""
+
+    states: Any
+
+    def offer(self, logit: float, states: Any) -> None:
+        """Take what the first part made of the pair; *logit* says whether it is worth keeping."""
+        ...
+
+    def leave(self) -> None:
+        """Free the states: the second part has run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The part of a network that a batch is for: up to `layer`, or from there on (`resumes`).
+
+    head maps the first part's pooled states, float32 (pairs, width), to exit logits (pairs,).
+    """
+
+    layer: int
+    head: Callable[[NDArray[np.float32]], Scores]
+    resumes: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
     """Tokenised pairs laid end to end, without padding.
 
     `input_ids` and `type_ids` are int32 of shape (tokens,); `lengths` is int64 of shape (pairs,)
     and sums to tokens. The order of pairs is the order of scores. `texts` holds the pairs
-    for a backend that wants texts, and is empty for all others.
+    for a backend that wants texts, and is empty for all others. `stage` is the part of the network
+    that is to run, None for all of it; `held` then has one entry per pair.
     """
 
     input_ids: NDArray[np.int32]
     type_ids: NDArray[np.int32]
     lengths: NDArray[np.int64]
     texts: tuple[PairText, ...] = ()
+    stage: Stage | None = None
+    held: tuple[Held, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -61,16 +90,20 @@ class TokenBatch:
             type_ids=_join([self.type_ids[span] for span in spans]),
             lengths=self.lengths[rows],
             texts=tuple(self.texts[row] for row in rows) if self.texts else (),
+            stage=self.stage,
+            held=tuple(self.held[row] for row in rows) if self.held else (),
         )
 
     @staticmethod
     def join(batches: Sequence[TokenBatch]) -> TokenBatch:
-        """The pairs of several batches, one after the other."""
+        """The pairs of several batches of one stage, one after the other."""
         return TokenBatch(
             input_ids=_join([batch.input_ids for batch in batches]),
             type_ids=_join([batch.type_ids for batch in batches]),
             lengths=np.concatenate([np.zeros(0, np.int64), *(batch.lengths for batch in batches)]),
             texts=tuple(pair for batch in batches for pair in batch.texts),
+            stage=batches[0].stage if batches else None,
+            held=tuple(held for batch in batches for held in batch.held),
         )
 
     def padded(

@@ -16,6 +16,7 @@ from rerank_adapters.engine.admission import Limits
 from rerank_adapters.errors import ClosedError
 from rerank_adapters.futures import done
 from rerank_adapters.loading import assemble
+from rerank_adapters.loading.exits import ChosenExit
 from rerank_adapters.passages import Windows
 from rerank_adapters.protocols import Backend, BackendTraits, Call, ModelInfo, Scored, Scorer
 from rerank_adapters.reranker import Reranker
@@ -140,6 +141,50 @@ class HeldBackend(CountingBackend):
         return super().logits(batch)
 
 
+class StagedFake(CountingBackend):
+    """A StagedBackend of two layers over the same logits; `states` are a pair's token ids.
+
+    Pooled states are [logit, 0]: with a head of (-1, 0) the exits order candidates backwards. Set
+    `hold` to have the first `resume` wait until `release`; `started` and `resumed` count pairs.
+    """
+
+    def __init__(self, *, hold: bool = False) -> None:
+        super().__init__(
+            traits=BackendTraits(
+                batch_tokens=256, max_padding=0.03, free_padding=24, exit_layers=(1,)
+            )
+        )
+        self.hold = hold
+        self.entered = threading.Event()
+        self.release = threading.Event()
+        self.started = 0
+        self.resumed = 0
+
+    def start(
+        self, batch: TokenBatch, layer: int
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.int32]]]:
+        assert layer == 1
+        logits = self.logits(batch)
+        with self._lock:
+            self.started += len(batch)
+        ends = batch.offsets[1:-1]
+        pooled = np.concatenate((logits, np.zeros_like(logits)), axis=1)
+        return pooled, [part.copy() for part in np.split(batch.input_ids, ends)]
+
+    def resume(
+        self, batch: TokenBatch, states: list[NDArray[np.int32]], layer: int
+    ) -> NDArray[np.float32]:
+        assert layer == 1
+        assert [len(each) for each in states] == batch.lengths.tolist()
+        assert np.array_equal(np.concatenate(states), batch.input_ids)
+        if self.hold and len(batch) > 1:  # not the two tokens that are tried at load
+            self.entered.set()
+            assert self.release.wait(60), "nobody released the held forward within 60 s"
+        with self._lock:
+            self.resumed += len(batch)
+        return self.logits(batch)
+
+
 class FaultyBackend(CountingBackend):
     """A Backend that raises what `rule(batch)` returns, and runs the batch where that is None."""
 
@@ -185,6 +230,7 @@ def scorer_over(
     cache: ScoreCache | None = None,
     document_tokens: DocumentTokens | None = None,
     calibration: Calibration | None = None,
+    exits: ChosenExit | None = None,
 ) -> Scorer:
     """The real chain of scorers and the real queue over fake backends."""
     return assemble(
@@ -198,6 +244,7 @@ def scorer_over(
         cache=cache,
         document_tokens=document_tokens,
         calibration=calibration,
+        exits=exits,
     )
 
 
@@ -212,6 +259,7 @@ def reranker_over(
     cache: ScoreCache | None = None,
     document_tokens: DocumentTokens | None = None,
     calibration: Calibration | None = None,
+    exits: ChosenExit | None = None,
 ) -> Reranker:
     """A Reranker of real parts over fake backends: the tiny BERT's tokenizer, the real queue."""
     return Reranker.over(
@@ -226,5 +274,6 @@ def reranker_over(
             cache=cache,
             document_tokens=document_tokens,
             calibration=calibration,
+            exits=exits,
         )
     )

@@ -23,6 +23,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from safetensors.numpy import load_file
 
 from rerank_adapters.checkpoints.json import write_json
+from rerank_adapters.checkpoints.tensors import write_tensors
 from rerank_adapters.export import FILE_NAMES, accelerate, gate, graph, network
 from rerank_adapters.export.files import draft
 from rerank_adapters.export.rewrites.int8 import SMALLEST, TABLE, quantize, seven_bits
@@ -49,7 +50,7 @@ def pack(checkpoint: Path, folder: Path) -> None:
     with draft(folder) as target:
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(checkpoint / name, target / name)
-        starts = bundled.write_safetensors(target / bundled.WEIGHTS, tensors)
+        starts = write_tensors(target / bundled.WEIGHTS, tensors)
         for dtype in ("float32", "int8"):
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
@@ -137,7 +138,7 @@ def _check(folder: Path, tensors: Mapping[str, Array], probes: list[gate.Probe])
         plain = Path(temporary)
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(folder / name, plain / name)
-        bundled.write_safetensors(plain / bundled.WEIGHTS, bundled.dequantize(tensors))
+        write_tensors(plain / bundled.WEIGHTS, bundled.dequantize(tensors))
         packed = gate.probe(network.load(plain))
     gate.check(folder / FILE_NAMES["float32"], packed, "float32")
     gate.check(folder / FILE_NAMES["int8"], packed, "int8")

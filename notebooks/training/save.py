@@ -10,6 +10,7 @@ import torch
 from model import MAX_LENGTH, Student, base_folder
 from torch import Tensor
 
+from rerank_adapters.checkpoints.tensors import read_tensors
 from rerank_adapters.loading import bundled
 
 
@@ -21,8 +22,7 @@ def starting_weights(carry: Path, name: str) -> dict[str, Tensor]:
     path = carry / "shipped.safetensors"
     path = path if path.exists() else bundled.folder() / bundled.WEIGHTS
     return {
-        k: torch.from_numpy(v.copy())
-        for k, v in bundled.dequantize(bundled.read_safetensors(path)).items()
+        k: torch.from_numpy(v.copy()) for k, v in bundled.dequantize(read_tensors(path)).items()
     }
 
 

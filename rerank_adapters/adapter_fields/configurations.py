@@ -9,6 +9,7 @@ from typing import Any
 
 from ..calibration import Calibration
 from ..config import DEFAULT_MODEL, LIVE, RerankerConfig
+from ..early_exit import EarlyExit
 from ..errors import ConfigError, OptionError
 from ..hints import option_hint
 from ..passages import Windows
@@ -57,6 +58,6 @@ def saved(config: RerankerConfig) -> str | dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Windows | Fuse | Calibration | RemoteConfig):
+    if isinstance(value, Windows | Fuse | EarlyExit | Calibration | RemoteConfig):
         return value.to_dict()
     return list(value) if isinstance(value, tuple) else value

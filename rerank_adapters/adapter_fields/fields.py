@@ -38,6 +38,7 @@ from ..config import (
     WhenFull,
 )
 from ..document_tokens import DocumentTokens
+from ..early_exit import EarlyExit
 from ..errors import ConfigError, RerankError
 from ..passages import Windows
 from ..protocols import Ranker
@@ -71,6 +72,7 @@ if TYPE_CHECKING:  # what may be given, of which `_judge` makes one thing
     WindowsValue = Windows | Mapping[str, Any] | None
     FuseValue = Fuse | FuseMethod | Mapping[str, Any] | None
     CalibrationValue = Calibration | str | Path | Mapping[str, Any] | None
+    EarlyExitValue = EarlyExit | Mapping[str, Any] | None
     CacheValue = ScoreCache | Mapping[str, Any] | None
     DocumentTokensValue = DocumentTokens | str | Path | None
     RemoteValue = RemoteConfig | Mapping[str, Any] | None
@@ -82,6 +84,7 @@ else:
     WindowsValue = Windows | None
     FuseValue = Fuse | None
     CalibrationValue = Calibration | None
+    EarlyExitValue = EarlyExit | None
     CacheValue = dict[str, Any] | None
     DocumentTokensValue = str | None
     RemoteValue = Annotated[
@@ -131,6 +134,7 @@ class RerankerFields(BaseModel):
     rerank_count: Carried[int | None] = None
     rest: Carried[Rest] = "drop"
     fuse: Carried[FuseValue] = None
+    early_exit: Carried[EarlyExitValue] = None
     backend: Carried[BackendName] = "auto"
     device: Carried[Devices] = "auto"
     dtype: Carried[DType] = "auto"

@@ -90,7 +90,8 @@ class LoadOptions:
     compares with it, unless pairs are framed as somebody said beside the files. answers are the
     token ids of a language model's yes and no, labels the columns that logits should have.
     tokenizer_json gives that tokenizer as tokenizer.json is read here. cache_folder holds code that
-    a checkpoint takes from another repository, fetched already.
+    a checkpoint takes from another repository, fetched already. exit_layers are those at which the
+    files say that graphs are cut into parts.
     """
 
     device: str = "auto"
@@ -108,6 +109,7 @@ class LoadOptions:
     encode: Callable[[Sequence[tuple[str, str]]], TokenBatch]
     tokenizer_json: Callable[[], str] | None = None
     cache_folder: str | None = None
+    exit_layers: tuple[int, ...] = ()
 
 
 class BackendModule(Protocol):

@@ -8,14 +8,16 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import GRAPHS, choose_graph
+from ..checkpoints import GRAPHS, HEADS, choose_graph, part_name
 from ..clean import one_line
+from ..early_exit import HIDDEN, pool
 from ..errors import BackendError, ClosedError, ModelError
 from ..protocols import BackendTraits
 from ..tokens import TokenBatch
@@ -42,7 +44,9 @@ BATCH_SCALE_MARKS = (b"DynamicQuantizeLinear", b"DynamicQuantizeMatMul", b"MatMu
 def select(files: frozenset[str], *, dtype: str, file_name: str | None) -> Selection:
     """The ONNX file for *dtype*, and the weights beside it. Raises as `choose_graph` does."""
     file = choose_graph(files, dtype=dtype, file_name=file_name)
-    return Selection(file, (file, f"{file}*data*"))
+    folder = file.rpartition("/")[0]
+    parts = f"{file.removesuffix('.onnx')}_part*.onnx"
+    return Selection(file, (file, f"{file}*data*", parts, f"{folder}/{HEADS}".lstrip("/")))
 
 
 def load(folder: Path, selection: Selection, options: LoadOptions) -> OnnxBackend:
@@ -57,6 +61,7 @@ def load(folder: Path, selection: Selection, options: LoadOptions) -> OnnxBacken
         answers=options.answers,
         labels=options.labels,
         max_length=options.max_length,
+        exit_layers=options.exit_layers,
     )
 
 
@@ -75,13 +80,13 @@ class OnnxBackend:
         answers: tuple[int, int | None] | None = None,
         labels: int | None = None,
         max_length: int | None = None,
+        exit_layers: tuple[int, ...] = (),
     ) -> None:
         self.device = _device(device)
         self._file = file
         self._pad_id = pad_id
         self._pad_side = pad_side
         workers, self._threads = _shares(self.device, num_workers, num_threads)
-        self.traits = _traits(self.device, workers)
         self._session: ort.InferenceSession | None = _session(file, self.device, self._threads)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._dtypes = {node.name: _numpy_type(node.type) for node in self._session.get_inputs()}
@@ -91,6 +96,8 @@ class OnnxBackend:
         self.one_by_one = _mentions(file, BATCH_SCALE_MARKS)
         self.dtype = _dtype(file)
         self._memory = _Memory(BATCH_TOKENS["cpu"] if self.device == "cpu" else None)
+        self._parts = _Parts(file, exit_layers, self.device, self._threads)
+        self.traits = _traits(self.device, workers, self._parts)
         self._check_graph()
         self._try_graph(labels)
 
@@ -102,6 +109,28 @@ class OnnxBackend:
             parts = [np.arange(at, min(at + rows, len(batch))) for at in starts]
             return np.concatenate([self._run(batch.take(part)) for part in parts])
         return self._run(batch)
+
+    def start(
+        self, batch: TokenBatch, layer: int
+    ) -> tuple[NDArray[np.float32], list[NDArray[Any]]]:
+        """Run the parts up to *layer*: pooled states (pairs, 2 · width), and each pair's own."""
+        self._live_session()
+        hidden = self._run_parts(batch, self._parts.until(layer), None)
+        lengths = batch.lengths.tolist()
+        states = [rows[:length].copy() for rows, length in zip(hidden, lengths, strict=True)]
+        return np.stack([pool(each.astype(np.float32, copy=False)) for each in states]), states
+
+    def resume(
+        self, batch: TokenBatch, states: list[NDArray[Any]], layer: int
+    ) -> NDArray[np.float32]:
+        """Run the parts after *layer* on *states* of `start`: logits, as `logits` gives them."""
+        self._live_session()
+        longest = int(batch.lengths.max())
+        hidden = np.zeros((len(states), longest, states[0].shape[1]), states[0].dtype)
+        for row, each in zip(hidden, states, strict=True):
+            row[: len(each)] = each
+        logits = self._run_parts(batch, self._parts.after(layer), hidden)
+        return np.asarray(logits, dtype=np.float32)
 
     def info(self) -> dict[str, str | int]:
         """The provider in use, the device, the file and the threads."""
@@ -122,6 +151,7 @@ class OnnxBackend:
     def close(self) -> None:
         """Let go of the session; memory is free once running forwards end."""
         self._session = None
+        self._parts.close()
 
     def _live_session(self) -> ort.InferenceSession:
         session = self._session
@@ -133,29 +163,47 @@ class OnnxBackend:
         session, pairs = self._live_session(), len(batch)
         if self._rows and pairs < self._rows:  # the graph has so many rows: the last is repeated
             batch = batch.take(np.minimum(np.arange(self._rows), pairs - 1))
-        input_ids, mask, type_ids = batch.padded(self._pad_id, self._pad_side)
-        if self._columns:
-            input_ids = self._widened(input_ids, self._pad_id)
-            mask, type_ids = self._widened(mask, 0), self._widened(type_ids, 0)
-        arrays = {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "token_type_ids": type_ids,
-            "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
-        }
+        arrays = self._arrays(batch)
+        mask = arrays["attention_mask"]
         feed: dict[str, NDArray[Any]] = {
             name: arrays[name].astype(self._dtypes[name], copy=False) for name in self._inputs
         }
         if self.device.startswith("cuda"):
             outputs = self._run_bound(session, feed)
         else:
-            with self._memory.around(input_ids.size) as options:
+            with self._memory.around(mask.size) as options:
                 outputs = session.run([self._output], feed, options)[0]
         logits = np.asarray(outputs)[:pairs]
         if logits.ndim == 3 and self._answers is not None:
             logits = self._read_answers(logits, mask[:pairs])
         logits = np.asarray(logits, dtype=np.float32)
         return logits[:, None] if logits.ndim == 1 else logits
+
+    def _arrays(self, batch: TokenBatch) -> dict[str, NDArray[np.int64]]:
+        """What a graph may ask for of *batch*."""
+        input_ids, mask, type_ids = batch.padded(self._pad_id, self._pad_side)
+        if self._columns:
+            input_ids = self._widened(input_ids, self._pad_id)
+            mask, type_ids = self._widened(mask, 0), self._widened(type_ids, 0)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "token_type_ids": type_ids,
+            "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
+        }
+
+    def _run_parts(
+        self, batch: TokenBatch, parts: Sequence[ort.InferenceSession], hidden: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        """Run *parts* one after the other, the first on *hidden*: what the last one gives."""
+        arrays: dict[str, NDArray[Any]] = {**self._arrays(batch)}
+        for part in parts:
+            if hidden is not None:
+                arrays[HIDDEN] = hidden
+            feed = {node.name: arrays[node.name] for node in part.get_inputs()}
+            with self._memory.around(arrays["attention_mask"].size) as options:
+                hidden = part.run(None, feed, options)[0]
+        return np.asarray(hidden)
 
     def _widened(self, array: NDArray[np.int64], value: int) -> NDArray[np.int64]:
         """Pad to the columns that the graph has, on the side that pads."""
@@ -226,6 +274,49 @@ class OnnxBackend:
             )
 
 
+class _Parts:
+    """The parts of a graph that is cut at *layers*, each opened when it is first run.
+
+    Their weights are the whole graph's, in the one file beside it.
+    """
+
+    def __init__(self, file: Path, layers: tuple[int, ...], device: str, threads: int) -> None:
+        self._whole = file
+        self._files = [file.parent / part_name(file.name, at) for at in range(len(layers) + 1)]
+        self._device = device
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._open: dict[Path, ort.InferenceSession] = {}
+        missing = [path.name for path in self._files if layers and not path.is_file()]
+        self.layers = () if missing else layers
+        self.why_whole = ""
+        if not self.layers:
+            lacks = f"lacks {', '.join(missing)}" if missing else "is not cut for it"
+            self.why_whole = (
+                f"the graph {file.name} {lacks}: rerank-adapters export --exits HEADS makes a "
+                "folder that has its parts, of heads that rerank-adapters exits train fits"
+            )
+
+    def until(self, layer: int) -> list[ort.InferenceSession]:
+        """The parts that run the layers up to *layer*."""
+        return [self._session_of(file) for file in self._files[: self.layers.index(layer) + 1]]
+
+    def after(self, layer: int) -> list[ort.InferenceSession]:
+        """The parts that run the layers after it."""
+        return [self._session_of(file) for file in self._files[self.layers.index(layer) + 1 :]]
+
+    def close(self) -> None:
+        """Let go of them."""
+        with self._lock:
+            self._open.clear()
+
+    def _session_of(self, file: Path) -> ort.InferenceSession:
+        with self._lock:
+            if file not in self._open:
+                self._open[file] = _session(file, self._device, self._threads, whole=self._whole)
+            return self._open[file]
+
+
 class _Memory:
     """Gives back what a long document took: onnxruntime's arena keeps it until it is told.
 
@@ -270,14 +361,24 @@ def _shares(device: str, workers: int | None, threads: int | None) -> tuple[int,
     return workers, threads or max(1, cpus - workers + 1)
 
 
-def _traits(device: str, workers: int) -> BackendTraits:
+def _traits(device: str, workers: int, parts: _Parts) -> BackendTraits:
     """A CPU computes padding as slowly as text; on a GPU a forward costs something by itself."""
+    traits = BackendTraits(
+        workers=workers,
+        batch_tokens=BATCH_TOKENS["cpu"],
+        max_padding=0.03,
+        free_padding=24,
+        exit_layers=parts.layers,
+        why_whole=parts.why_whole,
+    )
     if device == "cpu":
-        return BackendTraits(
-            workers=workers, batch_tokens=BATCH_TOKENS["cpu"], max_padding=0.03, free_padding=24
-        )
-    return BackendTraits(
-        device_kind="cuda", workers=workers, batch_tokens=BATCH_TOKENS["cuda"], free_padding=4096
+        return traits
+    return replace(
+        traits,
+        device_kind="cuda",
+        batch_tokens=BATCH_TOKENS["cuda"],
+        max_padding=0.10,
+        free_padding=4096,
     )
 
 
@@ -296,7 +397,10 @@ def _device(device: str) -> str:
     return device
 
 
-def _session(file: Path, device: str, threads: int) -> ort.InferenceSession:
+def _session(
+    file: Path, device: str, threads: int, *, whole: Path | None = None
+) -> ort.InferenceSession:
+    """A session over *file*, whose weights may lie in the data of the *whole* graph it is of."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -308,7 +412,7 @@ def _session(file: Path, device: str, threads: int) -> ort.InferenceSession:
     provider: str | tuple[str, dict[str, str]] = "CPUExecutionProvider"
     if device.startswith("cuda"):
         provider = ("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0"})
-    weights = _linked_weights(file)  # alive until the session has copied them
+    weights = _linked_weights(file, whole or file)  # alive until the session has copied them
     options.add_external_initializers_from_files_in_memory(
         list(weights), list(weights.values()), [len(data) for data in weights.values()]
     )
@@ -324,7 +428,7 @@ def _session(file: Path, device: str, threads: int) -> ort.InferenceSession:
     return session
 
 
-def _linked_weights(file: Path) -> dict[str, NDArray[np.uint8]]:
+def _linked_weights(file: Path, whole: Path) -> dict[str, NDArray[np.uint8]]:
     """External weights that onnxruntime would refuse, by the name the graph gives them.
 
     huggingface_hub's cache links each file to a blob elsewhere, and onnxruntime ≥ 1.24 reads
@@ -332,7 +436,7 @@ def _linked_weights(file: Path) -> dict[str, NDArray[np.uint8]]:
     """
     beside = [path for path in file.parent.iterdir() if path.is_file() and path != file]
     data = [
-        path for path in beside if path.name.startswith(file.name) or path.suffix == ".safetensors"
+        path for path in beside if path.name.startswith(whole.name) or path.suffix == ".safetensors"
     ]
     if not file.is_symlink() and not any(path.is_symlink() for path in data):
         return {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .damage import as_model_error
 from .files import Checkpoint
-from .graphs import GRAPHS, WEIGHTS, choose_graph, graph_of, has_weights
+from .graphs import GRAPHS, HEADS, WEIGHTS, choose_graph, graph_of, has_weights, part_name
 from .json import NO_LIMIT
 from .links import check_links, inside
-from .manifest import ABSENT, FILE_NAME, FORMAT, Absent, Manifest
+from .manifest import ABSENT, FILE_NAME, FORMAT, Absent, ExitFiles, Manifest
 from .template import JOINT, TextTemplate
 from .trust import check_files
 
@@ -16,11 +16,13 @@ __all__ = [
     "FILE_NAME",
     "FORMAT",
     "GRAPHS",
+    "HEADS",
     "JOINT",
     "NO_LIMIT",
     "WEIGHTS",
     "Absent",
     "Checkpoint",
+    "ExitFiles",
     "Manifest",
     "TextTemplate",
     "as_model_error",
@@ -30,4 +32,5 @@ __all__ = [
     "graph_of",
     "has_weights",
     "inside",
+    "part_name",
 ]

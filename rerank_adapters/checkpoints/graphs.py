@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 
@@ -24,10 +25,21 @@ GRAPHS: Mapping[str, tuple[str, ...]] = {
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*/pytorch_model*.bin")
 """The names of weights that torch reads."""
 
+HEADS = "exit_heads.safetensors"
+"""The exit heads of a checkpoint, which are no weights of its network."""
+
+_PART = re.compile(r".*_part[0-9]+\.onnx")
+
+
+def part_name(graph: str, number: int) -> str:
+    """The name of one part of *graph*, counted from 0, where it is cut for early exits."""
+    return f"{graph.removesuffix('.onnx')}_part{number}.onnx"
+
 
 def has_weights(files: frozenset[str]) -> bool:
     """Whether torch has something to read among a checkpoint's *files*."""
-    return any(fnmatch(name, pattern) for name in files for pattern in WEIGHTS)
+    named = (name for name in files if name.rpartition("/")[2] != HEADS)
+    return any(fnmatch(name, pattern) for name in named for pattern in WEIGHTS)
 
 
 def graph_of(files: frozenset[str], dtype: str) -> str | None:
@@ -61,7 +73,7 @@ def choose_graph(files: frozenset[str], *, dtype: str, file_name: str | None) ->
 
 
 def _graphs(files: frozenset[str]) -> list[str]:
-    return sorted(name for name in files if name.endswith(".onnx"))
+    return sorted(name for name in files if name.endswith(".onnx") and not _PART.fullmatch(name))
 
 
 def _missing(files: frozenset[str], dtype: str, file_name: str | None) -> str:

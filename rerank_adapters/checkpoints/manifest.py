@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ModelError
+from .graphs import HEADS
 from .json import read_json, write_json
 from .template import TextTemplate
 
@@ -37,6 +38,18 @@ _TEMPLATE: dict[str, type] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ExitFiles:
+    """Where scoring may end early: the `layers`, and the file of their `heads`.
+
+    An ONNX graph `NAME.onnx` then lies there in parts too, cut at these layers: `NAME_part0.onnx`
+    and on, whose weights are the whole one's.
+    """
+
+    layers: tuple[int, ...]
+    heads: str = HEADS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What an exported folder states; what is ABSENT is read from the checkpoint's own files.
@@ -51,6 +64,7 @@ class Manifest:
     label           the label whose lead over the others is the score, where files do not say
     scale           what the logit is multiplied by before the activation
     weights         the name of the weights that the graphs were made of, see loading.identity
+    exits           the layers after which scoring may end early, and their heads
     """
 
     format: int = FORMAT
@@ -64,6 +78,7 @@ class Manifest:
     label: int | Absent | None = ABSENT
     scale: float | Absent = ABSENT
     weights: str | Absent = ABSENT
+    exits: ExitFiles | Absent = ABSENT
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -79,6 +94,9 @@ class Manifest:
         _check(file, stated)
         if stated.get("template") is not None:
             stated["template"] = _template(stated["template"])
+        if "exits" in stated:
+            exits = stated["exits"]
+            stated["exits"] = ExitFiles(tuple(exits["layers"]), exits["heads"])
         return cls(**stated)
 
     def write(self, folder: Path) -> None:
@@ -87,6 +105,8 @@ class Manifest:
         content = {name: value for name, value in content.items() if value is not ABSENT}
         if isinstance(self.template, TextTemplate):
             content["template"] = _written(self.template)
+        if isinstance(self.exits, ExitFiles):
+            content["exits"] = {"layers": list(self.exits.layers), "heads": self.exits.heads}
         write_json(folder / FILE_NAME, content)
 
 
@@ -131,6 +151,14 @@ def _is_template(value: object) -> bool:
     return texts and value.get("slot_in", "prefix") in _TEXTS
 
 
+def _is_exits(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("heads"), str):
+        return False
+    layers = value.get("layers")
+    counts = isinstance(layers, list) and bool(layers) and all(map(_is_count, layers))
+    return counts and layers == sorted(set(layers or ()))
+
+
 _KINDS = {
     "format": ("an int of at least 1", _is_count),
     "labels": ("an int of at least 1", _is_count),
@@ -158,5 +186,6 @@ _KINDS = {
         lambda value: isinstance(value, int | float) and value > 0,
     ),
     "weights": ("a string", lambda value: isinstance(value, str)),
+    "exits": ("an object of ascending layers and the name of the heads' file", _is_exits),
 }
 """What each key must be; the format comes first, since a newer one may change the others."""

@@ -280,6 +280,9 @@ def export(
     dtype: Annotated[
         Literal["float32", "float16", "int8"], typer.Option(help="Numbers the file holds.")
     ] = "float32",
+    exits: Annotated[
+        Path | None, _file("Exit heads to take along. None: the checkpoint's own.")
+    ] = None,
     as_json: AsJson = False,
     options: Options,
 ) -> None:
@@ -287,7 +290,7 @@ def export(
     from ..export import FILE_NAMES, export_onnx
 
     with progress("exporting and checking"):
-        written = export_onnx(model, folder, dtype, **options)
+        written = export_onnx(model, folder, dtype, exits=exits, **options)
     file = written / FILE_NAMES[dtype]
     megabytes = round(file.stat().st_size / 1e6, 1)
     if as_json:
@@ -376,3 +379,52 @@ def build(
         emit({"documents": documents, "folder": str(folder)})
     else:
         say(f"{folder}: tokens of {documents} documents")
+
+
+exits = typer.Typer(help="Heads for early exits, by which weak candidates stop after some layers.")
+app.add_typer(exits, name="exits")
+
+
+@exits.callback()
+def _exits() -> None:
+    """Heads for early exits, by which weak candidates stop after some layers."""
+
+
+@exits.command()
+@takes(("model", "device", *FETCHED, "prompt", "template", "answers", "label", "backend", "dtype"))
+def train(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", exists=True, dir_okay=False)],
+    queries: Annotated[Path, typer.Argument(metavar="QUERIES", exists=True, dir_okay=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the heads go; the model's own will do.")
+    ],
+    *,
+    run: Annotated[Path | None, _file("TREC run with the candidates. None: BM25's.")] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Documents per query.")] = 50,
+    layer: Annotated[
+        list[int] | None, typer.Option(min=1, help="To fit a head for; repeat. [2, 3, 4]")
+    ] = None,
+    as_json: AsJson = False,
+    options: Options,
+) -> None:
+    """Fit heads for early_exit on queries and a corpus, without judgements.
+
+    A head foretells the logit of the last layer from what an earlier one has; the model stays as it
+    is. Files are those of `evaluate`: JSONL, tab-separated or TREC.
+    """
+    from .exits import train as train_exits
+
+    config = RerankerConfig(**options)
+    file, fit = train_exits(
+        corpus, queries, folder, config, run=run, candidates=candidates, layers=layer or (2, 3, 4)
+    )
+    rows = [
+        {"layer": at, "explained": round(fit.explained[at], 4), "kept": round(fit.kept[at], 4)}
+        for at in fit.heads
+    ]
+    if as_json:
+        emit({"file": str(file), "pairs": fit.pairs, "layers": rows})
+        return
+    say(f"{file}: heads fitted on {fit.pairs} pairs; of queries left out at first:")
+    header = ["layer", "variance explained", "ten best among fifteen"]
+    table(header, [[str(value) for value in row.values()] for row in rows])

@@ -22,7 +22,7 @@ DEFAULTS = {field.name: field.default for field in fields(RerankerConfig)}
 LISTS = ("answers", "device")
 """Options that take several values, written with commas between them."""
 
-MAPPINGS = ("windows", "fuse", "cache", "remote")
+MAPPINGS = ("windows", "fuse", "early_exit", "cache", "remote")
 """Options that belong together: "tokens=256,stride=128", or a JSON object."""
 
 

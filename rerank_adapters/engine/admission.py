@@ -17,6 +17,7 @@ from ..tokens import TokenBatch
 from .batching import check_count
 from .ending import CLOSED
 from .engine import Engine
+from .held import HeldStates
 from .line import Limits, Line
 from .requests import Answer, Progress, Request, Rows, Ticket
 from .stats import RequestStats, Snapshot
@@ -150,6 +151,32 @@ class Admission:
             if not answer.ticket.done():
                 self._line.add(Request(answer, encoded, numbers))
 
+    def begin(
+        self,
+        ticket: Future[Rows],
+        rows: int,
+        *,
+        tokenise_seconds: float = 0.0,
+        on_progress: Progress | None = None,
+    ) -> Answer:
+        """Let *ticket* become the Future of so many *rows*, of pairs that come in parts.
+
+        The first part comes by `admit`, as `submit` would let it in; the others by `go_on`.
+        """
+        with self._engine.lock:
+            self._stats.tokenise_seconds += tokenise_seconds
+            return Answer(self._use(ticket), rows, on_progress=on_progress)
+
+    def admit(self, answer: Answer, encoded: TokenBatch, numbers: NDArray[np.int64]) -> None:
+        """Queue the rows *numbers* of what was begun; blocks and raises as `submit` does."""
+        self._admit(Request(answer, encoded, numbers))
+
+    def go_on(self, answer: Answer, encoded: TokenBatch, numbers: NDArray[np.int64]) -> None:
+        """Queue more rows of what was begun and let in; never blocks. Nothing after its end."""
+        with self._engine.lock:
+            if not answer.ticket.done():
+                self._line.go_on(Request(answer, encoded, numbers))
+
     def _use(self, ticket: Future[Rows]) -> Ticket:
         """*ticket* itself, for the first time."""
         if not isinstance(ticket, Ticket) or not (ticket.owner is self or ticket.done()):
@@ -182,6 +209,11 @@ class Admission:
         self._stats.rejected += 1
         return self._line.overload(pairs, self._engine.dispatch.seconds_until_served())
 
+    @property
+    def held(self) -> HeldStates:
+        """The room that all admissions of the engine have for hidden states."""
+        return self._engine.held
+
     def serving(self) -> bool:
         """Whether the calling thread is a worker: it runs the callbacks of what it scored."""
         return self._engine.dispatch.serving()
@@ -193,7 +225,8 @@ class Admission:
         `preparing` those not submitted yet, `unfinished` all that have no end. What forwards did is
         counted for the whole engine: `batch_sizes` maps 1, 2, 4, … to batches of at most so many
         pairs, `max_batch_tokens` is what memory allows now, `splits` counts batches halved for
-        memory, `retries` batches halved for an error and pairs tried again alone.
+        memory, `retries` batches halved for an error and pairs tried again alone; `held_bytes` are
+        the hidden states that an early exit keeps now, of `max_held_bytes`.
         """
         with self._engine.lock:
             own = self._unfinished()
@@ -205,6 +238,8 @@ class Admission:
                 "unfinished": len(own),
                 **forwards,
                 "max_batch_tokens": min(most, self._max_batch_tokens or most),
+                "held_bytes": self._engine.held.bytes,
+                "max_held_bytes": self._engine.held.most,
                 **self._stats.snapshot(),
             }
 

@@ -23,6 +23,7 @@ from .deadlines import Deadlines
 from .dispatch import Dispatch
 from .ending import CLOSED, FORKED_ENGINE, Ending
 from .forking import fail_inherited, renew_in_child
+from .held import HeldStates
 from .plan import Load
 from .queue import RequestQueue
 from .requests import Owner, Request, Ticket
@@ -81,6 +82,7 @@ class Engine:
         """No request, no thread, and locks nobody holds."""
         self.lock = threading.RLock()  # re-entered when garbage collection runs a callback
         self.queue = RequestQueue(window_tokens=self._window(), max_skipped=self._max_skipped)
+        self.held = HeldStates()
         self.unfinished: set[Ticket] = set()
         self._crew = Crew(self.lock, on_death=self._broke, on_leave=self._left)
         self._deadlines = Deadlines(self.lock, self.unfinished, self._crew, self._is_ending)

@@ -134,6 +134,10 @@ class Line:
         self._enqueue(request, self.load)
         return True
 
+    def go_on(self, request: Request) -> None:
+        """Let more of a caller that was let in into the queue: it is not held up again."""
+        self._enqueue(request, self.load)
+
     def join(self, request: Request) -> None:
         """Let *request* into the queue at its turn, which may be now."""
         if not self._waiting and self.try_enter(request):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..tokens import Stage
 from .batching import BatchRule, iterate_batches
-from .requests import Indices, Request
+from .requests import Indices, Request, Ticket
 
 NO_CAP = sys.maxsize
 
@@ -42,6 +43,11 @@ class Waiting:
         self.indices: Indices = np.arange(len(request.encoded))
         self.tokens = request.encoded.tokens
         self.skipped = 0
+
+    @property
+    def key(self) -> tuple[Ticket, Stage | None]:
+        """What it is found by: whose it is, and which part of the network it waits for."""
+        return self.request.ticket, self.request.encoded.stage
 
     def grow(self, request: Request) -> None:
         """Take in more pairs of the same caller: all that is left is one request from now on."""

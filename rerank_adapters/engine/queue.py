@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from typing import NamedTuple
 
+from ..tokens import Stage
 from .batching import BatchRule, is_too_padded, iterate_batches
 from .plan import NO_CAP, Load, Piece, Plan, Waiting
-from .requests import Batch, Indices, Request, Rows
+from .requests import Batch, Indices, Request, Ticket
 
 
 class _Planned(NamedTuple):
@@ -34,7 +34,8 @@ class RequestQueue:
     def __init__(self, *, window_tokens: int, max_skipped: int) -> None:
         self.window_tokens = window_tokens
         self._max_skipped = max_skipped
-        self._waiting: dict[Future[Rows], Waiting] = {}
+        self._waiting: dict[tuple[Ticket, Stage | None], Waiting] = {}
+        self._stages: set[Stage | None] = {None}
         self._ahead = 0  # tokens by which the oldest is ahead of its half
         self._planned: _Planned | None = None
         self.load = Load()
@@ -50,12 +51,14 @@ class RequestQueue:
         Batches that are planned with it hold at most *max_batch_tokens*. More pairs of a caller
         that was served before stand where the first ones stood: its turn goes by when it came.
         """
-        waiting = self._waiting.get(request.ticket)
+        key = request.ticket, request.encoded.stage
+        self._stages.add(request.encoded.stage)
+        waiting = self._waiting.get(key)
         is_new = waiting is None
         if waiting is None:
             most = max_batch_tokens or NO_CAP
             waiting = Waiting(request, load=load or Load(), max_batch_tokens=most)
-            self._waiting[request.ticket] = waiting
+            self._waiting[key] = waiting
         else:
             waiting.grow(request)
         for each in (self.load, waiting.load):
@@ -68,11 +71,12 @@ class RequestQueue:
         if moved or not is_new or (self._planned and self._planned.has_room):
             self._planned = None
 
-    def drop(self, ticket: Future[Rows]) -> None:
+    def drop(self, ticket: Ticket) -> None:
         """Remove what still waits of a request, if anything does."""
-        if waiting := self._waiting.get(ticket):
-            self._count_out(waiting, len(waiting.indices), waiting.tokens, last=True)
-            self._planned = None
+        for stage in self._stages:
+            if waiting := self._waiting.get((ticket, stage)):
+                self._count_out(waiting, len(waiting.indices), waiting.tokens, last=True)
+                self._planned = None
 
     def take(self, rule: BatchRule, budget: int) -> tuple[Batch, int]:
         """Cut the next batch, of at most *budget* padded tokens; needs a request.
@@ -98,7 +102,7 @@ class RequestQueue:
             each.pairs -= pairs
             each.tokens -= tokens
         if last:
-            del self._waiting[waiting.request.ticket]
+            del self._waiting[waiting.key]
 
     def _cut_alone(self, rule: BatchRule, budget: int) -> list[Piece]:
         """What a plan of the only request would take first, without planning the rest."""
@@ -150,11 +154,15 @@ class RequestQueue:
     def _window(self) -> tuple[list[Waiting], list[Indices], int]:
         """The oldest requests, the pairs of each that may be taken, and the tokens to spare.
 
-        One request fills a quarter of the window at most, so a newcomer is seen behind a huge one.
+        All are for the part of the network that the oldest of all waits for. One request fills a
+        quarter of the window at most, so a newcomer is seen behind a huge one.
         """
         window, pieces = [], []
         room = self.window_tokens
+        oldest = next(iter(self._waiting.values()))
         for waiting in self._waiting.values():
+            if waiting.request.encoded.stage != oldest.request.encoded.stage:
+                continue
             waiting.request.sort()
             indices, tokens = waiting.longest(min(room, self.window_tokens // 4))
             window.append(waiting)
@@ -165,8 +173,11 @@ class RequestQueue:
         return window, pieces, room
 
 
-def _arrived(item: tuple[Future[Rows], Waiting]) -> float:
-    return item[1].request.answer.arrived or 0.0
+def _arrived(item: tuple[tuple[Ticket, Stage | None], Waiting]) -> tuple[float, bool]:
+    """When its caller came; of one caller's, first what goes on and so frees memory."""
+    request = item[1].request
+    stage = request.encoded.stage
+    return request.answer.arrived or 0.0, stage is None or not stage.resumes
 
 
 def _fits_one_batch(waiting: Waiting, rule: BatchRule, budget: int) -> bool:

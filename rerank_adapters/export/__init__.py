@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from .. import __version__
-from ..checkpoints import Checkpoint, Manifest
+from ..checkpoints import ABSENT, HEADS, Checkpoint, ExitFiles, Manifest, inside
 from ..config import DEFAULT_MODEL, RerankerConfig, SpecialTokens
 from ..errors import ConfigError, MissingDependencyError
 
@@ -21,9 +22,11 @@ except ImportError as error:
 
 from ..loading import bundled
 from ..loading.code import fetch_code
+from ..loading.exits import read_heads
 from ..loading.hub import CONFIG_FILES, Source, open_model
 from ..loading.identity import weights_name
-from . import files, gate, graph, network
+from ..parity.comparison import BOUNDS
+from . import files, gate, graph, network, parts
 from .describing import describe
 from .framing import Framing
 from .rewrites.first_token import keep_first_token
@@ -59,6 +62,7 @@ def export_onnx(
     answers: Sequence[str] | None = None,
     label: int | str | None = None,
     special_tokens: SpecialTokens | None = None,
+    exits: str | Path | None = None,
 ) -> Path:
     """Write *model*, a hub id or a local folder, as ONNX into *folder*, and return that folder.
 
@@ -74,6 +78,10 @@ def export_onnx(
 
     *template*, *answers*, *label*, *special_tokens* and *prompt* are those of `RerankerConfig`, for
     a checkpoint whose files do not say them; the export carries them.
+
+    *exits* is a file of exit heads, as `rerank-adapters exits train` writes it; None: the
+    checkpoint's own, if it has any. With heads, the graph is written a second time, in parts cut at
+    their layers, `NAME_part0.onnx` and on; all of them read their weights from `NAME.onnx_data`.
 
     Raises ConfigError for an unknown dtype or a folder that cannot be written, and ModelError where
     the checkpoint cannot be loaded, the folder's tokenizer reads texts otherwise than the
@@ -96,7 +104,7 @@ def export_onnx(
     checkpoint = _fetched(config)
     framing = Framing.of(config, replace(Checkpoint.read(checkpoint), manifest=Manifest()))
     with files.draft(Path(folder).resolve()) as draft:
-        _write(config, framing, checkpoint, draft, dtype)
+        _write(config, framing, checkpoint, draft, dtype, _heads(exits, checkpoint))
     return Path(folder)
 
 
@@ -126,7 +134,12 @@ def _check(model: str, dtype: str) -> None:
 
 
 def _write(
-    config: RerankerConfig, framing: Framing, checkpoint: Path, folder: Path, dtype: GraphDType
+    config: RerankerConfig,
+    framing: Framing,
+    checkpoint: Path,
+    folder: Path,
+    dtype: GraphDType,
+    heads: Path | None,
 ) -> None:
     """Write all files of the export; ModelError where they do not score as torch does."""
     oracle = network.load(
@@ -136,21 +149,38 @@ def _write(
         cache_folder=config.cache_folder,
     )
     files.copy_configuration(checkpoint, folder)
-    manifest = describe(oracle, checkpoint, framing)
-    replace(manifest, weights=weights_name(checkpoint)).write(folder)
+    manifest, layers = describe(oracle, checkpoint, framing), tuple[int, ...]()
+    manifest = replace(manifest, weights=weights_name(checkpoint))
+    if heads is not None:
+        layers = tuple(sorted(read_heads(heads)))
+        manifest = replace(manifest, exits=ExitFiles(layers))
+        shutil.copyfile(heads, folder / HEADS)
+    manifest.write(folder)
     if not (folder / "tokenizer.json").exists():
         oracle.tokenizer.save_pretrained(folder)
     check_texts(oracle, framing, checkpoint, folder)
     probes = gate.probe(oracle, framing)
     file = folder / FILE_NAMES[dtype]
-    traced = graph.trace(network.build(oracle))
-    files.write_graph(_rewrite(traced, dtype, probes), file)
+    whole = network.build(oracle)
+    states = parts.hidden_states(whole, probes[0], layers) if layers else {}
+    files.write_graph(_rewrite(graph.trace(whole), dtype, probes), file, apart=bool(layers))
     gate.check(file, probes, dtype)
+    if layers:
+        written = parts.write(file, parts.boundaries(file, probes[0], states))
+        parts.check(written, file, probes, BOUNDS[dtype].batch_drift)
+
+
+def _heads(exits: str | Path | None, checkpoint: Path) -> Path | None:
+    """The file of exit heads to export, None for none."""
+    if exits is not None:
+        return Path(exits).expanduser()
+    stated = (Manifest.read(checkpoint) or Manifest()).exits
+    return None if stated is ABSENT else inside(checkpoint, stated.heads, said_in="exits")
 
 
 def _wanted(source: Source, *, trust_remote_code: bool) -> list[str]:
     """Return the files to fetch: configuration, one kind of weights, and code that is trusted."""
-    safe = any(name.endswith(".safetensors") for name in source.files)
+    safe = any(name.endswith(".safetensors") and name != HEADS for name in source.files)
     code = ["*.py"] if trust_remote_code else []
     return [*CONFIG_FILES, "*.safetensors" if safe else "*.bin", *code]
 

@@ -70,10 +70,13 @@ def copy_configuration(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def write_graph(model: onnx.ModelProto, file: Path) -> None:
-    """Write the graph as one file, or with its weights in `<name>_data` where they are too many."""
+def write_graph(model: onnx.ModelProto, file: Path, *, apart: bool = False) -> None:
+    """Write the graph as one file, or with its weights in `<name>_data`.
+
+    They go there where they are too many, or are to be kept *apart* for others to share.
+    """
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights <= ONE_FILE_LIMIT:
+    if weights <= ONE_FILE_LIMIT and not apart:
         onnx.save(model, file)
         return
     onnx.save(

@@ -38,7 +38,7 @@ class LangChainCrossEncoder(RerankerFields, BaseCrossEncoder):
     def _judge(self) -> RerankerConfig:
         if self.on_empty_text == "drop":
             raise ConfigError('on_empty_text must leave each text its score: got "drop"')
-        for name in ("rerank_count", "fuse"):
+        for name in ("rerank_count", "fuse", "early_exit"):
             if (value := getattr(self, name)) is not None:
                 raise ConfigError(f"{name} is for rankings, these are scores: got {value!r:.80}")
         return super()._judge()

@@ -23,6 +23,7 @@ from ..adapter_fields import (
 )
 from ..calibration import Calibration
 from ..config import LIVE, RerankerConfig
+from ..early_exit import EarlyExit
 from ..passages import Windows
 from ..ranking import Fuse
 from .settings import SPECS, Dedupe, Settings
@@ -79,16 +80,16 @@ class RankingFields(FallbackFields, Serializable):
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """What `dumps` writes. Around a ready reranker nothing that `loads` takes for a model.
 
-        Windows, Fuse and Calibration are written as the mappings they can be made of; what is alive
-        is left out.
+        Values that mappings can be made into are written as these; what is alive is left out.
         """
         if self.reranker is not None:
             return self.to_json_not_implemented()
         saved = super().to_json()
         if saved["type"] == "constructor":
             kwargs = {name: it for name, it in saved["kwargs"].items() if name not in LIVE}
-            for name in ("windows", "fuse", "calibration"):
-                if isinstance(value := getattr(self, name), Windows | Fuse | Calibration):
+            for name in ("windows", "fuse", "early_exit", "calibration"):
+                value = getattr(self, name)
+                if isinstance(value, Windows | Fuse | EarlyExit | Calibration):
                     kwargs[name] = value.to_dict()
             saved["kwargs"] = kwargs
         return saved

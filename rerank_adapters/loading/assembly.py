@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import LoadOptions, backend_module
 from ..calibration import Calibration
-from ..checkpoints import as_model_error
+from ..checkpoints import ABSENT, Checkpoint, as_model_error
 from ..clean import one_line
 from ..config import RerankerConfig
 from ..document_tokens import DocumentTokens
+from ..early_exit import ExitHead
 from ..engine.admission import Admission, Limits
 from ..engine.batching import BatchRule
 from ..engine.engine import Engine
@@ -23,17 +24,26 @@ from ..engine.worker import Forward
 from ..errors import BackendError, ConfigError
 from ..families import Family
 from ..passages import Windows
-from ..protocols import Backend, BackendTraits, ModelFamily, ModelInfo, Scorer
+from ..protocols import (
+    Backend,
+    BackendTraits,
+    ModelFamily,
+    ModelInfo,
+    Scorer,
+    StagedBackend,
+)
 from ..score_cache import ScoreCache
 from ..scorers.cached import Cached
 from ..scorers.calibrated import Calibrated
 from ..scorers.cross_encoder import CrossEncoder
 from ..scorers.distinct import Distinct
+from ..scorers.early_exit import EarlyExits, Exits
 from ..scorers.long_documents import LongDocuments
 from ..scorers.queued import Queued
 from ..scorers.stored import Stored
 from ..tokenization import PairTokenizer
-from ..tokens import Scores, TokenBatch
+from ..tokens import Scores, Stage, TokenBatch
+from .exits import ChosenExit, chosen_exit
 from .finding import Found
 from .identity import check_weights, weights_of
 from .meaning import Meaning
@@ -86,6 +96,7 @@ def start(found: Found, meaning: Meaning) -> Loaded:
                     encode=lambda pairs: uncut.encode(pairs).batch,
                     tokenizer_json=lambda: tokenizer.tokenizer_json,
                     cache_folder=config.cache_folder,
+                    exit_layers=_exit_layers(found.checkpoint),
                 ),
             )
             for device in config.devices
@@ -113,31 +124,45 @@ def compose(
     config, tokenizer = found.config, meaning.tokenizer
     _check_texts(config, tokenizer, loaded)
     check_weights(config.calibration, lambda: weights_of(found), config.model)
-    facts: dict[str, Any] = {
-        "model": config.model,
-        "revision": found.source.revision,
-        "fingerprint": found.fingerprint,
-        "why": found.why,
-    }
-    if tokenizer.whole_pairs or tokenizer.unaccelerated:
-        logger.info("%s: %s", one_line(config.model), one_line(tokenizer.reads_with))
+    exits = chosen_exit(config, found.checkpoint, [it.traits for it in loaded.backends])
     return _chain(
         tokenizer,
         meaning.family,
         loaded,
         limits=_limits(config),
         max_batch_tokens=config.max_batch_tokens,
-        facts=facts,
+        facts=_facts(found, tokenizer, exits, loaded.engine.held.most),
         prompt=config.prompt,
         windows=config.windows,
         cache=config.cache,
         document_tokens=config.document_tokens,
         calibration=config.calibration,
         weights=lambda: weights_of(found),
-        context=numbers_context(found, meaning, loaded.described),
+        exits=exits,
+        context=numbers_context(found, meaning, loaded.described, exits),
         ends_engine=ends_engine,
         on_close=on_close,
     )
+
+
+def _facts(
+    found: Found, tokenizer: PairTokenizer, exits: ChosenExit | None, most: int
+) -> dict[str, Any]:
+    """What is told of the model beside what its backends say; *most* bytes of states are held."""
+    facts: dict[str, Any] = {
+        "model": found.config.model,
+        "revision": found.source.revision,
+        "fingerprint": found.fingerprint,
+        "why": found.why,
+    }
+    if tokenizer.whole_pairs or tokenizer.unaccelerated:
+        logger.info("%s: %s", one_line(found.config.model), one_line(tokenizer.reads_with))
+    if exits is not None:
+        facts["early_exit"] = (
+            f"after layer {exits.head.layer} the best {exits.keep} of a query's candidates go on; "
+            f"at most {most} bytes of hidden states are kept, or one query's"
+        )
+    return facts
 
 
 def assemble(
@@ -152,6 +177,7 @@ def assemble(
     cache: ScoreCache | None = None,
     document_tokens: DocumentTokens | None = None,
     calibration: Calibration | None = None,
+    exits: ChosenExit | None = None,
 ) -> Scorer:
     """The same chain over parts that are here already; closing it closes *backends*."""
     loaded = _behind_engine(
@@ -168,7 +194,10 @@ def assemble(
         cache=cache,
         document_tokens=document_tokens,
         calibration=calibration,
-        context=repr((tokenizer.max_length, family.activation, windows)).encode(),
+        exits=exits,
+        context=repr(
+            (tokenizer.max_length, family.activation, windows, exits and exits.identity)
+        ).encode(),
     )
 
 
@@ -186,11 +215,12 @@ def _chain(
     document_tokens: DocumentTokens | None = None,
     calibration: Calibration | None = None,
     weights: Callable[[], tuple[str, ...]] = tuple,
+    exits: ChosenExit | None = None,
     context: bytes = b"",
     ends_engine: bool = True,
     on_close: Callable[[], None] | None = None,
 ) -> Scorer:
-    """Calibrated → distinct → cached → stored tokens → long documents → queued(core)."""
+    """Calibrated → distinct → cached → stored → long documents → early exit → queued(core)."""
     info = _info(tokenizer, family, loaded, facts, max_batch_tokens)
     core = CrossEncoder(tokenizer, family, info=info, wants_texts=loaded.wants_texts, prompt=prompt)
     admission = Admission(
@@ -200,12 +230,18 @@ def _chain(
         ends_engine=ends_engine,
         on_close=on_close,
     )
-    scorer: Scorer = LongDocuments(Queued(core, admission), windows, tokenizer, _activate(family))
+    scorer: Scorer = Queued(core, admission)
+    if exits is not None:
+        state_bytes = max(_tried(it, exits.head, tokenizer.pad_id) for it in loaded.backends)
+        chosen = Exits(exits.head, exits.keep, state_bytes, _activate(family))
+        scorer = EarlyExits(scorer, core, admission, chosen)
+    scorer = LongDocuments(scorer, windows, tokenizer, _activate(family))
     if document_tokens is not None:
         scorer = Stored(scorer, document_tokens, tokenizer)
     if cache is not None:
-        scorer = Cached(scorer, cache, context)
-    return Calibrated(Distinct(scorer), calibration, weights)
+        scorer = Cached(scorer, cache, context, by_query=exits is not None)
+    whole = Distinct(scorer, by_query=exits is not None)
+    return Calibrated(whole, calibration, weights)
 
 
 def _behind_engine(
@@ -229,9 +265,34 @@ def _behind_engine(
     return Loaded(Engine(forwards, survives_fork=survives, on_close=free), tuple(backends))
 
 
+def _tried(backend: Backend, head: ExitHead, pad_id: int) -> int:
+    """Run two tokens through both parts, so that they are ready: the bytes that one keeps.
+
+    Raises ConfigError where the head was trained for states of another width.
+    """
+    two = np.full(2, pad_id, np.int32)
+    batch = TokenBatch(two, np.zeros_like(two), np.array([2], np.int64))
+    staged = cast("StagedBackend", backend)
+    pooled, states = staged.start(batch, head.layer)
+    if pooled.shape[1] != len(head.weight):
+        raise ConfigError(
+            f"early_exit.heads must be trained for this model: got {len(head.weight)} weights for "
+            f"{pooled.shape[1]} numbers of pooled states"
+        )
+    staged.resume(batch, states, head.layer)
+    return int(states[0].nbytes) // 2
+
+
+def _exit_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
+    exits = checkpoint.manifest.exits
+    return () if exits is ABSENT else exits.layers
+
+
 def _forward(backend: Backend, labels: int) -> Forward:
     def forward(batch: TokenBatch) -> NDArray[np.float32]:
-        logits = backend.logits(batch)
+        if batch.stage is not None and not batch.stage.resumes:
+            return _exit_logits(backend, batch, batch.stage, labels)
+        logits = backend.logits(batch) if batch.stage is None else _resumed(backend, batch)
         if logits.shape != (len(batch), labels):
             raise BackendError(
                 f"the model returned logits of shape {logits.shape} for {len(batch)} pairs and "
@@ -240,6 +301,29 @@ def _forward(backend: Backend, labels: int) -> Forward:
         return logits
 
     return forward
+
+
+def _exit_logits(
+    backend: Backend, batch: TokenBatch, stage: Stage, labels: int
+) -> NDArray[np.float32]:
+    """Run the first part: exit logits in each column of as many as the last layer's logits have."""
+    pooled, states = cast("StagedBackend", backend).start(batch, stage.layer)
+    logits = stage.head(pooled)
+    for held, logit, each in zip(batch.held, logits.tolist(), states, strict=True):
+        held.offer(logit, each)
+    return np.repeat(logits[:, None], labels, axis=1)
+
+
+def _resumed(backend: Backend, batch: TokenBatch) -> NDArray[np.float32]:
+    """Run the second part; states of pairs that have their logits are free from then on."""
+    states = [held.states for held in batch.held]
+    if any(each is None for each in states) or batch.stage is None:
+        raise BackendError("a request in this batch was dropped, and its hidden states with it")
+    logits = cast("StagedBackend", backend).resume(batch, states, batch.stage.layer)
+    for held, row in zip(batch.held, logits, strict=True):
+        if np.isfinite(row).all():  # else the pair is tried again alone
+            held.leave()
+    return logits
 
 
 def _activate(family: ModelFamily) -> Callable[[Scores], Scores]:

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..calibration import Calibration
-from ..checkpoints import ABSENT, WEIGHTS
+from ..checkpoints import ABSENT, HEADS, WEIGHTS
 from ..config import DEFAULT_MODEL
 from ..errors import ConfigError
 from . import bundled
@@ -43,7 +43,8 @@ def weights_name(folder: Path, *, named: bool = False) -> str:
 
     *named*: as `content_hash` has it.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    paths = [path for path in folder.rglob("*") if path.name != HEADS]
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
     for pattern in WEIGHTS:  # in one format, as torch reads them
         files = [folder / name for name in names if fnmatch(name, pattern)]
         if files:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 
 from ..config import RerankerConfig
+from .exits import ChosenExit
 from .finding import Found
 from .meaning import Meaning
 
@@ -20,15 +21,18 @@ CHANGE_NO_NUMBER = frozenset(
         "calibration",  # of what a cache holds
         "remote",
         *("on_empty_text", "rerank_count", "rest", "fuse"),  # rules of rankings
+        "early_exit",  # by the numbers of its head, below
     }
 )
 """Options that are left out; a new one is in, until somebody has thought about it."""
 
 
-def numbers_context(found: Found, meaning: Meaning, devices: tuple[str, ...]) -> bytes:
+def numbers_context(
+    found: Found, meaning: Meaning, devices: tuple[str, ...], exits: ChosenExit | None = None
+) -> bytes:
     """The checkpoint's content, how it is run, read and written, as bytes to hash.
 
-    *devices* are those that really run it.
+    *devices* are those that really run it, *exits* where scoring may end early.
     """
     config, tokenizer = found.config, meaning.tokenizer
     options = {
@@ -41,6 +45,7 @@ def numbers_context(found: Found, meaning: Meaning, devices: tuple[str, ...]) ->
         ("options", sorted(options.items())),
         ("family", meaning.family),
         ("tokenizer", tokenizer.max_length, tokenizer.pad_side, tokenizer.whole_pairs_reason),
+        ("early exit", None if exits is None else exits.identity),
         ("libraries", [(name, _version(name)) for name in LIBRARIES]),
     )
     return repr(facts).encode("utf-8", "backslashreplace")

@@ -23,7 +23,8 @@ class RankedDocument:
     """A document's `index` in what was given, its `score`, and whether it was cut to fit.
 
     span: the characters of the document that the score is of, (start, end); None: all of it.
-    exit: how many layers were run where scoring ended early; None: all of them.
+    exit: how many layers were run where scoring ended early; None: all of them. The score is then
+    the exit head's, and meets no threshold.
     blank: it had no text, so the model scored nothing, and the score meets no threshold.
     stage: the phase that left it behind, 0 for the first stage; None: the last one scored it. The
     score is that phase's and meets no threshold, unless it was rescaled to the last one's.
@@ -46,7 +47,8 @@ class RankedDocument:
     @property
     def bounded(self) -> bool:
         """Whether the score is one that a score_threshold can be held against."""
-        return not self.blank and (self.stage is None or self.rescaled)
+        last = self.exit is None and (self.stage is None or self.rescaled)
+        return last and not self.blank
 
     def __iter__(self) -> Iterator[int | float]:
         return iter((self.index, self.score))
@@ -252,6 +254,7 @@ def ranked(
     keys: NDArray[np.float32],
     truncated: NDArray[np.bool_],
     spans: NDArray[np.int64] | None = None,
+    exits: NDArray[np.int64] | None = None,
     *,
     indices: Sequence[int] | None = None,
     blank: Sequence[int] = (),
@@ -262,10 +265,17 @@ def ranked(
 
     All of shape (rows,), but *spans* of shape (rows, 2). *indices* are the documents' that rows
     are of, ascending (None: the rows' own); those of *blank* documents stand last, with 0.0 or the
-    lowest score where that is lower, and meet no *score_threshold*.
+    lowest score where that is lower, and meet no *score_threshold*. Neither do rows whose scoring
+    ended early, after *exits* layers (0: it did not): they stand behind those that were scored.
     """
-    order = np.argsort(-keys, kind="stable")
-    shown = scores[order].tolist()
+    if exits is not None and exits.any():
+        order = np.lexsort((-keys, exits > 0))
+        whole = order[: int((exits == 0).sum())]
+    else:
+        order = whole = np.argsort(-keys, kind="stable")
+        exits = None
+    bounded = whole if score_threshold is not None else order
+    shown = scores[bounded].tolist()
     rows, cut = order.tolist(), truncated[order].tolist()
     documents = [
         RankedDocument(
@@ -273,6 +283,7 @@ def ranked(
             shown[at],
             cut[at],
             None if spans is None else (int(spans[rows[at], 0]), int(spans[rows[at], 1])),
+            None if exits is None else int(exits[rows[at]]) or None,
         )
         for at in kept(shown, top_n, score_threshold)
     ]

@@ -180,11 +180,11 @@ class DiskStore:
                 f"WHERE written >= ? AND key IN ({marks})",
                 (oldest, *some),
             )
-            for key, score, logit, truncated, first, last in rows:
+            for key, score, logit, flags, first, last in rows:
                 if not (math.isfinite(score) and math.isfinite(logit)):
                     continue
                 span = None if first is None else (int(first), int(last))
-                found[bytes(key)] = CachedScore(float(score), float(logit), bool(truncated), span)
+                found[bytes(key)] = CachedScore.of(float(score), float(logit), int(flags), span)
         return found
 
     def _write(self, file: sqlite3.Connection, entries: Mapping[bytes, CachedScore]) -> None:
@@ -193,7 +193,7 @@ class DiskStore:
             file.executemany(
                 _PUT,
                 (
-                    (key, it.score, it.logit, it.truncated, *(it.span or (None, None)), now, used)
+                    (key, it.score, it.logit, it.flags, *(it.span or (None, None)), now, used)
                     for key, it in entries.items()
                 ),
             )

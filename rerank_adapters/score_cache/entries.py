@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 
 class CachedScore(NamedTuple):
-    """What is kept of one pair: score and logit as float32 had them, whether it was cut, span."""
+    """What is kept of one pair: score and logit as float32 had them, whether it was cut, span.
+
+    exit is how many layers were run where scoring ended early, else 0.
+    """
 
     score: float
     logit: float
     truncated: bool
     span: tuple[int, int] | None
+    exit: int = 0
+
+    @property
+    def flags(self) -> int:
+        """`truncated` and `exit` as one number, which stores keep."""
+        return self.exit << 1 | self.truncated
+
+    @classmethod
+    def of(cls, score: float, logit: float, flags: int, span: tuple[int, int] | None) -> Self:
+        """The entry of which a store kept these."""
+        return cls(score, logit, bool(flags & 1), span, flags >> 1)
 
 
 class Store(Protocol):

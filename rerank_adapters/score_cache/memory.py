@@ -12,7 +12,7 @@ from .entries import CachedScore, new_secret
 ENTRY_BYTES = 320
 """What one entry takes of memory at most, its key and its part of the table among it."""
 
-_ROW = struct.Struct("<ff?qq")
+_ROW = struct.Struct("<ffIqq")
 
 
 class MemoryStore:
@@ -41,7 +41,7 @@ class MemoryStore:
         with self._lock:
             for key, entry in entries.items():
                 start, end = entry.span or (-1, -1)
-                self._rows[key] = _ROW.pack(entry.score, entry.logit, entry.truncated, start, end)
+                self._rows[key] = _ROW.pack(entry.score, entry.logit, entry.flags, start, end)
                 self._rows.move_to_end(key)
             while len(self._rows) > self._most:
                 self._rows.popitem(last=False)
@@ -56,5 +56,5 @@ class MemoryStore:
 
 
 def _unpacked(row: bytes) -> CachedScore:
-    score, logit, truncated, start, end = _ROW.unpack(row)
-    return CachedScore(score, logit, truncated, None if start < 0 else (start, end))
+    score, logit, flags, start, end = _ROW.unpack(row)
+    return CachedScore.of(score, logit, flags, None if start < 0 else (start, end))

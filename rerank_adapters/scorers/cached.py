@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -40,9 +41,16 @@ class Cached(Wrapper):
     submitted once more alone.
     """
 
-    def __init__(self, inner: Scorer, cache: ScoreCache, context: bytes) -> None:
-        """*context* names everything but the texts and the prompt that changes a number."""
+    def __init__(
+        self, inner: Scorer, cache: ScoreCache, context: bytes, *, by_query: bool = False
+    ) -> None:
+        """*context* names everything but the texts and the prompt that changes a number.
+
+        by_query: a pair's answer depends on the other pairs of its group, so it is known with all
+        of these or not at all.
+        """
         super().__init__(inner)
+        self._by_query = by_query
         self.cache = cache
         self._context = context
         self._queue: Any = inner
@@ -55,6 +63,9 @@ class Cached(Wrapper):
         """Score what is not known of *pairs*; answers in their order."""
         keys = self._keys(pairs, call)
         found = self.cache.get(keys)
+        for start, end in self._bounds(call):
+            if any(entry is None for entry in found[start:end]):
+                found[start:end] = [None] * (end - start)
         rows = [row for row, entry in enumerate(found) if entry is None]
         if call.ticket is not None:  # its place is not this call's alone: flights take their own
             settle(call.ticket, np.empty(0, np.float32))
@@ -164,7 +175,25 @@ class Cached(Wrapper):
             if isinstance(document, Paragraphs):
                 feed(own, repr(document.kept).encode())
             keys.append(own.digest())
+        for first, end in self._bounds(call):
+            keys[first:end] = self._with_company(keys[first:end])
         return keys
+
+    def _bounds(self, call: Call) -> list[tuple[int, int]]:
+        """The bounds of groups that are known whole or not at all."""
+        if call.groups is None or not self._by_query:
+            return []
+        return list(itertools.pairwise(call.groups.tolist()))
+
+    def _with_company(self, keys: Sequence[bytes]) -> list[bytes]:
+        """The keys of a group's pairs, told apart from those of the same pairs in another group."""
+        start = self.cache.hasher(b"".join(keys))
+        found = []
+        for key in keys:
+            own = start.copy()
+            feed(own, key)
+            found.append(own.digest())
+        return found
 
 
 class _Wait:
@@ -284,9 +313,10 @@ class _Wait:
 
 def _entries(scored: Scored) -> list[CachedScore]:
     spans = None if scored.spans is None else [tuple(span) for span in scored.spans.tolist()]
+    exits = [0] * len(scored.scores) if scored.exits is None else scored.exits.tolist()
     columns = scored.scores.tolist(), scored.keys.tolist(), scored.truncated.tolist()
     return [
-        CachedScore(score, logit, truncated, None if spans is None else spans[row])
+        CachedScore(score, logit, truncated, None if spans is None else spans[row], exits[row])
         for row, (score, logit, truncated) in enumerate(zip(*columns, strict=True))
     ]
 
@@ -303,6 +333,7 @@ def _scored(found: Sequence[CachedScore | None], pairs: Sequence[Pair]) -> Score
         logits=np.array([entry.logit for entry in entries], np.float32),
         truncated=np.array([entry.truncated for entry in entries], np.bool_),
         spans=None if spans is None else np.array(spans, np.int64),
+        exits=np.array([entry.exit for entry in entries], np.int64),
     )
 
 

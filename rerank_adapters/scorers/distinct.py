@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..futures import then
-from ..protocols import Call, Pair, Scored
+from ..protocols import Call, Pair, Scored, Scorer
 from . import Wrapper
 
 
@@ -17,12 +17,18 @@ class Distinct(Wrapper):
     """Hands the first of equal pairs on, and its answer to all of them.
 
     Pairs are equal where query, document and prompt are: a key changes no score. A query whose
-    pairs all stood before has an empty group in what is handed on.
+    pairs all stood before has an empty group in what is handed on. With *by_query* pairs of two
+    groups are never equal, for a scorer whose answers depend on a group's other pairs.
     """
+
+    def __init__(self, inner: Scorer, *, by_query: bool = False) -> None:
+        super().__init__(inner)
+        self._by_query = by_query
 
     def submit_pairs(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:
         """Score each distinct pair once; answers in the order of *pairs*."""
-        firsts, rows = _distinct(pairs, call)
+        queries = _queries(call, len(pairs)) if self._by_query else None
+        firsts, rows = _distinct(pairs, call, queries)
         if len(firsts) == len(pairs):
             return self.inner.submit_pairs(pairs, call)
         kept = np.array(firsts, dtype=np.int64)
@@ -37,7 +43,16 @@ class Distinct(Wrapper):
         return then(inner, spread)
 
 
-def _distinct(pairs: Sequence[Pair], call: Call) -> tuple[list[int], NDArray[np.int64]]:
+def _queries(call: Call, pairs: int) -> list[int] | None:
+    """Which group each pair is in, None where there are none."""
+    if call.groups is None:
+        return None
+    return np.searchsorted(call.groups, np.arange(pairs), side="right").tolist()
+
+
+def _distinct(
+    pairs: Sequence[Pair], call: Call, queries: list[int] | None
+) -> tuple[list[int], NDArray[np.int64]]:
     """Where each distinct pair stands first, and for every pair which of those it is."""
     if call.prompts is None and len(set(pairs)) == len(pairs):
         return list(range(len(pairs))), np.arange(len(pairs))
@@ -49,6 +64,8 @@ def _distinct(pairs: Sequence[Pair], call: Call) -> tuple[list[int], NDArray[np.
         key: object = pair
         if prompts is not None:
             key = (pair, prompts[row])
+        if queries is not None:
+            key = (key, queries[row])
         number = seen.setdefault(key, len(firsts))
         if number == len(firsts):
             firsts.append(row)

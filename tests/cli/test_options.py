@@ -31,6 +31,7 @@ GIVEN = {
     "rerank_count": ("20", 20),
     "rest": ("keep_below", "keep_below"),
     "fuse": ("rrf", "rrf"),
+    "early_exit": ("layer=3,keep=15", {"layer": 3, "keep": 15}),
     "backend": ("torch", "torch"),
     "device": ("cuda:0,cuda:1", ("cuda:0", "cuda:1")),
     "dtype": ("float16", "float16"),

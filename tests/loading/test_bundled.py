@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from rerank_adapters import Reranker
+from rerank_adapters.checkpoints.tensors import read_tensors
 from rerank_adapters.errors import ConfigError, ModelError
 from rerank_adapters.export import gate
 from rerank_adapters.loading import bundled
@@ -146,7 +147,7 @@ def test_weights_under_their_usual_names(packed: Path) -> None:
     """Values · scale / factor is the trained weight to half a step, all else to the bit."""
     stored = load_file(packed / "model.safetensors")  # the format's own reader reads ours
     trained = load_file(build("bert") / "model.safetensors")
-    unpacked = bundled.dequantize(bundled.read_safetensors(packed / "model.safetensors"))
+    unpacked = bundled.dequantize(read_tensors(packed / "model.safetensors"))
     assert set(unpacked) == set(trained)
     for name, weight in trained.items():
         assert unpacked[name].dtype == np.float32

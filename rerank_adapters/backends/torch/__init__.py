@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...checkpoints import WEIGHTS, has_weights
+from ...checkpoints import HEADS, WEIGHTS, has_weights
 from ...errors import ModelError
 from .. import LoadOptions, Selection
 from .backend import TorchBackend
@@ -26,8 +26,8 @@ def select(files: frozenset[str], *, dtype: str, file_name: str | None) -> Selec
             'no weights that backend="torch" reads in the checkpoint (found: '
             f'{", ".join(graphs)}): pass backend="onnx", or get model.safetensors'
         )
-    safe = [name for name in files if name.endswith(".safetensors")]
-    return Selection(None, WEIGHTS[:1] if safe else WEIGHTS[1:])
+    safe = [name for name in files if name.endswith(".safetensors") and name != HEADS]
+    return Selection(None, (*(WEIGHTS[:1] if safe else WEIGHTS[1:]), HEADS))
 
 
 def load(folder: Path, selection: Selection, options: LoadOptions) -> TorchBackend:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...clean import one_line
 from ...errors import BackendError, ClosedError, ConfigError
 from ...tokens import PairText, TokenBatch
+from .halves import halves_of
 from .loading import LoadedCrossEncoder, resolve_device, resolve_dtype
 from .parity import Encode, NotFiniteError, prove, ragged
 from .passes import PackedPass, PaddedPass
@@ -65,10 +66,13 @@ class TorchBackend:
         self._run: Callable[[TokenBatch], Tensor] | None = proven.run
         self._labels, self._details = proven.labels, proven.details
         self._streams = threading.local()
+        self._halves, why_whole = halves_of(proven, loaded.network)
         self.traits = traits_of(
             self.device.type,
             packed=isinstance(proven.run, PackedPass),
             wants="texts" if proven.why_texts else "tokens",
+            halves=self._halves,
+            why_whole=why_whole,
         )
         self.fallback = "; ".join(filter(None, (proven.why_padded, proven.why_texts)))
         if self.fallback:
@@ -146,6 +150,28 @@ class TorchBackend:
             raise BackendError("every pair must have at least 1 token: got 0")
         return self._fetch(lambda: run(batch))
 
+    def start(self, batch: TokenBatch, layer: int) -> tuple[NDArray[np.float32], list[Tensor]]:
+        """Run the layers up to *layer*: pooled states (pairs, 2 · width), and each pair's own."""
+        _live(self._loaded)
+        halves, states = self._halves, list[Tensor]()
+
+        def run() -> Tensor:
+            if halves is None:
+                raise BackendError(self.traits.why_whole)
+            pooled, parts = halves.start(batch, layer)
+            states.extend(parts)
+            return pooled
+
+        return self._fetch(run), states
+
+    def resume(self, batch: TokenBatch, states: list[Tensor], layer: int) -> NDArray[np.float32]:
+        """Run the layers after *layer* on *states* of `start`: logits, as `logits` gives them."""
+        _live(self._loaded)
+        halves = self._halves
+        if halves is None:
+            raise BackendError(self.traits.why_whole)
+        return self._fetch(lambda: halves.resume(batch, states, layer))
+
     def info(self) -> dict[str, str | int]:
         """Return the device, the dtype, and which layout runs and why."""
         facts: dict[str, str | int] = {
@@ -163,7 +189,7 @@ class TorchBackend:
 
     def close(self) -> None:
         """Free the network once running passes end; sentence-transformers holds it in a cycle."""
-        self._loaded = self._run = None
+        self._loaded = self._run = self._halves = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

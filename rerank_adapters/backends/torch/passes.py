@@ -126,6 +126,11 @@ class PackedPass:
             self._hook, self.pooling = None, first_row
 
     @property
+    def backbone(self) -> PreTrainedModel:
+        """The network without its head."""
+        return self._backbone
+
+    @property
     def details(self) -> dict[str, str]:
         """What `info` says of this pass."""
         last_layer = "every row" if self._hook is None else "[CLS] rows"
@@ -156,10 +161,10 @@ class PackedPass:
             inputs["token_type_ids"] = tokens[None, 2]
         return Packed(inputs=inputs, packing=packing, sequence=tokens[3], last=_ship(ends, device))
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """Return hidden states of shape (tokens, width)."""
+    def hidden(self, packed: Packed, part: PreTrainedModel | None = None) -> Tensor:
+        """Return hidden states of shape (tokens, width); *part* runs in the backbone's place."""
         options = {"use_cache": False} if "use_cache" in self._accepts else {}
-        output = self._backbone(**packed.inputs, **options, packing=packed.packing)
+        output = (part or self._backbone)(**packed.inputs, **options, packing=packed.packing)
         states: Tensor = output[0]
         return states[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ...protocols import BackendTraits
+from .halves import Halves
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 """Tokens per forward, by kind of device: on CPU what fits a cache, on GPU what fills it."""
@@ -16,7 +17,14 @@ MAX_PADDING = {"cpu": 0.03}
 """Share of padding beyond those, 10 % elsewhere: a CPU computes padding as slowly as text."""
 
 
-def traits_of(kind: str, *, packed: bool, wants: Literal["tokens", "texts"]) -> BackendTraits:
+def traits_of(
+    kind: str,
+    *,
+    packed: bool,
+    wants: Literal["tokens", "texts"],
+    halves: Halves | None,
+    why_whole: str,
+) -> BackendTraits:
     """Return the traits on a device of *kind*, for the packed pass or for one that pads."""
     return BackendTraits(
         device_kind=kind,
@@ -28,4 +36,6 @@ def traits_of(kind: str, *, packed: bool, wants: Literal["tokens", "texts"]) -> 
         pads=not packed,
         survives_fork=False,  # torch's thread pool hangs in a forked child
         wants=wants,
+        exit_layers=() if halves is None else halves.layers,
+        why_whole=why_whole,
     )

@@ -7,6 +7,8 @@
                           all else          float32
     model.onnx          float32 arithmetic; a graph whose weights are external data inside the above
     model_int8.onnx     int8 arithmetic; likewise
+    model_part0.onnx … model_int8_part3.onnx    both graphs cut after some layers; likewise
+    rerank_adapters.json, exit_heads.safetensors    which layers these are, and their exit heads
     tokenizer.json, tokenizer_config.json, config.json, checksums.json
 
 A float32 weight is values · scale / factor, transposed to (out, in) for linear layers; `unpack`
@@ -18,23 +20,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...checkpoints import FILE_NAME, HEADS
+from ...checkpoints.tensors import Array, emit, read_tensors, write_tensors
 from ...errors import ConfigError, ModelError
 
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "checksums.json"
-COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json")
-DTYPES: Mapping[str, type[np.generic]] = {"F32": np.float32, "I8": np.int8}
-
-Array = NDArray[np.generic]
+COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", FILE_NAME, HEADS)
+"""What torch's copy has too, of what there is: a model without exits has the first three."""
 
 
 def folder() -> Path:
@@ -65,14 +65,15 @@ def verify(folder: Path) -> dict[str, str]:
 def unpack(cache_folder: str | Path | None = None) -> Path:
     """An ordinary float32 checkpoint of the default model, made once under *cache_folder*.
 
-    None is `~/.cache/rerank-adapters`. The folder's name carries the checksum of the weights, so
+    None is `~/.cache/rerank-adapters`. The folder's name carries the checksum of all files, so
     versions live side by side. It appears by one rename, whole or not at all, also when several
     processes make it at once. One that is there already is checked, every byte of it.
 
     Raises ModelError for a damaged file, ConfigError where the cache cannot be written.
     """
     source = folder()
-    version = verify(source)[WEIGHTS][:16]
+    verify(source)
+    version = checksum_of(source / CHECKSUMS)[:16]
     try:
         cache = Path.home() / ".cache" / "rerank-adapters" if cache_folder is None else cache_folder
         target = Path(cache).expanduser() / f"default-{version}"
@@ -89,14 +90,18 @@ def unpack(cache_folder: str | Path | None = None) -> Path:
     return target
 
 
+def _copied(source: Path) -> list[str]:
+    return [name for name in COPIED if (source / name).is_file()]
+
+
 def _unpack(source: Path, target: Path) -> None:
     """Write the checkpoint beside *target* and rename it there, whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        for name in COPIED:
+        for name in _copied(source):
             shutil.copyfile(source / name, draft / name)
-        write_safetensors(draft / WEIGHTS, dequantize(read_safetensors(source / WEIGHTS)))
+        write_tensors(draft / WEIGHTS, dequantize(read_tensors(source / WEIGHTS)))
         try:
             draft.rename(target)
         except OSError:
@@ -108,9 +113,9 @@ def _unpack(source: Path, target: Path) -> None:
 
 def _verify_unpacked(source: Path, target: Path) -> None:
     """Raise ModelError unless *target* holds what unpacking *source* would write, and no more."""
-    expected = {name: checksum_of(source / name) for name in COPIED}
+    expected = {name: checksum_of(source / name) for name in _copied(source)}
     digest = hashlib.sha256()
-    _write(digest.update, dequantize(read_safetensors(source / WEIGHTS)))
+    emit(digest.update, dequantize(read_tensors(source / WEIGHTS)))
     expected[WEIGHTS] = digest.hexdigest()
     found = {path.name: path for path in target.iterdir()}
     for name in sorted({*found, *expected}):
@@ -145,49 +150,6 @@ def checksum_of(file: Path) -> str:
     """The file's sha256, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_safetensors(file: Path) -> dict[str, Array]:
-    """The tensors of a safetensors file of float32 and int8, as views of one buffer."""
-    data = file.read_bytes()
-    start = 8 + struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8:start])
-    tensors: dict[str, Array] = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first, end = entry["data_offsets"]
-            values = np.frombuffer(data[start + first : start + end], DTYPES[entry["dtype"]])
-            tensors[name] = values.reshape(entry["shape"])
-    return tensors
-
-
-def write_safetensors(file: Path, tensors: Mapping[str, Array]) -> dict[str, int]:
-    """Writes the tensors, float32 before int8, and returns where in the file each one starts."""
-    with file.open("wb") as stream:
-        return _write(stream.write, tensors)
-
-
-def _write(write: Callable[[bytes], object], tensors: Mapping[str, Array]) -> dict[str, int]:
-    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, values in ordered:
-        span = [position, position + values.nbytes]
-        entries[name] = {
-            "dtype": names[values.dtype],
-            "shape": list(values.shape),
-            "data_offsets": span,
-        }
-        position = span[1]
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-(8 + len(header)) % 64)  # so that the first tensor is aligned
-    write(struct.pack("<Q", len(header)) + header)
-    base, starts = 8 + len(header), {}
-    for name, values in ordered:
-        write(np.ascontiguousarray(values).tobytes())
-        starts[name], base = base, base + values.nbytes
-    return starts
 
 
 def _broken(file: Path, reason: str) -> ModelError:

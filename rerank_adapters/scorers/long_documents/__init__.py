@@ -49,6 +49,7 @@ class LongDocuments(Wrapper):
         parts = {row: document.kept for row, document in _apart(pairs)}
         if self.windows is None and not parts:
             return self.inner.submit_pairs(pairs, call)
+        call = replace(call, groups=None)  # windows come in pieces, which are no candidates
         if self.windows is None:
             pieces = Pieces(pairs, parts, {})
         else:

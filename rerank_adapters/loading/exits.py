@@ -1,0 +1,92 @@
+"""The exit that a configuration asks for: its head, read and checked against what can stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoints import ABSENT, Checkpoint, inside
+from ..checkpoints.tensors import read_tensors
+from ..config import RerankerConfig
+from ..early_exit import ExitHead
+from ..errors import ConfigError, ModelError
+from ..protocols import BackendTraits
+
+WEIGHT, BIAS = "layer_{}.weight", "layer_{}.bias"
+"""How a head's tensors are called in a file of heads: float32 (1, 2 · width) and (1,)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChosenExit:
+    """A head, and how many of a query's candidates go on."""
+
+    head: ExitHead
+    keep: int
+
+    @property
+    def identity(self) -> tuple[int, int, str]:
+        """What makes two of them answer alike: the numbers of the head, not where they lie."""
+        return self.head.layer, self.keep, self.head.digest
+
+
+def chosen_exit(
+    config: RerankerConfig, checkpoint: Checkpoint, traits: Sequence[BackendTraits]
+) -> ChosenExit | None:
+    """What *config* asks for, None where it asks for none.
+
+    Raises ConfigError where the network cannot stop there, or nobody trained a head for it.
+    """
+    asked = config.early_exit
+    if asked is None:
+        return None
+    for each in traits:
+        if not each.exit_layers:
+            why = each.why_whole or 'this backend runs networks whole: pass backend="onnx"'
+            raise ConfigError(f"early_exit cannot be had here: {why}")
+        if asked.layer not in each.exit_layers:
+            able = ", ".join(map(str, each.exit_layers))
+            raise ConfigError(f"early_exit.layer must be one of {able}: got {asked.layer}")
+    file = _file(asked.heads, checkpoint)
+    heads = read_heads(file)
+    if asked.layer not in heads:
+        able = ", ".join(map(str, sorted(heads)))
+        raise ConfigError(
+            f"early_exit.layer must have a head in {file} ({able}): got {asked.layer}"
+        )
+    return ChosenExit(heads[asked.layer], asked.keep)
+
+
+def read_heads(file: Path) -> dict[int, ExitHead]:
+    """The heads in *file*, by layer. Raises ModelError, ConfigError where there is no such file."""
+    if not file.is_file():
+        raise ConfigError(
+            f"early_exit.heads must be a file of exit heads: got {str(file)!r}; "
+            "rerank-adapters exits train makes one"
+        )
+    tensors = read_tensors(file)
+    heads = {}
+    for name, values in tensors.items():
+        layer = name.removeprefix("layer_").removesuffix(".weight")
+        bias = tensors.get(BIAS.format(layer))
+        if not name.endswith(".weight"):
+            continue
+        if not layer.isdecimal() or bias is None or bias.size != 1 or values.dtype != np.float32:
+            raise ModelError(f"{file} holds no exit heads: {name} has no layer or no bias")
+        weight = np.array(values, np.float32).reshape(-1)
+        heads[int(layer)] = ExitHead(int(layer), weight, float(bias.reshape(-1)[0]))
+    return heads
+
+
+def _file(given: str | None, checkpoint: Checkpoint) -> Path:
+    if given is not None:
+        return Path(given).expanduser()
+    exits = checkpoint.manifest.exits
+    if exits is ABSENT:
+        raise ConfigError(
+            "early_exit needs exit heads, and the checkpoint has none: rerank-adapters exits train "
+            "fits them on your queries and candidates; name their file with early_exit.heads"
+        )
+    return inside(checkpoint.folder, exits.heads, said_in="exits in rerank_adapters.json")
