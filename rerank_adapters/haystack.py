@@ -38,7 +38,8 @@ class CrossEncoderRanker:
 
     Documents that come back are copies, with ids, metadata and embeddings as they were. Of several
     with one id the best scored so far is ranked, as Haystack's own rankers have it. Equal scores
-    keep the order given; a document without text is blank (`on_empty_text`). Whoever loads a
+    keep the order given; a document without text is blank (`on_empty_text`). Scores that documents
+    come with are the first stage's, for `fuse` and `rest` in the configuration. Whoever loads a
     pipeline names this package: `Pipeline.loads(text, allowed_modules=["rerank_adapters"])`.
 
     model                 a hub id, a folder, or a whole configuration: a `RerankerConfig`, or a
@@ -191,7 +192,10 @@ class CrossEncoderRanker:
         if not isinstance(query, str) or not query.strip():
             raise InputError(f"query must be a str that is not blank: got {query!r:.80}")
         distinct = _distinct(documents)
-        return RerankRequest(query, [self._text(one) for one in distinct]), distinct
+        found = [one.score for one in distinct]
+        scores = found if any(score is not None for score in found) else None
+        texts = [self._text(one) for one in distinct]
+        return RerankRequest(query, texts, retrieval_scores=scores), distinct
 
     def _text(self, document: Document) -> str:
         """The content behind its metadata; nothing where there is no content."""

@@ -23,16 +23,17 @@ from scipy.stats import permutation_test
 from typer.testing import CliRunner, Result
 
 import rerank_adapters
-from rerank_adapters import InputError, Reranker
+from rerank_adapters import InputError, Reranker, RerankerConfig, Windows
 from rerank_adapters.clean import cells
 from rerank_adapters.cli import evaluate as evaluation
 from rerank_adapters.cli import main
 from rerank_adapters.cli import tune as tuning
 from rerank_adapters.cli.app import app
-from rerank_adapters.cli.collection import Documents
+from rerank_adapters.cli.collection import Documents, read_collection
 from rerank_adapters.cli.console import say, table
 from rerank_adapters.cli.corpus import Bm25, example_folder, passages
 from rerank_adapters.cli.demo import no_network
+from rerank_adapters.cli.options import mapping
 from rerank_adapters.cli.reading import excerpts
 from rerank_adapters.cli.search import moved
 from rerank_adapters.config import OPTIONS
@@ -117,9 +118,9 @@ def test_search_shows_what_moved_and_the_best_passage(folder: Path) -> None:
 
 
 def test_candidates_and_top_n_bound_the_search(folder: Path) -> None:
-    """--candidates limits what is reranked, --top-n what is shown."""
+    """--rerank-count limits what is reranked, --top-n what is shown."""
     (folder / "more.txt").write_text("\n\n".join(f"Kites over field {n}. " * 40 for n in range(6)))
-    few = json.loads(run("search", "kites", str(folder), "--json", "--candidates", "2").stdout)
+    few = json.loads(run("search", "kites", str(folder), "--json", "--rerank-count", "2").stdout)
     assert few["candidates"] == len(few["results"]) == 2
     one = json.loads(run("search", "kites", str(folder), "--json", "-n", "1").stdout)
     assert one["candidates"] > len(one["results"]) == 1
@@ -170,7 +171,7 @@ def test_places_name_the_lines_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("query", ["zzz", "the", "..."])
 def test_a_query_that_shares_no_word_is_still_answered(folder: Path, query: str) -> None:
     """BM25 has nothing to hand on, so all passages are ranked, and a note says so."""
-    found = run("search", query, str(folder), "--json", "--candidates", "3")
+    found = run("search", query, str(folder), "--json", "--rerank-count", "3")
     answer = json.loads(found.stdout)
     assert answer["candidates"] == answer["passages"] > 3
     assert {hit["bm25_rank"] for hit in answer["results"]} == {None}
@@ -354,7 +355,7 @@ def test_evaluate_agrees_with_ir_measures_and_writes_the_run(tmp_path: Path) -> 
     """Before, after and the written run: the same numbers by ir-measures on the whole."""
     output = tmp_path / "run.trec"
     out = run(
-        "evaluate", str(CORPUS), "--json", "--per-query", "--candidates", "20", "-o", str(output)
+        "evaluate", str(CORPUS), "--json", "--per-query", "--rerank-count", "20", "-o", str(output)
     )
     answer = json.loads(out.stdout)
     qrels = [
@@ -392,7 +393,7 @@ def test_evaluate_agrees_with_ir_measures_and_writes_the_run(tmp_path: Path) -> 
     )
     assert len(answer["per_query"]) == answer["queries"] == 45
     again = json.loads(
-        run("evaluate", str(CORPUS), "--json", "--run", str(output), "--candidates", "20").stdout
+        run("evaluate", str(CORPUS), "--json", "--run", str(output), "--rerank-count", "20").stdout
     )
     assert again["measures"][0]["before"] == pytest.approx(found, abs=1e-6)
 
@@ -617,29 +618,104 @@ def test_significance_agrees_with_scipy(count: int) -> None:
 
 def test_tune_measures_every_setting_and_names_the_best() -> None:
     """Each backend × dtype × candidates × length, with quality; refused ones say why."""
-    arguments = ["--candidates", "5", "--candidates", "10", "--max-length", "64", "--queries", "3"]
+    arguments = [
+        "--rerank-count",
+        "5",
+        "--rerank-count",
+        "10",
+        "--max-length",
+        "64",
+        "--queries",
+        "3",
+    ]
     answer = json.loads(run("tune", str(CORPUS), *arguments, "--budget-ms", "1e6", "--json").stdout)
     kinds = {(one["backend"], one["dtype"]) for one in answer["settings"] + answer["refused"]}
     assert kinds == set(tuning.TRIED)
-    assert {one["candidates"] for one in answer["settings"]} == {5, 10}
-    assert answer["best"]["ndcg10"] == max(one["ndcg10"] for one in answer["settings"])
+    assert {one["rerank_count"] for one in answer["settings"]} == {5, 10}
+    top = max(one["ndcg10"] for one in answer["settings"])
+    assert answer["best"] == answer["even"][0]
+    assert top in [one["ndcg10"] for one in answer["even"]]
+    assert [row["method"] for row in answer["fusion"]] == ["rrf", "linear"]
     plain = json.loads(run("tune", *arguments, "--json").stdout)
     assert {one["ndcg10"] for one in plain["settings"]} == {None}
     assert plain["best"] is None
 
 
-def test_the_best_setting_fits_the_budget() -> None:
-    """Quality first; without quality more candidates; ties to the faster; None where none fits."""
+def _setting(
+    p95: float,
+    quality: list[float] | None,
+    *,
+    count: int = 10,
+    p50: float = 1.0,
+    windows: Windows | None = None,
+) -> tuning.Setting:
+    """A setting whose nDCG@10 is *quality*, query by query."""
+    report = evaluation.Report((ir_measures.nDCG @ 10,))
+    report.after = {f"q{at}": {"nDCG@10": it} for at, it in enumerate(quality or [])}
+    mean, half = tuning._mean(report) if quality else (None, None)
+    return tuning.Setting("onnx", "int8", count, 512, windows, p50, p95, mean, half, report)
 
-    def setting(p95: float, quality: float | None, *, candidates: int = 10, p50: float = 1.0):
-        return tuning.Setting("onnx", "int8", candidates, 512, p50, p95, quality)
 
-    slow, good, fast = setting(90, 0.9), setting(40, 0.8, p50=9), setting(40, 0.8, p50=2)
-    assert tuning.best([slow, good, fast], 100) is slow
-    assert tuning.best([slow, good, fast], 50) is fast
-    assert tuning.best([slow, good, fast], 10) is None
-    few, many = setting(5, None, candidates=20), setting(9, None, candidates=50)
-    assert tuning.best([few, many], 10) is many
+def test_no_winner_is_named_inside_the_noise() -> None:
+    """A difference on every query is one; the same mean by chance is none: the fastest is first.
+
+    Ten queries that all gain 0.1 have p = 2 / 1024; one that gains 1.0 has p = 1.
+    """
+    low = [0.5] * 10
+    best, even = [0.6] * 10, [1.5, *low[1:]]
+    slow, other, fast = _setting(90, best, p50=9), _setting(40, even, p50=5), _setting(40, low)
+    assert tuning.best([slow, fast]) == [slow]
+    assert tuning.best([other, fast]) == [fast, other]
+    assert tuning.best([slow, other, fast], 50) == [fast, other]
+    assert tuning.best([slow, other, fast], 10) == []
+    few, many = _setting(5, None, count=20), _setting(9, None, count=50)
+    assert tuning.best([few, many], 10) == [many]
+    assert slow.half_width == pytest.approx(0)
+    deviation = np.std(even, ddof=1)
+    assert other.half_width == pytest.approx(1.96 * deviation / math.sqrt(10))
+
+
+def test_tune_prints_lines_to_paste(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of Python and of the command line, which are read again as the setting; and error bars."""
+    monkeypatch.setenv("COLUMNS", "120")
+    even = [_setting(9, [0.4, 0.6], p50=3), _setting(9, [0.6, 0.4], windows=Windows(64, 32))]
+    tuning.show(even, budget_ms=None, as_json=False)
+    shown = capsys.readouterr().out
+    assert "no winner: 2 of 2 settings differ by no more than noise on 2 queries" in shown
+    assert "0.5000 ± 0.1960" in shown  # 1.96 · 0.1414 / sqrt(2)
+    python, line = (it.strip() for it in shown.splitlines() if it.startswith("  "))
+    made = eval(python.replace("Reranker(", "RerankerConfig("), {"RerankerConfig": RerankerConfig})
+    assert made == RerankerConfig(
+        backend="onnx", dtype="int8", max_length=512, rerank_count=10, windows=Windows(64, 32)
+    )
+    flags = line.removeprefix("rerank-adapters search ").split()
+    at = flags.index("--windows")
+    assert Windows.of(mapping("windows", flags[at + 1])) == made.windows
+    assert flags[flags.index("--rerank-count") + 1] == "10"
+    tuning.show([_setting(9, None)], budget_ms=5, as_json=False)
+    assert "nothing fits 5 ms" in capsys.readouterr().out
+
+
+def test_tune_tries_windows_and_counts_every_step() -> None:
+    """The total of the bar is what is measured or refused, by number."""
+    data = read_collection(CORPUS)
+    tried = tuning.tune(
+        RerankerConfig(),
+        data,
+        rerank_counts=[2, 3],
+        max_lengths=[64],
+        windows=[None, Windows(16, 8)],
+        num_queries=2,
+    )
+    found = list(tried)
+    settings = [it for it in found if isinstance(it, tuning.Setting)]
+    assert {it.windows for it in settings} == {None, Windows(16, 8)}
+    steps = [1 if isinstance(it, tuning.Setting) else 2 for it in found]
+    assert sum(steps) == len(tuning.TRIED) * 2 * 2
+    cut = {it.windows: it.quality for it in settings if it.dtype == "int8" and it.rerank_count == 3}
+    assert set(cut) == {None, Windows(16, 8)}
 
 
 def test_export_writes_a_checked_file(tmp_path: Path) -> None:

@@ -10,14 +10,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from pytest_socket import disable_socket, enable_socket
 
-from rerank_adapters import BackendError, ClosedError, ConfigError, InputError, RerankerConfig
+from rerank_adapters import (
+    BackendError,
+    Cascade,
+    ClosedError,
+    ConfigError,
+    InputError,
+    RerankerConfig,
+)
 from rerank_adapters.errors import OptionError
+from rerank_adapters.protocols import RerankRequest
 from rerank_adapters.testing import ranker_from
 from tests import checkpoints
 from tests.exported import exported
@@ -156,6 +164,40 @@ def test_a_token_is_read_at_loading_and_never_written(monkeypatch: pytest.Monkey
     unset = CrossEncoderRanker(token=Secret.from_env_var("NO_SUCH_TOKEN"))
     with pytest.raises(ValueError, match="NO_SUCH_TOKEN"):
         unset.warm_up()
+
+
+async def test_scores_that_documents_come_with_are_fused() -> None:
+    """Linear: of model 3, 2, 1 and first stage 0, 10, 5, spread: 1 + 0, 1/2 + 1, 0 + 1/2."""
+
+    class Scored:
+        """Has the requests it was asked, and ranks by the length of texts, as the model would."""
+
+        asked: ClassVar[list[RerankRequest]] = []
+
+        def rerank_many(self, requests, **options):
+            self.asked += requests
+            return LENGTHS.rerank_many(requests, **options)
+
+        async def arerank_many(self, requests, **options):
+            self.asked += requests
+            return LENGTHS.rerank_many(requests, **options)
+
+        def info(self):
+            return LENGTHS.info()
+
+        def close(self):
+            pass
+
+    given = [Document(content=text) for text in ("aaa", "bb", "c")]
+    scored = [replace(one, score=it) for one, it in zip(given, (0.0, 10.0, 5.0), strict=True)]
+    ready = Scored()
+    ranker = CrossEncoderRanker(reranker=Cascade([ready], fuse="linear"))
+    for found in (ranker.run(QUERY, scored), await ranker.run_async(QUERY, scored)):
+        assert [one.content for one in found["documents"]] == ["bb", "aaa", "c"]
+        assert [one.score for one in found["documents"]] == pytest.approx([1.5, 1.0, 0.5])
+    assert [it.retrieval_scores for it in ready.asked] == [[0.0, 10.0, 5.0]] * 2
+    CrossEncoderRanker(reranker=ready).run(QUERY, given)
+    assert ready.asked[-1].retrieval_scores is None
 
 
 def test_metadata_are_scored_before_the_content() -> None:

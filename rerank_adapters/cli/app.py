@@ -11,8 +11,9 @@ import typer
 from .. import __version__
 from ..config import RerankerConfig
 from ..errors import InputError
+from ..passages import Windows
 from .console import emit, note, progress, say, table
-from .options import takes
+from .options import mapping, takes
 
 app = typer.Typer(
     help="Rerank text with a cross-encoder: search, measure, export.",
@@ -24,6 +25,21 @@ Query = Annotated[str, typer.Argument(metavar="QUERY", help="The question.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 Threshold = Annotated[float | None, typer.Option(help="Lowest score kept. None: no bound.")]
 Options = dict[str, Any]
+
+RerankCount = Annotated[
+    int, typer.Option(min=1, help="How many candidates of a query are scored: the first ones.")
+]
+
+KEPT = 1000
+"""Candidates that come from the first stage where those that are not scored come back too."""
+
+
+def _phases(options: Options, rerank_count: int) -> tuple[RerankerConfig, int]:
+    """The configuration, and how many candidates the first stage is asked for."""
+    if options["rest"] == "drop":
+        return RerankerConfig(**options), rerank_count
+    return RerankerConfig(**options, rerank_count=rerank_count), max(KEPT, rerank_count)
+
 
 FETCHED = ("revision", "cache_folder", "local_files_only", "token", "trust_remote_code")
 """What finding a model takes, whatever it is for."""
@@ -47,7 +63,7 @@ def root(
 
 
 @app.command()
-@takes(but=("document_tokens",))  # passages have no ids
+@takes(but=("document_tokens", "rerank_count"))  # passages have no ids
 def search(
     query: Query,
     paths: Annotated[
@@ -56,7 +72,7 @@ def search(
     *,
     top_n: Annotated[int, typer.Option("--top-n", "-n", min=1, help="How many to show.")] = 10,
     score_threshold: Threshold = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Passages that BM25 hands on.")] = 50,
+    rerank_count: RerankCount = 50,
     as_json: AsJson = False,
     options: Options,
 ) -> None:
@@ -64,7 +80,8 @@ def search(
     from ..reranker import Reranker
     from .search import search as search_files
 
-    with Reranker.from_config(RerankerConfig(**options)) as reranker:
+    config, candidates = _phases(options, rerank_count)
+    with Reranker.from_config(config) as reranker:
         search_files(
             query,
             paths,
@@ -132,7 +149,7 @@ PerQuery = Annotated[bool, typer.Option("--per-query", help="Show every query.")
 
 
 @app.command()
-@takes()
+@takes(but=("rerank_count",))
 def evaluate(
     data: Data,
     *,
@@ -144,12 +161,15 @@ def evaluate(
     corpus: CorpusFile = None,
     queries: QueriesFile = None,
     qrels: QrelsFile = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Documents reranked per query.")] = 100,
+    rerank_count: RerankCount = 100,
     per_query: PerQuery = False,
     as_json: AsJson = False,
     options: Options,
 ) -> None:
-    """Measure reranking on judged queries: nDCG@10, MRR@10 and recall, before and after."""
+    """Measure reranking on judged queries: nDCG@10, MRR@10 and recall, before and after.
+
+    Without --fuse also what fusing with the first stage's scores would change, by a paired test.
+    """
     from ..reranker import Reranker
     from .collection import read_collection
     from .evaluate import rerank_collection, show
@@ -157,9 +177,15 @@ def evaluate(
     collection = read_collection(
         data, split=split, corpus=corpus, queries=queries, qrels=qrels, tell=note
     )
-    with Reranker.from_config(RerankerConfig(**options)) as reranker:
+    config, candidates = _phases(options, rerank_count)
+    with Reranker.from_config(config) as reranker:
         report = rerank_collection(
-            collection, reranker, run=run, candidates=candidates, output=output
+            collection,
+            reranker,
+            run=run,
+            candidates=candidates,
+            fusing=config.fuse is None,
+            output=output,
         )
     show(report, per_query=per_query, as_json=as_json)
 
@@ -177,7 +203,7 @@ def calibrate(
     corpus: CorpusFile = None,
     queries: QueriesFile = None,
     qrels: QrelsFile = None,
-    rerank_count: Annotated[int, typer.Option(min=1, help="Documents scored per query.")] = 100,
+    rerank_count: RerankCount = 100,
     precision: Annotated[
         list[float] | None,
         typer.Option(min=0, max=1, help="To find a threshold for; repeat. [0.5, 0.8, 0.9]"),
@@ -239,9 +265,12 @@ def tune(
     budget_ms: Annotated[
         float | None, typer.Option(min=0, help="Name the best setting with p95 within this.")
     ] = None,
-    candidates: Annotated[
-        list[int] | None, typer.Option(min=1, help="To try; repeat. [20, 50, 100]")
+    rerank_count: Annotated[
+        list[int] | None, typer.Option(min=1, help="Candidates to try; repeat. [20, 50, 100]")
     ] = None,
+    windows: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE,...", help='To try, or "none"; repeat. [none]')
+    ] = ["none"],  # noqa: B006  # typer copies it
     max_length: Annotated[
         list[int] | None, typer.Option(min=1, help="Token limits to try; repeat. [256, 512]")
     ] = None,
@@ -249,23 +278,29 @@ def tune(
     as_json: AsJson = False,
     options: Options,
 ) -> None:
-    """Measure this machine and this data: quality and latency of every setting."""
+    """Measure this machine and this data: quality and latency of every setting, and fusion.
+
+    Quality has the 95 % interval of its mean over queries; what lies within the noise of the best,
+    by a paired test, is no worse.
+    """
     from .collection import read_collection
-    from .tune import TRIED, show
+    from .tune import TRIED, Setting, show
     from .tune import tune as measure
 
-    candidates, max_length = candidates or [20, 50, 100], max_length or [256, 512]
-    with progress("measuring", len(TRIED) * len(max_length) * len(candidates)) as advance:
-        found = []
+    counts, max_length = rerank_count or [20, 50, 100], max_length or [256, 512]
+    cut = [Windows.of(None if it == "none" else mapping("--windows", it)) for it in windows]
+    found = []
+    with progress("measuring", len(TRIED) * len(max_length) * len(cut) * len(counts)) as advance:
         for one in measure(
             RerankerConfig(**options),
             read_collection(data, tell=note) if data is not None else None,
-            candidates=candidates,
+            rerank_counts=counts,
             max_lengths=max_length,
+            windows=cut,
             num_queries=queries,
         ):
             found.append(one)
-            advance()
+            advance(1 if isinstance(one, Setting) else len(counts))
     show(found, budget_ms=budget_ms, as_json=as_json)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ir_measures
 import numpy as np
@@ -17,6 +17,7 @@ from ir_measures import RR, Measure, Qrel, R, ScoredDoc, nDCG
 
 from ..errors import InputError
 from ..protocols import Ranker, RerankRequest
+from ..ranking import Fuse, FuseMethod, RankedDocument, Ranking
 from .collection import Collection, Row, qrels_file, read_collection, read_qrels, read_run
 from .console import emit, note, progress, say, table
 from .corpus import Bm25
@@ -29,6 +30,9 @@ Retrieve = Callable[[str, str], list[Row]]
 DRAWS = 10_000
 DEPTH = 1000
 """Documents of a run that are compared."""
+
+LEVEL = 0.05
+"""A p below this is no chance."""
 
 TEST = "paired randomisation test, two-sided"
 
@@ -54,11 +58,15 @@ def retriever(collection: Collection, run: Path | None, count: int) -> Retrieve:
     return lambda query, _: rows.get(query, [])
 
 
+FUSED: tuple[FuseMethod, ...] = get_args(FuseMethod)
+
+
 @dataclass(slots=True)
 class Report:
     """Quality of each query before and after, and seconds per query.
 
     ceiling: the recall that every reranking of these candidates has, None: they are whole runs
+    fused: the first measure of each query by each way of fusing with the first stage's scores
     """
 
     measures: tuple[Measure, ...]
@@ -67,6 +75,7 @@ class Report:
     before: dict[str, dict[str, float]] = field(default_factory=dict)
     after: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    fused: dict[FuseMethod, dict[str, float]] = field(default_factory=dict)
 
     def mean(self, side: str, measure: Measure) -> float:
         """The mean over queries."""
@@ -82,6 +91,31 @@ class Report:
         return randomisation_test(
             [self.after[query][name] - self.before[query][name] for query in self.after]
         )
+
+    def fusion(self) -> list[dict[str, Any]]:
+        """What each way of fusing changes of the first measure, with p; [] where none was tried."""
+        name = str(self.measures[0])
+        found = []
+        for method, by_query in self.fused.items():
+            deltas = [by_query[query] - row[name] for query, row in self.after.items()]
+            p = randomisation_test(deltas)
+            mean = float(np.mean(list(by_query.values())))
+            found.append(
+                {"method": method, name: mean, "change": float(np.mean(deltas)), "p_value": p}
+            )
+        return found
+
+    def fusion_verdict(self) -> str:
+        """Whether fusing helps on these queries, in words: by Bonferroni's rule for several."""
+        rows, name = self.fusion(), str(self.measures[0])
+        sure = [row for row in rows if row["p_value"] * len(rows) < LEVEL]
+        best = max(sure, key=lambda row: float(row["change"]), default=None)
+        count = len(self.after)
+        if best is None:
+            return f"fusing with the first stage changes {name} of {count} queries within the noise"
+        if best["change"] > 0:
+            return f"fusing with the first stage helps {count} queries: --fuse {best['method']}"
+        return f"fusing with the first stage makes {name} of {count} queries worse"
 
     def latency(self) -> tuple[float, float]:
         """Median and 95th percentile milliseconds per query, reranking alone."""
@@ -140,10 +174,14 @@ def evaluate(
     ranker: Ranker,
     *,
     candidates: int,
+    fusing: bool = False,
     write: Callable[[str, list[Row]], None] = lambda *_: None,
     progress: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Reranks each query's candidates, one query at a time; nothing but measures is kept."""
+    """Reranks each query's candidates, one query at a time; nothing but measures is kept.
+
+    fusing: measure also what fusing with the first stage's scores would make of the rankings
+    """
     report = Report(measures(candidates), R @ candidates)
     for query, text in collection.queries.items():
         old = retrieve(query, text)
@@ -155,6 +193,10 @@ def evaluate(
         (ranking,) = ranker.rerank_many([asked])
         if texts:
             report.seconds.append(time.perf_counter() - start)
+        for method in FUSED if fusing else ():
+            rows = [(names[it.index], it.score) for it in _fused(ranking, method, scores)]
+            first = _measure(report.measures[:1], query, rows, collection.qrels[query])
+            report.fused.setdefault(method, {})[query] = first[str(report.measures[0])]
         new = [(old[document.index][0], document.score) for document in ranking]
         wanted = [*report.measures, R @ candidates]
         report.before[query] = _measure(wanted, query, old, collection.qrels[query])
@@ -162,6 +204,13 @@ def evaluate(
         write(query, new)
         progress()
     return report
+
+
+def _fused(ranking: Ranking, method: FuseMethod, scores: list[float]) -> list[RankedDocument]:
+    """What the model scored, by fused scores, then the others as they stand."""
+    scored = Ranking([it for it in ranking if it.bounded])
+    others = [it for it in ranking if not it.bounded]
+    return [*Fuse(method).fused(scored, scores), *others]
 
 
 def _measure(
@@ -183,6 +232,7 @@ def rerank_collection(
     *,
     run: Path | None,
     candidates: int,
+    fusing: bool = False,
     output: Path | None,
 ) -> Report:
     """`evaluate` with BM25's candidates or those of *run*; *output* gets the reranked TREC run."""
@@ -195,6 +245,7 @@ def rerank_collection(
             retriever(collection, run, candidates),
             ranker,
             candidates=candidates,
+            fusing=fusing,
             write=write,
             progress=advance,
         )
@@ -242,6 +293,8 @@ def show(report: Report, *, per_query: bool, as_json: bool) -> None:
             p50, p95 = report.latency()
             answer |= {str(report.ceiling): report.mean("before", report.ceiling)}
             answer |= {"p50_ms": p50, "p95_ms": p95}
+        if report.fused:
+            answer |= {"fusion": report.fusion(), "fusion_says": report.fusion_verdict()}
         if per_query:
             answer["per_query"] = {
                 name: {first: report.before[name], second: row}
@@ -266,10 +319,25 @@ def show(report: Report, *, per_query: bool, as_json: bool) -> None:
     )
     say(f"{len(report.after)} queries; p by the {TEST}")
     if report.ceiling is not None:
-        p50, p95 = report.latency()
-        found = report.mean("before", report.ceiling)
-        say(f"{report.ceiling} is {found:.4f}, of whatever order: what was found is what is ranked")
-        say(f"reranking took {p50:.0f} ms (p50), {p95:.0f} ms (p95) a query")
+        _say_cost(report, report.ceiling)
+    if report.fused:
+        say_fusion(report)
+
+
+def _say_cost(report: Report, ceiling: Measure) -> None:
+    p50, p95 = report.latency()
+    found = report.mean("before", ceiling)
+    say(f"{ceiling} is {found:.4f}, of whatever order: what was found is what is ranked")
+    say(f"reranking took {p50:.0f} ms (p50), {p95:.0f} ms (p95) a query")
+
+
+def say_fusion(report: Report) -> None:
+    """What each way of fusing changes, and whether it helps."""
+    name = str(report.measures[0])
+    for row in report.fusion():
+        change = f"{row['change']:+.4f}, p {row['p_value']:.4f}"
+        say(f"--fuse {row['method']}: {name} {row[name]:.4f} ({change})")
+    say(report.fusion_verdict())
 
 
 def _summary(report: Report, measure: Measure) -> dict[str, Any]:

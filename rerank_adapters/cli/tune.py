@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy as np
 from ..backends import BACKENDS
 from ..config import RerankerConfig
 from ..errors import BackendError, ConfigError, MissingDependencyError, ModelError
+from ..passages import Windows
 from ..reranker import Reranker
 from .collection import Collection, Row, read_collection
 from .console import emit, say, table
 from .corpus import example_folder
-from .evaluate import bm25_run, evaluate
+from .evaluate import LEVEL, Report, bm25_run, evaluate, randomisation_test, say_fusion
 
 TRIED = tuple(
     (name, dtype)
@@ -28,15 +30,33 @@ TRIED = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way to run, and what it cost and gave."""
+    """One way to run, and what it cost and gave.
+
+    ndcg10  the mean over queries, which lies within `half_width` of it with 95 % probability
+    report  what was measured, by query
+    """
 
     backend: str
     dtype: str
-    candidates: int
+    rerank_count: int
     max_length: int
+    windows: Windows | None
     p50_ms: float
     p95_ms: float
     ndcg10: float | None
+    half_width: float | None
+    report: Report
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {it.name: getattr(self, it.name) for it in fields(self) if it.name != "report"}
+        return {**values, "windows": None if self.windows is None else self.windows.to_dict()}
+
+    @property
+    def quality(self) -> list[float]:
+        """NDCG@10 of each query."""
+        name = str(self.report.measures[0])
+        return [row[name] for row in self.report.after.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +72,33 @@ def tune(
     config: RerankerConfig,
     collection: Collection | None,
     *,
-    candidates: Sequence[int],
+    rerank_counts: Sequence[int],
     max_lengths: Sequence[int],
+    windows: Sequence[Windows | None] = (None,),
     num_queries: int,
 ) -> Iterator[Setting | Refused]:
-    """Every backend × dtype × candidates × max_length of *config*, as each is measured.
+    """Every backend × dtype × max_length × windows × rerank_count, as each is measured.
 
     Quality needs judged queries: without *collection* the example's texts are timed alone.
     """
     judged = collection is not None
     data = _sample(collection or read_collection(example_folder()), num_queries)
-    retrieve = bm25_run(data, max(candidates))
+    retrieve = bm25_run(data, max(rerank_counts))
     found = {query: retrieve(text) for query, text in data.queries.items()}
-    for (backend, dtype), length in itertools.product(TRIED, max_lengths):
+    for (backend, dtype), length, cut in itertools.product(TRIED, max_lengths, windows):
+        # The registry's names are checked when the value is made: no cast hides a wrong one.
+        names: dict[str, Any] = {"backend": backend, "dtype": dtype, "windows": cut}
         try:
-            reranker = Reranker.from_config(_config(config, backend, dtype, length))
+            reranker = Reranker.from_config(replace(config, max_length=length, **names))
         except (BackendError, ConfigError, MissingDependencyError, ModelError) as error:
             yield Refused(backend, dtype, str(error))
             continue
         with reranker:
-            for count in candidates:
-                yield _measured(reranker, data, found, backend, dtype, count, length, judged=judged)
-
-
-def _config(config: RerankerConfig, backend: str, dtype: str, length: int) -> RerankerConfig:
-    # The registry's names are checked when the value is made, so that no cast hides a wrong one.
-    names: dict[str, Any] = {"backend": backend, "dtype": dtype}
-    return replace(config, max_length=length, **names)
+            for count in rerank_counts:
+                report = _measured(reranker, data, found, count, fusing=judged)
+                p50, p95 = report.latency()
+                mean, half = _mean(report) if judged else (None, None)
+                yield Setting(backend, dtype, count, length, cut, p50, p95, mean, half, report)
 
 
 def _sample(collection: Collection, count: int) -> Collection:
@@ -92,37 +112,41 @@ def _sample(collection: Collection, count: int) -> Collection:
 
 
 def _measured(
-    reranker: Reranker,
-    data: Collection,
-    found: dict[str, list[Row]],
-    backend: str,
-    dtype: str,
-    count: int,
-    length: int,
-    *,
-    judged: bool,
-) -> Setting:
+    reranker: Reranker, data: Collection, found: dict[str, list[Row]], count: int, *, fusing: bool
+) -> Report:
     reranker.rerank("warm up", ["the first call pays for memory"] * 2, timeout=None)
-    report = evaluate(data, lambda query, _: found[query][:count], reranker, candidates=count)
-    p50, p95 = report.latency()
-    quality = report.mean("after", report.measures[0]) if judged else None
-    return Setting(backend, dtype, count, length, p50, p95, quality)
+    return evaluate(
+        data, lambda query, _: found[query][:count], reranker, candidates=count, fusing=fusing
+    )
 
 
-def best(settings: Sequence[Setting], budget_ms: float) -> Setting | None:
-    """The best quality whose 95th percentile fits the budget; without quality, the most candidates
-    and longest texts; ties go to the faster. None where nothing fits.
+def _mean(report: Report) -> tuple[float, float]:
+    """NDCG@10, and half of its 95 % interval over queries, by the normal distribution."""
+    name = str(report.measures[0])
+    values = [row[name] for row in report.after.values()]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.inf
+    return float(np.mean(values)), 1.96 * spread / math.sqrt(len(values))
+
+
+def best(settings: Sequence[Setting], budget_ms: float = math.inf) -> list[Setting]:
+    """Those whose 95th percentile fits the budget and that are not worse than the best of them.
+
+    Worse is what a paired randomisation test says is, at `LEVEL`. The fastest comes first. Without
+    quality it is the one with the most candidates and longest texts. [] where nothing fits.
     """
     fitting = [setting for setting in settings if setting.p95_ms <= budget_ms]
-    return max(
-        fitting,
-        key=lambda one: (
-            one.ndcg10 or 0.0,
-            *((one.candidates, one.max_length) if one.ndcg10 is None else ()),
-            -one.p50_ms,
-        ),
-        default=None,
-    )
+    if not fitting:
+        return []
+    if fitting[0].ndcg10 is None:
+        return [max(fitting, key=lambda one: (one.rerank_count, one.max_length, -one.p50_ms))]
+    top = max(fitting, key=lambda one: (one.ndcg10 or 0.0, -one.p50_ms))
+    even = [one for one in fitting if one is top or _even(one, top)]
+    return sorted(even, key=lambda one: one.p50_ms)
+
+
+def _even(one: Setting, top: Setting) -> bool:
+    deltas = [a - b for a, b in zip(top.quality, one.quality, strict=True)]
+    return randomisation_test(deltas) >= LEVEL
 
 
 def show(found: Sequence[Setting | Refused], *, budget_ms: float | None, as_json: bool) -> None:
@@ -131,36 +155,75 @@ def show(found: Sequence[Setting | Refused], *, budget_ms: float | None, as_json
     refused = list(dict.fromkeys(one for one in found if isinstance(one, Refused)))
     if not settings:
         raise ModelError(f"no setting runs here: {refused[0].why}")
-    chosen = best(settings, budget_ms) if budget_ms is not None else None
+    judged = settings[0].ndcg10 is not None
+    asked = judged or budget_ms is not None
+    even = best(settings, math.inf if budget_ms is None else budget_ms) if asked else []
     if as_json:
-        emit(
-            {
-                "settings": [asdict(one) for one in settings],
-                "refused": [asdict(one) for one in refused],
-                "best": asdict(chosen) if chosen else None,
-            }
-        )
+        emit(_report(settings, refused, even))
         return
-    table(
-        ["backend", "dtype", "candidates", "max_length", "p50 ms", "p95 ms", "nDCG@10"],
-        [_cells(one) for one in settings],
-    )
-    for one in refused:
-        say(f"{one.backend} {one.dtype} does not run here: {one.why}", style="dim")
-    if budget_ms is not None:
-        say(_verdict(chosen, budget_ms))
+    columns = ["backend", "dtype", "rerank_count", "max_length", "windows", "p50 ms", "p95 ms"]
+    table([*columns, "nDCG@10"], [_cells(one) for one in settings])
+    for refusal in refused:
+        say(f"{refusal.backend} {refusal.dtype} does not run here: {refusal.why}", style="dim")
+    if even:
+        _recommend(even, len(settings), budget_ms)
+    elif asked:
+        say(f"nothing fits {budget_ms:g} ms: fewer candidates or a shorter max_length would")
+
+
+def _report(
+    settings: Sequence[Setting], refused: Sequence[Refused], even: Sequence[Setting]
+) -> dict[str, Any]:
+    report = even[0].report if even else None
+    return {
+        "settings": [one.to_dict() for one in settings],
+        "refused": [{"backend": it.backend, "dtype": it.dtype, "why": it.why} for it in refused],
+        "even": [one.to_dict() for one in even],
+        "best": even[0].to_dict() if even else None,
+        "fusion": report.fusion() if report else [],
+        "paste": list(_paste(even[0])) if even else [],
+    }
+
+
+def _recommend(even: Sequence[Setting], count: int, budget_ms: float | None) -> None:
+    """The fastest of those that no test tells from the best, as lines to paste, and fusion."""
+    first = even[0]
+    within = "" if budget_ms is None else f" within {budget_ms:g} ms"
+    say()
+    if len(even) == 1:
+        say(f"best{within}:")
+    else:
+        say(
+            f"no winner{within}: {len(even)} of {count} settings differ by no more than noise on "
+            f"{len(first.report.after)} queries; the fastest of them:"
+        )
+    for line in _paste(first):
+        say(f"  {line}")
+    if first.report.fused:
+        say_fusion(first.report)
+
+
+def _paste(one: Setting) -> tuple[str, str]:
+    """The setting in Python and on the command line."""
+    values: dict[str, Any] = {
+        "backend": one.backend,
+        "dtype": one.dtype,
+        "max_length": one.max_length,
+        "rerank_count": one.rerank_count,
+    }
+    python = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+    if one.windows is not None:
+        given = {name: it for name, it in one.windows.to_dict().items() if it is not None}
+        python += f", windows={given!r}"
+        flags += " --windows " + ",".join(f"{name}={it}" for name, it in given.items())
+    return f"Reranker({python})", f"rerank-adapters search {flags} QUESTION FOLDER"
 
 
 def _cells(one: Setting) -> list[str]:
-    quality = "–" if one.ndcg10 is None else f"{one.ndcg10:.4f}"
-    sizes = [str(one.candidates), str(one.max_length)]
+    quality = "–"
+    if one.ndcg10 is not None and one.half_width is not None:
+        quality = f"{one.ndcg10:.4f} ± {one.half_width:.4f}"
+    cut = "–" if one.windows is None else f"{one.windows.tokens}/{one.windows.step}"
+    sizes = [str(one.rerank_count), str(one.max_length), cut]
     return [one.backend, one.dtype, *sizes, f"{one.p50_ms:.1f}", f"{one.p95_ms:.1f}", quality]
-
-
-def _verdict(chosen: Setting | None, budget_ms: float) -> str:
-    if chosen is None:
-        return f"nothing fits {budget_ms:g} ms: fewer candidates or a shorter max_length would"
-    return (
-        f"best within {budget_ms:g} ms: backend={chosen.backend!r}, dtype={chosen.dtype!r}, "
-        f"{chosen.candidates} candidates, max_length={chosen.max_length}"
-    )

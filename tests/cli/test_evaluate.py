@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from rerank_adapters import InputError
+from rerank_adapters import InputError, Reranker
 from rerank_adapters.cli.collection import read_collection
-from rerank_adapters.cli.evaluate import measures
+from rerank_adapters.cli.evaluate import Collection, Report, evaluate, measures
+from tests.fakes import LookupScorer
 from tests.test_cli import run
 
 
@@ -40,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 def test_what_spoils_the_numbers_is_said(data: Path, qrels: list[str], said: str) -> None:
     """On standard error, with a name to look for; the rest is measured."""
     (data / "qrels.txt").write_text("\n".join(qrels))
-    result = run("evaluate", str(data), "--candidates", "2", "--json")
+    result = run("evaluate", str(data), "--rerank-count", "2", "--json")
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert json.loads(result.stdout)["queries"] >= 1
@@ -109,3 +110,89 @@ def test_two_runs_are_compared(data: Path) -> None:
     shown = run("compare", *files, str(data)).stdout
     assert shown.split()[:5] == ["measure", "A", "B", "change", "p"]
     assert "ms (p50)" not in shown
+
+
+class _Held:
+    """Documents in memory."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self._texts = texts
+
+    def texts(self, ids: list[str]) -> list[str]:
+        return [self._texts[name] for name in ids]
+
+
+def _report(helps: bool, *, queries: int = 8, **rules: object) -> Report:
+    """Two documents: the model puts the wrong one first, and the first stage the right one by far.
+
+    helps: whether so; else the two are of one mind. By hand: nDCG@10 is 1 / log2(3) or 1.
+    """
+    names = [f"q{at}" for at in range(queries)]
+    table = {(name, "right"): 0.5 if helps else 0.9 for name in names}
+    table |= {(name, "wrong"): 0.6 for name in names} | {(name, "third"): 0.0 for name in names}
+    collection = Collection(
+        {name: name for name in names},
+        {name: {"a": 1} for name in names},
+        _Held({"a": "right", "b": "wrong", "c": "third"}),  # type: ignore[arg-type]  # all it uses
+    )
+    found = [("a", 9.0), ("b", 1.0), ("c", 0.5)]
+    with Reranker.over(LookupScorer(table), **rules) as reranker:
+        return evaluate(
+            collection, lambda *_: found, reranker, candidates=3, fusing="fuse" not in rules
+        )
+
+
+def test_fusion_is_tested_on_the_users_data() -> None:
+    """Linear: right is 0.5 / 0.6 + 1, wrong 1 + 1/17: it wins on all; p of 8 alike is 2 / 256.
+
+    Reciprocal ranks tie (1 + 2 against 2 + 1), and ties keep the model's order: no change, p = 1.
+    """
+    report = _report(helps=True)
+    rows = {row["method"]: row for row in report.fusion()}
+    after = 1 / np.log2(3)
+    assert report.mean("after", report.measures[0]) == pytest.approx(after)
+    assert rows["linear"]["nDCG@10"] == pytest.approx(1)
+    assert rows["linear"]["change"] == pytest.approx(1 - after)
+    assert rows["linear"]["p_value"] == pytest.approx(2 / 256)
+    assert (rows["rrf"]["change"], rows["rrf"]["p_value"]) == (pytest.approx(0), 1)
+    assert report.fusion_verdict() == "fusing with the first stage helps 8 queries: --fuse linear"
+    fused = _report(helps=True, fuse="linear")
+    assert fused.mean("after", fused.measures[0]) == pytest.approx(1)
+    assert fused.fusion() == []
+
+
+@pytest.mark.parametrize(("helps", "queries"), [(False, 8), (True, 3)])
+def test_fusion_inside_the_noise_is_not_recommended(helps: bool, queries: int) -> None:
+    """No change at all, or one on three queries, whose p is 2 / 8."""
+    verdict = _report(helps, queries=queries).fusion_verdict()
+    assert verdict == (
+        f"fusing with the first stage changes nDCG@10 of {queries} queries within the noise"
+    )
+
+
+def test_what_is_not_scored_stays_behind_when_fused() -> None:
+    """Kept below, it has no score of the model to fuse; on the command line both are said."""
+    report = _report(helps=True, rerank_count=2, rest="keep_below")
+    rows = {row["method"]: row for row in report.fusion()}
+    assert rows["linear"]["nDCG@10"] == pytest.approx(1 / np.log2(3))  # 0 and 1 against 1 and 0
+    assert rows["rrf"]["change"] == pytest.approx(0)
+
+
+def test_the_rest_is_kept_in_the_run_on_the_command_line(data: Path, tmp_path: Path) -> None:
+    """--rerank-count 2 scores two; --rest keep_below writes all that BM25 found."""
+    (data / "qrels.txt").write_text("q0 0 d0 1")
+    (data / "queries.jsonl").write_text('{"_id": "q0", "text": "passage 0"}')
+    lines = {}
+    for rest in ("drop", "keep_below"):
+        output = tmp_path / f"{rest}.trec"
+        more = ["--rerank-count", "2", "--rest", rest, "-o", str(output)]
+        answer = json.loads(run("evaluate", str(data), *more, "--json").stdout)
+        assert [row["method"] for row in answer["fusion"]] == ["rrf", "linear"]
+        lines[rest] = [line.split()[2] for line in output.read_text().splitlines()]
+    assert len(lines["drop"]) == 2
+    assert lines["keep_below"][:2] == lines["drop"]
+    assert len(lines["keep_below"]) == 8
+    said = run("evaluate", str(data), "--rerank-count", "2").stdout
+    assert "--fuse rrf: nDCG@10" in said
+    assert "fusing with the first stage changes nDCG@10 of 1 queries within the noise" in said
+    assert "fusing" not in run("evaluate", str(data), "--rerank-count", "2", "--fuse", "rrf").stdout

@@ -44,11 +44,11 @@ def test_the_words_of_a_text() -> None:
 
 
 def test_a_folder_without_the_word_is_ranked_whole(tmp_path: Path) -> None:
-    """More than --candidates, and the note says that nothing matched; the last file is found."""
+    """More than --rerank-count, and the note says that nothing matched; the last file is found."""
     for row in range(60):
         (tmp_path / f"a{row:02}.txt").write_text(f"Meeting minutes {row} about budgets.")
     (tmp_path / "z.txt").write_text("The tower stands 70 metres high.")
-    found = run("search", "how tall?", str(tmp_path), "--json", "--candidates", "5")
+    found = run("search", "how tall?", str(tmp_path), "--json", "--rerank-count", "5")
     assert json.loads(found.stdout)["results"][0]["source"] == f"{tmp_path / 'z.txt'}:1"
     assert "no passage shares a word with the query: all 61 passages" in found.stderr
 
@@ -91,10 +91,12 @@ def test_the_answer_stays_on_the_screen(height: int, capsys, monkeypatch) -> Non
 
 
 def test_a_bound_of_scores_may_leave_nothing(tmp_path: Path) -> None:
-    """--score-threshold above every score: the summary alone."""
+    """--score-threshold above every score: that nothing answers, and the summary."""
     (tmp_path / "a.txt").write_text("The café opens at nine.")
     found = run("search", "café", str(tmp_path), "--score-threshold", "2")
-    assert found.stdout.startswith("1 passages, 1 candidates")
+    said, summary = found.stdout.splitlines()
+    assert said.startswith("nothing here answers that: the one document scores")
+    assert summary.startswith("1 passages, 1 candidates")
 
 
 def test_minus_is_standard_input() -> None:

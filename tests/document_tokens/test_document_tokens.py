@@ -372,7 +372,7 @@ def test_evaluate_reads_stored_tokens_by_the_corpus_ids(tmp_path, read):
     folder = tmp_path / "tokens"
     built = CliRunner().invoke(app, ["tokens", "build", str(corpus / "corpus.jsonl"), str(folder)])
     assert built.exit_code == 0, built.output
-    arguments = ["evaluate", str(corpus), "--candidates", "2", "--json", "--device", "cpu"]
+    arguments = ["evaluate", str(corpus), "--rerank-count", "2", "--json", "--device", "cpu"]
     plain = CliRunner().invoke(app, arguments)
     texts = {passage.full_text for passage in passages(corpus)}
     assert texts & set(read), "the check below can fail"
