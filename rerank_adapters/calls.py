@@ -295,10 +295,13 @@ class Caller:
         return wait(self.submit(pairs, call), call.deadline)
 
     def fitted(self, pairs: Sequence[Pair], call: Call, labels: Sequence[int]) -> Calibration:
-        """The calibration that *labels* of *pairs* ask for."""
-        scored = self.run(pairs, call)
+        """The calibration that *labels* of *pairs* ask for, but for pairs that stopped early."""
+        scored, given = self.run(pairs, call), np.asarray(labels)
+        if scored.exits is not None and given.shape == scored.exits.shape:
+            rows = np.flatnonzero(scored.exits == 0)
+            scored, given = scored.take(rows), given[rows]
         return Calibration.fit(
-            scored.keys, labels, weights=self.weights(), model=self.scorer.info().model
+            scored.keys, given, weights=self.weights(), model=self.scorer.info().model
         )
 
     def weights(self) -> tuple[str, ...]:

@@ -134,6 +134,7 @@ THIRD_PARTY = {
     "ranking.ranking": {"numpy"},
     "scorers": {"numpy"},
     "scorers.cached": {"numpy"},
+    "scorers.calibrated": {"numpy"},
     "scorers.cross_encoder": {"numpy"},
     "scorers.distinct": {"numpy"},
     "scorers.early_exit": {"numpy"},

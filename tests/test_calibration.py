@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,12 @@ from rerank_adapters import (
     sharing,
 )
 from rerank_adapters.calibration import wilson
+from rerank_adapters.futures import done
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from rerank_adapters.loading import find
 from rerank_adapters.loading.identity import weights_of
+from rerank_adapters.scorers.calibrated import Calibrated
 from tests.checkpoints import PAIRS, build
 from tests.exported import exported
 from tests.fakes import CountingBackend, LookupScorer, reranker_over
@@ -307,11 +310,31 @@ async def test_every_path_gives_calibrated_scores_in_the_old_order() -> None:
 def test_saturated_scores_keep_the_order_of_the_logits() -> None:
     """Both are 1.0 in float32: they are ranked by what the scores no longer tell."""
     scorer = LookupScorer({("q", "a"): 500.0, ("q", "b"): 900.0})
-    from rerank_adapters.scorers.calibrated import Calibrated
-
     with Reranker.over(Calibrated(scorer, Calibration())) as reranker:
         ranking = reranker.rerank("q", ["a", "b"])
     assert (ranking.indices, ranking.scores) == ([1, 0], [1.0, 1.0])
+
+
+class Stopping(LookupScorer):
+    """Its last pair stopped after one layer, with another head's score and logit."""
+
+    def submit_pairs(self, pairs, call):
+        scored = super().submit_pairs(pairs, call).result()
+        exits = np.array([0] * (len(pairs) - 1) + [1])
+        return done(replace(scored, logits=scored.scores * 2, exits=exits))
+
+
+def test_who_stopped_early_is_neither_calibrated_nor_fitted() -> None:
+    """Its logit is of an exit head: the score stays, it stands last, and no label of it counts."""
+    table = {("q", "a"): -1.0, ("q", "b"): 1.0, ("q", "c"): 3.0, ("q", "d"): 9.0}
+    pairs = list(table)
+    with Reranker.over(Calibrated(Stopping(table), COLD)) as reranker:
+        scores = reranker.score_pairs(pairs)
+        assert scores[:3].tolist() == COLD.scores([-2.0, 2.0, 6.0]).tolist()
+        assert scores[3] == 9.0
+        assert reranker.rerank("q", list("abcd")).indices == [2, 1, 0, 3]
+        fitted = reranker.calibrate(pairs, [0, 1, 1, 0])
+    assert fitted == Calibration.fit([-2.0, 2.0, 6.0], [0, 1, 1], model="a table")
 
 
 def test_off_is_bit_for_bit_and_a_cache_serves_every_calibration() -> None:

@@ -191,7 +191,7 @@ def evaluate(
 
 
 @app.command()
-@takes(but=("calibration", "rerank_count", "rest", "fuse"))
+@takes(but=("calibration", "early_exit", "rerank_count", "rest", "fuse"))
 def calibrate(
     data: Data,
     *,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
+import numpy as np
+
 from ..calibration import Calibration
 from ..futures import then
 from ..protocols import Call, ModelInfo, Pair, Scored, Scorer
@@ -14,6 +16,8 @@ from . import Wrapper
 
 class Calibrated(Wrapper):
     """Maps logits to scores by *calibration*, and leaves logits, so the order, alone.
+
+    Who stopped early keeps the exit head's score.
 
     Without one it changes nothing, and only knows the names of the weights that run inside:
     *weights* is called when somebody asks, for it may read files.
@@ -36,7 +40,10 @@ class Calibrated(Wrapper):
 
     def _mapped(self, scored: Scored) -> Scored:
         assert self._calibration is not None  # noqa: S101  # said to type checkers
-        return replace(scored, scores=self._calibration.scores(scored.keys), logits=scored.keys)
+        scores = self._calibration.scores(scored.keys)
+        if scored.exits is not None:  # an exit head's logit is of another scale
+            scores = np.where(scored.exits > 0, scored.scores, scores)
+        return replace(scored, scores=scores, logits=scored.keys)
 
     def info(self) -> ModelInfo:
         """What really runs, and by what its scores are calibrated."""
