@@ -29,7 +29,7 @@ from tests.notebooks import FOLDER, NOTEBOOKS, execute, read
 DECIMAL = re.compile(r"\d+\.(\d+)")
 STORIES = [
     *("quickstart", "langchain_rag", "llama_index", "speed", "quality", "your_own_model"),
-    "long_documents",
+    *("long_documents", "phases"),
 ]
 EACH = [  # the first alone where tests are to be quick
     pytest.param(path, id=path.stem, marks=[pytest.mark.long("notebooks")] if index else [])
@@ -76,7 +76,7 @@ def test_it_runs_and_prints_what_it_is_kept_with(path: Path) -> None:
                 assert alike(text, before[kind]), f"{text}\n— kept —\n{before[kind]}"
 
 
-def test_all_seven_are_there() -> None:
+def test_all_eight_are_there() -> None:
     """The checks above cannot pass by finding nothing."""
     assert [path.stem.partition("_")[2] for path in NOTEBOOKS] == STORIES
     assert all(any(cell.outputs for cell in code_cells(read(path))) for path in NOTEBOOKS)
@@ -336,6 +336,20 @@ def test_long_documents_finds_the_answer_where_it_stands() -> None:
     assert "and when asked again: 0" in text
     assert text.count("True") == 2
     assert "documents read anew: 0" in text
+
+
+def test_phases_says_what_it_measured() -> None:
+    """More candidates are read, calibration errs less, and one of two questions has no answer."""
+    text = printed("phases")
+    quality = dict(re.findall(r"^(first 5|all 20|cascade) +(0\.\d+)$", text, re.MULTILINE))
+    assert float(quality["all 20"]) > float(quality["first 5"])
+    fitted, relevant = map(int, re.search(r"fitted to (\d+) pairs, (\d+) relevant", text).groups())
+    assert 0 < relevant < fitted == 23 * 8
+    before, after = map(float, re.search(r"others: ([\d.]+) before, ([\d.]+) after", text).groups())
+    assert after < before
+    answered, unanswered = text.split("How do I renew a passport?")
+    assert "Alder" in answered.splitlines()[-3]
+    assert unanswered.strip().startswith("nothing here answers that: the best of")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
