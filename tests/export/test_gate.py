@@ -13,11 +13,18 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from safetensors.torch import load_file, save_file
 
+from rerank_adapters.checkpoints import Checkpoint
+from rerank_adapters.config import RerankerConfig
 from rerank_adapters.errors import ModelError
 from rerank_adapters.export import export_onnx, gate, graph, network
+from rerank_adapters.export.framing import Framing
+from rerank_adapters.parity import probes
+from rerank_adapters.parity.comparison import spread_of
 from tests.checkpoints import build, encoder_for
 from tests.exported import exported
+from tests.replicas import save_decoder
 
 from .graphs import leftovers
 
@@ -128,6 +135,37 @@ def test_gate_catches_one_scale_per_batch(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"between alone and in company|standard deviation"):
         gate.check(tmp_path / "dynamic.onnx", probes, "int8")
     gate.check(exported("bert", "int8") / "model_int8.onnx", probes, "int8")
+
+
+@pytest.mark.long
+def test_decoders_are_held_at_decoder_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 3,000 tokens and more, by the logits' own spread: rounding grows with what is summed."""
+    passage = probes._LONG_PASSAGE  # 2,176 tokens of this vocabulary
+    monkeypatch.setattr(probes, "_LONG_PASSAGE", passage + passage[: len(passage) // 2])
+    folder = tmp_path / "model"
+    save_decoder(folder, max_position_embeddings=8192)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 8
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    options = {"template": "Q: {query}\nD: {document}\n?", "answers": ("yes", "no")}
+    out = export_onnx(folder, tmp_path / "out", **options)
+    framing = Framing.of(RerankerConfig(model=str(folder), **options), Checkpoint.read(folder))
+    cases = gate.probe(network.load(folder, answers=framing.answers), framing)
+    spread = spread_of([case.logits for case in cases])
+    assert spread > 2
+    at, long = max(enumerate(cases), key=lambda it: it[1].shape[1])
+    assert long.shape[1] >= 3000
+    gate.check(out / "model.onnx", cases, "float32")
+    for shift, refused in ((0.5, False), (1.5, True)):  # of 1e-4 in the logits' spread
+        moved = gate.Probe(long.feed, long.logits + np.float32(shift * 1e-4 * spread))
+        shifted = [*cases[:at], moved, *cases[at + 1 :]]
+        if not refused:
+            gate.check(out / "model.onnx", shifted, "float32")
+            continue
+        with pytest.raises(ModelError, match=rf"drifts .* sequence {long.shape[1]}"):
+            gate.check(out / "model.onnx", shifted, "float32")
 
 
 def test_gate_catches_wrong_weights(tmp_path: Path) -> None:
