@@ -160,7 +160,7 @@ def check(parts: Sequence[Path], whole: Path, probes: Sequence[Probe], limit: fl
         for session in sessions:
             feed = {node.name: arrays[node.name] for node in session.get_inputs()}
             arrays[HIDDEN] = session.run(None, feed)[0]
-        moved = drift(arrays[HIDDEN], run(oracle, case.feed))
+        moved = drift(arrays[HIDDEN].astype(np.float32), run(oracle, case.feed))
         if moved > limit:
             raise ModelError(
                 f"the parts of {whole.name} drift from it by {moved:.2e} (allowed: {limit:g}): no "

@@ -47,7 +47,8 @@ def _queries(call: Call, pairs: int) -> list[int] | None:
     """Which group each pair is in, None where there are none."""
     if call.groups is None:
         return None
-    return np.searchsorted(call.groups, np.arange(pairs), side="right").tolist()
+    queries: list[int] = np.searchsorted(call.groups, np.arange(pairs), side="right").tolist()
+    return queries
 
 
 def _distinct(

@@ -39,7 +39,7 @@ class Halves:
         lengths = torch.from_numpy(batch.lengths).to(hidden.device)
         mean = torch.segment_reduce(hidden.float(), "mean", lengths=lengths)
         first = hidden.index_select(0, packed.first).float()
-        states = [part.clone() for part in hidden.split(batch.lengths.tolist())]
+        states = [part.clone() for part in torch.split(hidden, batch.lengths.tolist())]
         return torch.cat((first, mean), dim=1), states
 
     def resume(self, batch: TokenBatch, states: list[Tensor], layer: int) -> Tensor:
@@ -81,7 +81,8 @@ def _layers(backbone: nn.Module) -> nn.ModuleList:
 
 def _half(backbone: PreTrainedModel, layer: int, *, resumes: bool) -> PreTrainedModel:
     """A copy by reference with the layers up to *layer*, or those after it."""
-    half, encoder = _copied(backbone), _copied(backbone.encoder)
+    half: PreTrainedModel = _copied(backbone)
+    encoder = _copied(backbone.encoder)
     layers = _layers(backbone)
     encoder._modules["layer"] = layers[layer:] if resumes else layers[:layer]
     half._modules |= {"encoder": encoder, "pooler": None}
