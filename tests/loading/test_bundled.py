@@ -19,13 +19,18 @@ from onnx import external_data_helper
 from safetensors.numpy import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
-from rerank_adapters import Reranker
+from rerank_adapters import EarlyExit, Reranker
 from rerank_adapters.checkpoints.tensors import read_tensors
 from rerank_adapters.errors import ConfigError, ModelError
 from rerank_adapters.export import gate
 from rerank_adapters.loading import bundled
 from tests.checkpoints import PAIRS, build, encoder_for
 
+EXITS = {
+    "exit_heads.safetensors",
+    *(f"model{dtype}_part{number}.onnx" for dtype in ("", "_int8") for number in range(4)),
+    "rerank_adapters.json",
+}
 FILES = {
     "checksums.json",
     "config.json",
@@ -71,8 +76,25 @@ def as_default(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_shipped_files() -> None:
     """The installed package holds the whole model, as its checksums say, in at most 30 MB."""
     folder = bundled.folder()
-    assert set(bundled.verify(folder)) == FILES - {"checksums.json"}
-    assert sum((folder / name).stat().st_size for name in FILES) <= LIMIT
+    assert set(bundled.verify(folder)) == (FILES | EXITS) - {"checksums.json"}
+    assert sum((folder / name).stat().st_size for name in FILES | EXITS) <= LIMIT
+
+
+@pytest.mark.parametrize("layer", [2, 3, 4])
+def test_shipped_exits_go_on_to_the_score_of_all_layers(layer: int) -> None:
+    """Bit for bit, and the best of all layers are among those who go on: the heads were trained."""
+    lines = (ROOT / "notebooks" / "training" / "plain.tsv").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines[::4]]
+    answers = [answer for _, answer in pairs]
+    with Reranker() as plain, Reranker(early_exit=EarlyExit(layer, 15)) as early:
+        found = []
+        for question, _ in pairs[:10]:
+            whole, ranking = plain.rerank(question, answers), early.rerank(question, answers)
+            scores = {it.index: it.score for it in whole}
+            assert [it.exit for it in ranking] == [None] * 15 + [layer] * (len(answers) - 15)
+            assert all(scores[it.index] == it.score for it in ranking[:15])
+            found.append(whole[0].index in ranking.indices[:15])
+    assert np.mean(found) >= 0.9
 
 
 def test_shipped_model_scores(tmp_path: Path) -> None:
