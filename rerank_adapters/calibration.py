@@ -238,6 +238,10 @@ class Threshold:
     precision  the share of relevant ones among those `kept`, which lies from `low` to `high` with
                the probability asked for, by Wilson, 1927
     recall     the share of the relevant ones that was kept
+
+    >>> found = Threshold.for_precision([0.9, 0.8, 0.6, 0.2], [1, 1, 0, 0], precision=0.6)
+    >>> round(found.score_threshold, 6), found.kept, found.recall
+    (0.4, 3, 1.0)
     """
 
     score_threshold: float
@@ -254,9 +258,6 @@ class Threshold:
         """The lowest threshold that keeps *precision* of *scores*; None where none does.
 
         It stands halfway between the lowest score kept and the highest that is not.
-
-        >>> Threshold.for_precision([0.9, 0.8, 0.6, 0.2], [1, 1, 0, 0], 0.6).kept
-        3
         """
         values, relevant = _checked("scores", scores, labels)
         if not _is_finite(precision) or not 0 < precision <= 1:
