@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..config import RerankerConfig
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..passages import Windows
 from .console import emit, note, progress, say, table
 from .options import mapping, takes
@@ -318,20 +318,36 @@ def export(
     exits: Annotated[
         Path | None, _file("Exit heads to take along. None: the checkpoint's own.")
     ] = None,
+    layout: Annotated[
+        Literal["checkpoint", "vespa"],
+        typer.Option(help="A checkpoint's files, or an application package for Vespa."),
+    ] = "checkpoint",
     as_json: AsJson = False,
     options: Options,
 ) -> None:
     """Write a checkpoint as ONNX, checked against torch before it is kept."""
-    from ..export import FILE_NAMES, export_onnx
+    from ..export import FILE_NAMES, export_onnx, export_vespa
 
     with progress("exporting and checking"):
-        written = export_onnx(model, folder, dtype, exits=exits, **options)
-    file = written / FILE_NAMES[dtype]
+        if layout == "vespa":
+            own = _for_vespa({**options, "exits": exits})
+            file = export_vespa(model, folder, dtype, **own) / "models" / "model.onnx"
+        else:
+            file = export_onnx(model, folder, dtype, exits=exits, **options) / FILE_NAMES[dtype]
     megabytes = round(file.stat().st_size / 1e6, 1)
     if as_json:
         emit({"file": str(file), "megabytes": megabytes, "dtype": dtype})
     else:
         say(f"{file} ({megabytes} MB), scores checked against torch")
+
+
+def _for_vespa(options: Options) -> Options:
+    """Without the words around a pair, which Vespa has no place for; ConfigError where given."""
+    around = ("prompt", "template", "answers", "special_tokens", "exits")
+    worded = [name for name in around if options.get(name) is not None]
+    if worded:
+        raise ConfigError(f"layout vespa has no place for {', '.join(worded)}: leave them out")
+    return {name: value for name, value in options.items() if name not in around}
 
 
 @app.command()

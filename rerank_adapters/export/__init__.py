@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..loading.exits import read_heads
 from ..loading.hub import CONFIG_FILES, Source, open_model
 from ..loading.identity import weights_name
 from ..parity.comparison import BOUNDS
-from . import files, gate, graph, network, parts
+from . import files, gate, graph, network, parts, vespa
 from .describing import describe
 from .framing import Framing
 from .rewrites.first_token import keep_first_token
@@ -105,6 +106,52 @@ def export_onnx(
     framing = Framing.of(config, replace(Checkpoint.read(checkpoint), manifest=Manifest()))
     with files.draft(Path(folder).resolve()) as draft:
         _write(config, framing, checkpoint, draft, dtype, _heads(exits, checkpoint))
+    return Path(folder)
+
+
+def export_vespa(
+    model: str | Path,
+    folder: str | Path,
+    dtype: GraphDType = "float32",
+    *,
+    query_tokens: int = 32,
+    rerank_count: int = 100,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_folder: str | None = None,
+    local_files_only: bool = False,
+    trust_remote_code: bool = False,
+    label: int | str | None = None,
+) -> Path:
+    """Write *model* as a Vespa application package into *folder*, and return that folder.
+
+    models/model.onnx and models/tokenizer.json; services.xml with the tokenizer's component;
+    schemas/passage.sd, whose rank profile has this tokenizer's special ids, this model's length and
+    inputs and its activation, over the best *rerank_count* hits; best-paragraph.txt, a profile for
+    documents of several paragraphs. Queries keep *query_tokens* tokens, documents the rest.
+
+    Raises what `export_onnx` raises, and ModelError for what Vespa cannot load.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        export_onnx(
+            model,
+            made,
+            dtype,
+            revision=revision,
+            token=token,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+            trust_remote_code=trust_remote_code,
+            label=label,
+        )
+        with files.draft(Path(folder).resolve()) as draft:
+            vespa.write_application(
+                Path(made),
+                draft,
+                FILE_NAMES[dtype],
+                query_tokens=query_tokens,
+                rerank_count=rerank_count,
+            )
     return Path(folder)
 
 
