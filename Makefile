@@ -51,10 +51,10 @@ $(VENV)/neighbours: $(VENV)/all .ci/neighbours.txt
 	$(PIP) --target $@ --no-deps --requirement .ci/neighbours.txt
 	touch $@
 
-test-neighbours: $(VENV)/neighbours ## traces in OpenInference and Langfuse, adapters in FastAPI, OpenVINO, Haystack, fastembed
+test-neighbours: $(VENV)/neighbours ## traces in OpenInference and Langfuse, adapters in FastAPI, OpenVINO, Haystack, fastembed, cherche
 	PYTHONPATH=$(VENV)/neighbours $(RUN) -m pytest -m "" tests/test_fastapi.py tests/*/test_observers.py
 	PYTHONPATH=$(VENV)/neighbours $(RUN) -m pytest -m "" -k openvino tests/backends tests/scorers/test_laws.py
-	PYTHONPATH=$(VENV)/neighbours $(RUN) -m pytest -m "" tests/test_haystack.py tests/test_fastembed.py tests/test_public_api.py tests/test_docstrings.py
+	PYTHONPATH=$(VENV)/neighbours $(RUN) -m pytest -m "" tests/test_haystack.py tests/test_fastembed.py tests/test_cherche.py tests/test_public_api.py tests/test_docstrings.py
 
 # Real servers pin other versions of everything: an environment of its own.
 $(VENV)/infinity:

@@ -107,6 +107,7 @@ THIRD_PARTY = {
     "calls": {"numpy"},
     "checkpoints": {"numpy"},
     "checks": {"numpy"},
+    "cherche": {"cherche"},
     "cli": {
         *("Stemmer", "bm25s", "bs4", "docx", "ir_measures", "langchain_core"),
         *("langchain_text_splitters", "llama_index", "numpy", "pathspec", "pypdf", "rich", "typer"),

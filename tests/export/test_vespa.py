@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -16,8 +17,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
+from typer.testing import CliRunner
 
-from rerank_adapters import ConfigError, InputError, ModelError, Reranker
+from rerank_adapters import ConfigError, InputError, ModelError, Reranker, export
+from rerank_adapters.cli.app import app
 from rerank_adapters.export import export_vespa, vespa
 from rerank_adapters.tokenization.vespa_inputs import (
     custom_token_input_ids,
@@ -218,6 +221,27 @@ def test_a_graph_of_two_gigabytes_is_refused(
     monkeypatch.setattr(vespa, "MOST_BYTES", 1000)
     with pytest.raises(ModelError, match="below 2 GB"):
         application("bert", tmp_path)
+
+
+def test_the_commands_options_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds the model does; words around a pair are refused, each by its name."""
+    given: list[tuple[object, ...]] = []
+
+    def exporting(*arguments: object, **options: object) -> Path:
+        inspect.signature(export_vespa).bind(*arguments, **options)
+        given.append((*arguments, options["revision"]))
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models/model.onnx").write_bytes(b"graph")
+        return tmp_path
+
+    monkeypatch.setattr(export, "export_vespa", exporting)
+    asked = ["export", "x/y", str(tmp_path), "--layout", "vespa", "--json"]
+    done = CliRunner().invoke(app, [*asked, "--dtype", "int8", "--revision", "main"])
+    assert json.loads(done.stdout)["file"].endswith("models/model.onnx")
+    assert given == [("x/y", tmp_path, "int8", "main")]
+    refused = CliRunner().invoke(app, [*asked, "--prompt", "x", "--template", "{query} {document}"])
+    assert isinstance(refused.exception, ConfigError)
+    assert "layout vespa has no place for prompt, template" in str(refused.exception)
 
 
 @pytest.mark.long("export")
