@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import glob
 import hashlib
 import mmap
 import re
@@ -93,8 +94,9 @@ def _used(folder: Path, selection: Selection, code: Sequence[str]) -> Iterator[P
 
 
 def graph_files(graph: Path) -> Iterator[Path]:
-    """The graph, and the files beside it that it names: its external data."""
+    """The graph, its parts, and the files beside it that it names: its external data."""
     yield graph
+    yield from graph.parent.glob(f"{glob.escape(graph.stem)}_part*.onnx")
     beside = [path for path in graph.parent.iterdir() if path.is_file() and path != graph]
     with graph.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield from (path for path in beside if data.find(path.name.encode()) >= 0)

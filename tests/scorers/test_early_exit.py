@@ -6,6 +6,7 @@ Oracles: transformers' own hidden states and a product written out here; the sam
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from rerank_adapters.errors import ClosedError, ModelError
 from rerank_adapters.export import export_onnx
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
+from rerank_adapters.loading import find
 from rerank_adapters.loading.exits import ChosenExit
 from tests.checkpoints import TRAINING_TEXT, build
 from tests.fakes import StagedFake, reranker_over
@@ -147,6 +149,16 @@ def test_the_parts_of_a_graph_read_the_one_file_of_weights(exported):
         assert part.stat().st_size < 60_000
         data = b"model_int8.onnx_data" if "int8" in part.name else b"model.onnx_data"
         assert data in part.read_bytes()
+
+
+def test_a_part_with_another_byte_is_another_model(exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    config = RerankerConfig(model=str(folder), backend="onnx", dtype="int8")
+    before = find(config).fingerprint
+    with (folder / "model_int8_part1.onnx").open("ab") as part:
+        part.write(b"\0")
+    assert find(config).fingerprint != before
 
 
 def test_company_changes_nobody_who_goes_on_int8_bit_for_bit(exported):
