@@ -108,15 +108,23 @@ def gemma_tokenizer(words: tuple[str, ...]) -> GemmaTokenizer:
 
 CARDS: dict[str, tuple[Any, Any, Callable[..., list[int]], tuple[str, ...], float, bool]] = {
     "Qwen/Qwen3-Reranker-0.6B": (
-        *(Qwen3ForCausalLM, Qwen3Config, qwen3_row, ("yes", "no"), 1.0, True),
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        qwen3_row,
+        ("yes", "no"),
+        1.0,
+        True,
     ),
-    "BAAI/bge-reranker-v2-gemma": (
-        *(GemmaForCausalLM, GemmaConfig, gemma_row, ("Yes",), 1.0, False),
-    ),
+    "BAAI/bge-reranker-v2-gemma": (GemmaForCausalLM, GemmaConfig, gemma_row, ("Yes",), 1.0, False),
     "mixedbread-ai/mxbai-rerank-base-v2": (
-        *(Qwen2ForCausalLM, Qwen2Config, mxbai_row, ("1", "0"), 1.0, False),
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        mxbai_row,
+        ("1", "0"),
+        1.0,
+        False,
     ),
-    "zeroentropy/zerank-1": (*(Qwen3ForCausalLM, Qwen3Config, zerank_row, ("Yes",), 0.2, True),),
+    "zeroentropy/zerank-1": (Qwen3ForCausalLM, Qwen3Config, zerank_row, ("Yes",), 0.2, True),
 }
 """Hub id → class, configuration, tokens of a pair, answers, scale, and whether the score is P."""
 
