@@ -60,6 +60,9 @@ def _sentence_transformers(batch: int, dtype: str = "float32") -> Callable[[Path
         import torch
         from sentence_transformers import CrossEncoder
 
+        flags = Path("/proc/cpuinfo")
+        if dtype == "bfloat16" and "bf16" not in (flags.read_text() if flags.exists() else ""):
+            raise NotImplementedError("this CPU has no bfloat16 instructions that can be seen")
         kind = getattr(torch, dtype)
         model = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": kind})
         identity = torch.nn.Identity()
@@ -241,7 +244,7 @@ def drifts(found: dict[str, Score], texts: list[str]) -> None:
 
 def calls(part: str, found: dict[str, Score], *, small: bool, rounds: int) -> None:
     """One call at a time, of so many documents."""
-    counts = (4, 8) if small else (10, 50, 1000)
+    counts = (1, 2) if small else (10, 50, 1000)
     for count in counts:
         texts = documents(count) if part == "mixed" else full(count)
         if count == counts[1]:
@@ -324,3 +327,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # a dozen runtimes end in an order that some of them abort at
