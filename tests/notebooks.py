@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("[1-9]_*.ipynb"))
+NOTEBOOKS = sorted(FOLDER.glob("[1-9]*_*.ipynb"), key=lambda path: int(path.stem.partition("_")[0]))
 KERNEL = Path(__file__).with_name("offline_kernel.py")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -50,6 +50,14 @@ class RankedDocument:
         last = self.exit is None and (self.stage is None or self.rescaled)
         return last and not self.blank
 
+    @property
+    def mark(self) -> str:
+        """In a word, what the score leaves out or whose it is; "": the model's, of all."""
+        words = ["cut"] * self.truncated + ["blank"] * self.blank
+        words += [f"exit {self.exit}"] * (self.exit is not None)
+        words += [f"stage {self.stage}"] * (self.stage is not None)
+        return ", ".join(words)
+
     def __iter__(self) -> Iterator[int | float]:
         return iter((self.index, self.score))
 
@@ -207,7 +215,7 @@ class Ranking(Sequence[RankedDocument]):
             return note(str(self.below))
         return table(
             [
-                Row(it.index, it.score, it.truncated, self._text(texts, it.index))
+                Row(it.index, it.score, it.mark, self._text(texts, it.index))
                 for it in self._documents
             ],
             width=width,

@@ -45,11 +45,14 @@ class Table(str):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One document of a ranking, as it is drawn; `text` is None where no texts were given."""
+    """One document of a ranking, as it is drawn; `text` is None where no texts were given.
+
+    mark: what its score leaves out, such as "cut", or whose it is, such as "exit 3"; else "".
+    """
 
     index: int
     score: float
-    truncated: bool
+    mark: str
     text: str | None
 
 
@@ -72,11 +75,11 @@ def number(score: float) -> str:
 def _plain(rows: Sequence[Row], shares: Sequence[float], width: int) -> str:
     scores = _column([number(row.score) for row in rows], least=8)
     indices = _column([f"[{row.index}]" for row in rows])
-    cuts = _column([" …cut" if row.truncated else "" for row in rows])
+    marks = _column([f" …{row.mark}" if row.mark else "" for row in rows])
     lines = []
     for rank, (row, share) in enumerate(zip(rows, shares, strict=True), 1):
         bar = ("█" * round(share * BAR)).ljust(BAR, "·")
-        head = f"{rank:>3}  {scores[rank - 1]}  {bar}  {indices[rank - 1]}{cuts[rank - 1]}  "
+        head = f"{rank:>3}  {scores[rank - 1]}  {bar}  {indices[rank - 1]}{marks[rank - 1]}  "
         text = "" if row.text is None else one_line(row.text, max(width - len(head), 1))
         lines.append((head + text).rstrip())
     return "\n".join(lines)
@@ -88,15 +91,15 @@ def _column(values: Sequence[str], *, least: int = 0) -> list[str]:
 
 
 def _html(rows: Sequence[Row], shares: Sequence[float]) -> str:
-    cut = any(row.truncated for row in rows)
+    marked = any(row.mark for row in rows)
     with_text = any(row.text is not None for row in rows)
-    names = ["rank", "index", "score", "", *["cut"] * cut, *["text"] * with_text]
+    names = ["rank", "index", "score", "", *["mark"] * marked, *["text"] * with_text]
     head = "".join(f"<th>{name}</th>" for name in names)
     lines = []
     for rank, (row, share) in enumerate(zip(rows, shares, strict=True), 1):
         bar = f'<div style="background:#4c78a8;height:.8em;width:{share * 8:.2f}em"></div>'
         values = [str(rank), str(row.index), number(row.score), bar]
-        values += ["cut" if row.truncated else ""] * cut
+        values += [row.mark] * marked
         body = "".join(f"<td>{value}</td>" for value in values)
         if with_text:
             text = html.escape(one_line(row.text or "", _EXCERPT))

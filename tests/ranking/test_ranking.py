@@ -149,7 +149,7 @@ def test_the_notebook_table_has_what_the_ranking_holds() -> None:
     ):
         assert piece in table
     assert "<th>text</th>" not in table
-    assert "<th>cut</th>" not in RANKING[:1]._repr_html_()
+    assert "<th>mark</th>" not in RANKING[:1]._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -184,3 +184,25 @@ def test_ranked_sorts_by_keys_and_shows_scores() -> None:
     assert [it.index for it in got] == [1, 3, 0]
     assert [it.truncated for it in got] == [True, False, False]
     assert [it.score for it in got] == [1.0, 1.0, 1.0]
+
+
+def test_a_table_marks_whose_a_score_is() -> None:
+    """Not the model's of all its layers and the whole text: the table says so, in both forms."""
+    ranking = Ranking(
+        [
+            RankedDocument(0, 0.9),
+            RankedDocument(1, 0.5, truncated=True, exit=3),
+            RankedDocument(2, 0.4, stage=0),
+            RankedDocument(3, 0.0, blank=True),
+        ]
+    )
+    assert [it.mark for it in ranking] == ["", "cut, exit 3", "stage 0", "blank"]
+    lines = ranking.show(["a", "b", "c", " "], width=80).splitlines()
+    assert [line.split("]")[1].split() for line in lines] == [
+        ["a"],
+        ["…cut,", "exit", "3", "b"],
+        ["…stage", "0", "c"],
+        ["…blank"],
+    ]
+    for word in ("<th>mark</th>", "<td>cut, exit 3</td>", "<td>stage 0</td>", "<td>blank</td>"):
+        assert word in ranking._repr_html_()
