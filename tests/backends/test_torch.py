@@ -148,11 +148,13 @@ def test_info_says_what_runs() -> None:
 def test_traits_are_the_devices(device: str, expected: BackendTraits, packed: bool) -> None:
     """What suits a device, and that a forked child cannot go on; 10 % padding but on the CPU."""
     wants = "tokens" if packed else "texts"
-    assert traits_of(device, packed=packed, wants=wants) == replace(
+    assert traits_of(device, packed=packed, wants=wants, halves=None, why_whole="") == replace(
         expected, device_kind=device, pads=not packed, survives_fork=False, wants=wants
     )
-    assert _backend("bert").traits == traits_of("cpu", packed=True, wants="tokens")
-    assert _backend("mpnet").traits == traits_of("cpu", packed=False, wants="tokens")
+    for kind, packs in (("bert", True), ("mpnet", False)):
+        traits = _backend(kind).traits
+        whole = replace(traits, exit_layers=(), why_whole="")  # early exit has tests of its own
+        assert whole == traits_of("cpu", packed=packs, wants="tokens", halves=None, why_whole="")
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS, "qwen3", "modular_bert"])
@@ -661,7 +663,7 @@ def test_no_head_is_made_up_where_sentence_transformers_is_too_old(kind, monkeyp
         preprocess = property()  # hasattr says no
 
     monkeypatch.setattr(whole, "CrossEncoder", Old)
-    with pytest.raises(ModelError, match=r"need sentence-transformers 5\.4 or later: .* makes up"):
+    with pytest.raises(ModelError, match=r"need sentence-transformers 5\.6 or later: .* makes up"):
         _load(kind)
 
 
@@ -823,8 +825,12 @@ def test_a_missing_tokenizer_json_is_converted(tmp_path: Path) -> None:
     converted = PairTokenizer.from_folder(folder, convert=convert_tokenizer)
     batch = converted.encode(PAIRS).batch
     np.testing.assert_array_equal(batch.input_ids, _batch("bert").input_ids)
-    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+    with pytest.raises(ModelError, match=r"config\.json is missing or empty"):
         convert_tokenizer(tmp_path / "nothing")
+    (folder / "vocab.txt").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    with pytest.raises(ModelError, match="tokenizer"):
+        convert_tokenizer(folder)
 
 
 # --------------------------------------------------------------------------------------- helpers

@@ -16,6 +16,7 @@ from rerank_adapters.checkpoints import (
     FILE_NAME,
     FORMAT,
     Checkpoint,
+    ExitFiles,
     Manifest,
     TextTemplate,
 )
@@ -40,6 +41,7 @@ FULL = Manifest(
     label=0,
     scale=0.2,
     weights="0123456789abcdef",
+    exits=ExitFiles((2, 3), "heads.safetensors"),
 )
 NULLS = Manifest(prompt=None, template=None, position_limit=None)
 
@@ -64,6 +66,7 @@ def loaded(folder: Path) -> dict[str, Any]:
         "label": family.label,
         "scale": family.scale,
         "position_limit": (family.position_limit, tokenizer.max_length),
+        "exits": checkpoint.manifest.exits,
         "weights": weights_of(find(RerankerConfig(model=str(folder), backend="onnx")))[0],
     }
 
@@ -111,6 +114,7 @@ CHANGES: list[tuple[Manifest, dict[str, Any]]] = [
     (Manifest(label=0), {"label": 0}),
     (Manifest(scale=0.2), {"scale": 0.2}),
     (Manifest(weights="0123456789abcdef"), {"weights": "0123456789abcdef"}),
+    (Manifest(exits=ExitFiles((2, 3))), {"exits": ExitFiles((2, 3), "exit_heads.safetensors")}),
 ]
 
 
@@ -132,6 +136,7 @@ def test_each_key_changes_what_is_loaded(
         "label": 1,
         "scale": 1.0,
         "position_limit": (256, 256),
+        "exits": ABSENT,
         "weights": sha256(sha256(b"a graph").hexdigest().encode()).hexdigest()[:16],
     }
     manifest.write(folder)

@@ -18,13 +18,16 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from typer.testing import CliRunner
 
 from rerank_adapters import DocumentTokens, Reranker, RerankerConfig, ScoreCache, Windows
+from rerank_adapters.calls import inside
 from rerank_adapters.cli.app import app
 from rerank_adapters.cli.corpus import example_folder, passages
 from rerank_adapters.errors import ConfigError, InputError, ModelError
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from rerank_adapters.protocols import RerankRequest
+from rerank_adapters.scorers.stored import Stored
 from rerank_adapters.sharing import acquire
+from rerank_adapters.tokenization.accelerators.trusted import Trusted
 from rerank_adapters.tokenization.reader import Reader
 from tests.checkpoints import build
 from tests.engine.traffic import until
@@ -44,14 +47,14 @@ def opened(kind: str, tmp_path) -> DocumentTokens:
 def read(monkeypatch) -> list[str]:
     """The texts that a tokenizer is given from now on."""
     texts: list[str] = []
-    for name in ("fast", "full"):
-        usual = getattr(Reader, name)
+    for kind, name in ((Reader, "fast"), (Reader, "full"), (Trusted, "read")):
+        usual = getattr(kind, name)
 
         def call(self, given, usual=usual):
             texts.extend(given)
             return usual(self, given)
 
-        monkeypatch.setattr(Reader, name, call)
+        monkeypatch.setattr(kind, name, call)
     return texts
 
 
@@ -120,7 +123,7 @@ def test_a_folder_is_its_owners_and_read_by_others(tmp_path, read):
     folder = tmp_path / "deep" / "tokens"
     with Reranker(document_tokens=folder) as reranker:
         counts: list[int] = []
-        tokens = reranker._caller.scorer.inner.tokens
+        tokens = inside(reranker._caller.scorer, Stored).tokens
         tokens.add(((str(at), f"text {at}") for at in range(1200)), on_progress=counts.append)
         assert sum(counts) == 1200
         (first,) = folder.iterdir()

@@ -20,13 +20,15 @@ from transformers import (
     AutoTokenizer,
 )
 
-from rerank_adapters import Reranker
+from rerank_adapters import Reranker, RerankerConfig
 from rerank_adapters.backends.torch import render_chat
 from rerank_adapters.checkpoints import ABSENT, Checkpoint, Manifest
 from rerank_adapters.errors import ConfigError, ModelError
 from rerank_adapters.export import describing, export_onnx, files, gate, graph, network
 from rerank_adapters.export.describing import describe
 from rerank_adapters.families import family_for
+from rerank_adapters.loading import find
+from rerank_adapters.loading.identity import weights_of
 from tests.checkpoints import KINDS, PAIRS, build, encoder_for
 from tests.exported import exported
 
@@ -105,6 +107,7 @@ def test_pair_models_have_no_template() -> None:
         "prompt": None,
         "template": None,
         "position_limit": 256,
+        "weights": weights_of(find(RerankerConfig(model=str(build("bert")), backend="torch")))[0],
     }
 
 

@@ -23,9 +23,10 @@ from rerank_adapters import (
     RerankerConfig,
     Windows,
 )
+from rerank_adapters.calls import inside
 from rerank_adapters.errors import BackendError
 from rerank_adapters.protocols import Call, RerankRequest
-from rerank_adapters.scorers.long_documents import pieces
+from rerank_adapters.scorers.long_documents import LongDocuments, pieces
 from rerank_adapters.tokenization.reader import Reader
 from tests.checkpoints import build, oracle
 from tests.fakes import CountingBackend, FaultyBackend, HeldBackend, reranker_over
@@ -81,7 +82,7 @@ def test_scores_are_the_oracles_over_the_windows(kind: str, aggregate: str):
         folder, backend="torch", device="cpu", activation=applied, windows=settings
     ) as reranker:
         ranking = reranker.rerank(QUERY, [document, "short"])
-        scorer = reranker._caller.scorer.inner
+        scorer = inside(reranker._caller.scorer, LongDocuments)
         cursors, _ = scorer._cursors([(QUERY, document)], Call(), settings)
         cutter, (cursor,) = scorer._tokenizer.cutter(), cursors[0]
         texts = []
