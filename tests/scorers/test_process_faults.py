@@ -69,7 +69,10 @@ main = threading.get_ident()
 
 def interrupt():
     tap.entered.wait(60)
-    while sys._current_frames()[main].f_code.co_name != "wait":  # the main thread waits for scores
+    while True:  # until the main thread waits for scores: for a thread to start it waits as well
+        frame = sys._current_frames()[main]
+        if frame.f_code.co_name == "wait" and frame.f_back.f_code.co_name == "result":
+            break
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGINT)
     if mode == "uncaught":
