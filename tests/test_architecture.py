@@ -209,7 +209,8 @@ def test_every_imported_distribution_is_declared():
     used = set().union(*third_party(ROOT / "rerank_adapters").values())
     assert _undeclared(used, declared) == set()
     assert _undeclared({"aiohttp"}, declared) == {"aiohttp"}
-    test = declared | {_distribution(it) for it in project["dependency-groups"]["test"]}
+    groups = project["dependency-groups"]
+    test = declared | {_distribution(it) for it in [*groups["test"], *groups["peers"]]}
     for folder in ("tests", "notebooks", ".ci", ".docs"):
         files = list((ROOT / folder).rglob("*.py"))
         beside = {file.stem for file in files} | {"rerank_adapters", "tests", "notebooks"}

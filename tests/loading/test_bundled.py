@@ -280,7 +280,7 @@ def test_failing_midway_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bundled, "write_safetensors", full)
+        patch.setattr(bundled, "write_tensors", full)
         with pytest.raises(ConfigError, match=r"cache_folder must be .*No space left"):
             bundled.unpack(tmp_path)
     assert list(tmp_path.iterdir()) == []
