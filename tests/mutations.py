@@ -134,8 +134,8 @@ REVIEWED = (
     ),
     M(  # a threshold is a Python float
         "ranking/ranking.py",
-        "bound = float(score_threshold)",
-        "bound = float(np.float32(score_threshold))",
+        "bound = float(score_threshold)\n        found",
+        "bound = float(np.float32(score_threshold))\n        found",
         "ranking/test_ranking.py::test_the_bound_is_compared_with_the_floats_handed_out",
     ),
     M(  # the odd token of equal texts
@@ -235,7 +235,7 @@ FURTHER = (
     ),
     M(
         "engine/queue.py",
-        "waiting.tokens, last=True)\n            self._planned = None",
+        "waiting.tokens, last=True)\n                self._planned = None",
         "waiting.tokens, last=True)",
         "engine/test_queue.py::test_what_was_dropped_is_in_no_later_batch",
     ),
@@ -347,7 +347,7 @@ FURTHER = (
     ),
     M(
         "sharing.py",
-        "                    _check_access(found)\n",
+        "        _check_access(found)\n",
         "",
         "test_sharing.py::test_a_refused_token_gets_nothing_though_the_model_is_loaded",
     ),
@@ -384,8 +384,8 @@ FURTHER = (
     ),
     M(
         "ranking/ranking.py",
-        "order = np.argsort(-keys, kind=",
-        "order = np.argsort(-scores, kind=",
+        "order = whole = np.argsort(-keys, kind=",
+        "order = whole = np.argsort(-scores, kind=",
         "ranking/test_ranking.py::test_ranked_sorts_by_keys_and_shows_scores",
     ),
     M(

@@ -366,7 +366,7 @@ def test_the_first_cell_says_what_to_install(path: Path) -> None:
     extras = [it for extra in project["optional-dependencies"].values() for it in extra]
     declared = {_canonical(it) for it in [*project["dependencies"], *extras]} | named
     brings = packages_distributions()
-    for name in names - sys.stdlib_module_names - {"rerank_adapters"}:
+    for name in names - sys.stdlib_module_names - {"rerank_adapters", "IPython"}:  # runs it
         found = {_canonical(it) for it in brings.get(name, [name])}  # absent: a neighbour
         assert found & declared, f"{name} comes with {found}"
     retrievers = "llama_index.retrievers.bm25" in code
