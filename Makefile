@@ -10,7 +10,7 @@ SEED ?= $(shell date +%s)
 # over the rear half of what another has left.
 PYTEST = $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo check test test-all test-sample test-floors test-versions test-neighbours test-servers mutants bench docs notebooks wheel clean
+.PHONY: demo check test test-all test-sample test-floors test-versions test-neighbours test-ray test-servers mutants bench docs notebooks wheel clean
 
 $(VENV)/demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +36,7 @@ check: $(VENV)/all ## linters, types, layers
 test: check ## set up and run the tests, without the long ones
 	$(PYTEST)
 
-test-all: check test-floors test-versions test-neighbours test-servers ## every test, the long ones too, on every version
+test-all: check test-floors test-versions test-neighbours test-ray test-servers ## every test, the long ones too, on every version
 	$(PYTEST) -m ""
 
 test-floors: ## the lowest versions that pyproject.toml claims, in environments of their own
@@ -55,6 +55,15 @@ test-neighbours: $(VENV)/neighbours ## traces in OpenInference and Langfuse, ada
 	PYTHONPATH=$(VENV)/neighbours $(RUN) -m pytest -m "" tests/test_fastapi.py tests/*/test_observers.py
 	PYTHONPATH=$(VENV)/neighbours $(RUN) -m pytest -m "" -k openvino tests/backends tests/scorers/test_laws.py
 	PYTHONPATH=$(VENV)/neighbours $(RUN) -m pytest -m "" tests/test_haystack.py tests/test_fastembed.py tests/test_cherche.py tests/test_public_api.py tests/test_docstrings.py
+
+$(VENV)/ray: $(VENV)/all .ci/ray.txt
+	rm -rf $@
+	$(PIP) --target $@ --no-deps --requirement .ci/ray.txt
+	touch $@
+
+test-ray: $(VENV)/ray ## a local Ray: lists in bulk, actors and drivers that die, a server and its clients
+	PYTHONPATH=$(VENV)/ray $(RUN) -m pytest -m "" tests/ray
+	PYTHONPATH=$(VENV)/ray $(RUN) -m pytest -m "" -k ray tests/test_public_api.py tests/test_docstrings.py
 
 # Real servers pin other versions of everything: an environment of its own.
 $(VENV)/infinity:

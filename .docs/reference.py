@@ -35,7 +35,11 @@ PAGES: dict[str, list[str] | None] = {
 
 GUIDES = sorted(Path(__file__).parent.glob("*.md"))
 
-NEIGHBOURS = {"rerank_adapters.haystack": "haystack"}
+NEIGHBOURS = {
+    "rerank_adapters.haystack": "haystack",
+    "rerank_adapters.ray": "ray",
+    "rerank_adapters.ray.serve": "ray",
+}
 """Modules that have a page where the library that they need is installed."""
 
 

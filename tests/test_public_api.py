@@ -53,11 +53,15 @@ NAMES = {
     "rerank_adapters.llama_index": ["CrossEncoderPostprocessor"],
     "rerank_adapters.haystack": ["CrossEncoderRanker"],
     "rerank_adapters.cherche": ["CrossEncoder"],
+    "rerank_adapters.ray": ["rerank_dataset", "rerank_files"],
+    "rerank_adapters.ray.serve": ["Limits", "Server", "app"],
     "rerank_adapters.fastembed": ["Device", "ModelSource", "TextCrossEncoder"],
 }
 NEIGHBOURS = {
     "rerank_adapters.haystack": "haystack",
     "rerank_adapters.cherche": "cherche",
+    "rerank_adapters.ray": "ray",
+    "rerank_adapters.ray.serve": "ray",
     "rerank_adapters.backends.openvino": "openvino",
 }
 """Modules whose library the tests' own environment lacks: .ci/neighbours.txt."""

@@ -21,6 +21,8 @@ EXTRAS = {
     "onnxscript": "export",
     "langchain_core": "langchain,llama-index",  # the demo shows both
     "llama_index": "langchain,llama-index",
+    "ray": "ray",
+    "pyarrow": "ray",
 }
 """The extra that brings a module; every other comes with `cli`."""
 

@@ -236,6 +236,62 @@ def calibrate(
     show(fitted, output, as_json=as_json)
 
 
+Source = Annotated[
+    Path, typer.Argument(metavar="IN", exists=True, help="Parquet file or folder, or TREC run.")
+]
+Target = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder for parquet, or a TREC run (.run, .trec).")
+]
+Candidates = Annotated[int, typer.Option(min=1, help="Of a query of a TREC run: the best.")]
+
+
+@app.command()
+@takes(but=("token", "cache", "document_tokens"))  # they do not travel to actors
+def bulk(
+    source: Source,
+    target: Target,
+    *,
+    ids: Annotated[str, typer.Option(help="Column that tells rows apart.")] = "qid",
+    query: Annotated[str, typer.Option(help="Column of the queries.")] = "query",
+    documents: Annotated[str, typer.Option(help="Column of the lists of texts.")] = "documents",
+    error: Annotated[str, typer.Option(help="Column for what a row failed of.")] = "error",
+    corpus: CorpusFile = None,
+    queries: QueriesFile = None,
+    candidates: Candidates = 1000,
+    top_n: Annotated[
+        int | None, typer.Option("--top-n", "-n", min=1, help="How many to keep. None: all.")
+    ] = None,
+    score_threshold: Threshold = None,
+    num_actors: Annotated[int, typer.Option(min=1, help="Engines, each in its process.")] = 1,
+    cpus_per_actor: Annotated[float, typer.Option(min=0, help="CPUs of each.")] = 1.0,
+    gpus_per_actor: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows ranked together.")] = 64,
+    as_json: AsJson = False,
+    options: Options,
+) -> None:
+    """Rank lists in bulk with Ray: on this machine, or on the cluster of RAY_ADDRESS.
+
+    Run again after a failure, it goes on where it stopped; what was done is told by OUT.checkpoint.
+    A TREC run is joined with --corpus and --queries. A bad row has its error beside it.
+    """
+    from .bulk import Job, run
+
+    job = Job(
+        ids=ids,
+        query=query,
+        documents=documents,
+        error_column=error,
+        top_n=top_n,
+        score_threshold=score_threshold,
+        num_actors=num_actors,
+        cpus_per_actor=cpus_per_actor,
+        gpus_per_actor=gpus_per_actor,
+        batch_size=batch_size,
+        config=RerankerConfig(**options),
+    )
+    run(source, target, job, corpus, queries, candidates, as_json=as_json)
+
+
 @app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="TREC run.", exists=True, dir_okay=False)],

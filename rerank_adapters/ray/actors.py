@@ -1,0 +1,77 @@
+"""What bulk and server share: what may travel to another process, its threads, Ray's start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from ..config import LIVE, RerankerConfig
+from ..errors import ConfigError
+
+STATISTICS = "RAY_USAGE_STATS_ENABLED"
+
+
+def travelling(config: RerankerConfig, cpus: float, gpus: float) -> RerankerConfig:
+    """*config* for an actor that has so many CPUs and GPUs. Raises ConfigError.
+
+    On CPUs num_threads, where nobody said it, is the actor's share: by itself each engine would
+    take the whole machine. torch has its threads from Ray, by OMP_NUM_THREADS.
+    """
+    if not isinstance(config, RerankerConfig):
+        raise ConfigError(f"config must be a RerankerConfig: got {config!r:.80}")
+    if config.token is not None:
+        raise ConfigError(
+            "token must be None, for it is never pickled: set HF_TOKEN where the actors run"
+        )
+    for name in LIVE:
+        if getattr(config, name) is not None:
+            raise ConfigError(f"{name} must be None: it is alive, and cannot go to an actor")
+    threaded = config.backend in ("onnx", "openvino") or (
+        config.backend == "auto" and config.model == RerankerConfig().model
+    )
+    if gpus or not threaded or config.num_threads is not None or config.remote is not None:
+        return config
+    return replace(config, num_threads=max(1, int(cpus)))
+
+
+def keep_statistics_home() -> None:
+    """Ray's usage statistics are off, unless the user's own setting says otherwise."""
+    own = os.environ.get("RAY_USAGE_STATS_CONFIG_PATH", "~/.ray/config.json")
+    if not Path(own).expanduser().exists():
+        os.environ.setdefault(STATISTICS, "0")
+
+
+@contextmanager
+def running(cpus: float, gpus: float) -> Iterator[None]:
+    """Ray while inside: the one that runs, the cluster of RAY_ADDRESS, or one of our own here.
+
+    Ours has at least *cpus* logical CPUs, however many the machine has, and ends with the block.
+    ConfigError where a cluster has fewer, for then Ray would wait for ever.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        keep_statistics_home()
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init()
+        else:
+            logical = max(os.cpu_count() or 1, -int(-cpus // 1))
+            ray.init(address="local", num_cpus=logical, include_dashboard=False)
+    try:
+        has = ray.cluster_resources()
+        for name, needed in (("CPU", cpus), ("GPU", gpus)):
+            if has.get(name, 0) < needed:
+                raise ConfigError(
+                    f"the cluster must have {needed:g} {name}s, two of them beside the actors to "
+                    f"read and to resume: got {has.get(name, 0):g}"
+                    if name == "CPU"
+                    else f"the cluster must have {needed:g} GPUs: got {has.get(name, 0):g}"
+                )
+        yield
+    finally:
+        if ours:
+            ray.shutdown()

@@ -1,0 +1,1 @@
+"""Ray as it is: a local one, with four logical CPUs."""

@@ -1,0 +1,253 @@
+"""Lists in bulk: equal to a Reranker's; bad rows, actors and drivers that die lose nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rerank_adapters import ConfigError, InputError, Reranker, RerankerConfig
+from rerank_adapters.cli import main
+
+ray = pytest.importorskip("ray", reason="ray is not installed: make test-ray")
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from rerank_adapters.ray import actors, rerank_dataset, rerank_files  # noqa: E402
+
+pytestmark = [
+    pytest.mark.long("ray"),
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of its own parts
+    pytest.mark.usefixtures("cluster"),
+]
+
+ROOT = Path(__file__).parents[2]
+BAD = {7: "query must not be blank", 9: "documents must be a sequence", 11: "documents[1] must be"}
+
+
+def rows(count: int, *, bad: bool = False) -> list[dict[str, Any]]:
+    made = [
+        {
+            "qid": f"q{n}",
+            "query": f"how tall is tower {n}?",
+            "documents": [f"Tower {n} is {n + at} m tall." * (at + 1) for at in range(4)] + [" "],
+        }
+        for n in range(count)
+    ]
+    if bad:
+        made[7]["query"] = " "
+        made[9]["documents"] = None
+        made[11]["documents"] = ["a", None]
+        made[12]["documents"] = []
+    return made
+
+
+def parquet(folder: Path, made: list[dict[str, Any]]) -> Path:
+    file = folder / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(made), file)
+    return file
+
+
+def check(found: list[dict[str, Any]], made: list[dict[str, Any]], **cut: Any) -> None:
+    """Every row is there once, with a Reranker's own ranking.
+
+    Bit for bit: int8 scores do not depend on who shares a batch (law 2).
+    """
+    by_id = {row["qid"]: row for row in found}
+    assert len(found) == len(by_id) == len(made)
+    with Reranker() as reranker:
+        for row in made:
+            got = by_id[row["qid"]]
+            if got["error"] is not None:
+                assert (got["indices"], got["relevance_scores"], got["truncated"]) == (None,) * 3
+                continue
+            ranking = reranker.rerank(row["query"], row["documents"], **cut)
+            assert got["indices"] == [it.index for it in ranking]
+            assert got["relevance_scores"] == [float(it.score) for it in ranking]
+            assert got["truncated"] == [it.truncated for it in ranking]
+
+
+def until(holds: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+def test_rows_are_a_rerankers_and_bad_ones_carry_their_error() -> None:
+    """Two actors, batches of eight, a cut; what is wrong with a row stands in it alone."""
+    made = rows(30, bad=True)
+    cut = {"top_n": 3, "score_threshold": 0.001}
+    dataset = ray.data.from_items(made, override_num_blocks=4)
+    found = rerank_dataset(dataset, num_actors=2, batch_size=8, **cut).take_all()
+    check(found, made, **cut)
+    errors = {int(row["qid"][1:]): row["error"] for row in found if row["error"]}
+    assert errors.keys() == BAD.keys()
+    for number, words in BAD.items():
+        assert errors[number].startswith(f"InputError: {words}")
+
+
+def test_an_actor_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    """Kill -9 in the middle: its rows are ranked by another, each is there once."""
+    made = rows(600)
+    source, target = parquet(tmp_path, made), tmp_path / "out"
+    job = {"num_actors": 2, "batch_size": 10}
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            rerank_files(source, target, **job)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(lambda: len(list(target.glob("*.parquet"))) >= 2 or bool(failed))
+    killed = [it for it in psutil.process_iter() if "MapWorker(MapBatches(_Actor)" in _title(it)]
+    assert killed, failed
+    assert len(list(target.glob("*.parquet"))) < len(made) / job["batch_size"]
+    os.kill(killed[0].pid, signal.SIGKILL)
+    thread.join(300)
+    assert not failed
+    check(pq.read_table(target).to_pylist(), made)
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def test_a_job_goes_on_after_its_driver_was_killed(tmp_path: Path, cluster: str) -> None:
+    """What is on disk stays as it is, the rest is ranked; a third run finds nothing to do."""
+    made = rows(600)
+    source, target = parquet(tmp_path, made), tmp_path / "out"
+    code = (
+        "import sys; from rerank_adapters.ray import rerank_files;"
+        "rerank_files(sys.argv[1], sys.argv[2], num_actors=2, batch_size=10)"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, str(source), str(target)],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": cluster},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    noted = tmp_path / "out.checkpoint"
+    until(lambda: len(list(noted.rglob("*.parquet"))) >= 3 or driver.poll() is not None)
+    driver.kill()
+    assert driver.wait(30) == -signal.SIGKILL
+    time.sleep(2)  # what was being written ends, or not
+    before = {file: file.stat().st_mtime_ns for file in target.glob("*.parquet")}
+    done = pq.read_table(target).num_rows
+    assert 0 < done < len(made)
+    rerank_files(source, target, num_actors=2, batch_size=10)
+    kept = {file for file, at in before.items() if file.exists() and file.stat().st_mtime_ns == at}
+    assert kept, "nothing was taken over"
+    check(pq.read_table(target).to_pylist(), made)
+    rerank_files(source, target, num_actors=2, batch_size=10)
+    assert pq.read_table(target).num_rows == len(made)
+
+
+def test_the_command_ranks_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TREC in and out, joined with its texts; a Reranker has the same order and scores."""
+    texts = {f"d{n}": f"Tower {n} is {n} m tall." for n in range(6)}
+    asked = {f"q{n}": f"how tall is tower {n}?" for n in range(5)}
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": it, "text": text}) + "\n" for it, text in texts.items())
+    )
+    (tmp_path / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": it, "text": text}) + "\n" for it, text in asked.items())
+    )
+    (tmp_path / "in.run").write_text(
+        "".join(
+            f"{query} Q0 {name} {rank} {9 - rank} bm25\n"
+            for query in asked
+            for rank, name in enumerate(texts, 1)
+        )
+    )
+    paths = [
+        str(tmp_path / name) for name in ("in.run", "out.run", "corpus.jsonl", "queries.jsonl")
+    ]
+    command = ["bulk", *paths[:2], "--corpus", paths[2], "--queries", paths[3], "--json"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--top-n", "4", "--candidates", "5", "--batch-size", "2"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 5
+    lines = [line.split() for line in (tmp_path / "out.run").read_text().splitlines()]
+    names = list(texts)[:5]
+    with Reranker() as reranker:
+        for query, text in asked.items():
+            ranking = reranker.rerank(text, [texts[name] for name in names], top_n=4)
+            got = [(it[2], float(it[4])) for it in lines if it[0] == query]
+            assert [name for name, _ in got] == [names[it.index] for it in ranking]
+            assert [score for _, score in got] == pytest.approx([it.score for it in ranking], 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"num_actors": 0}, ConfigError, "num_actors must be an int of at least 1: got 0"),
+        ({"num_actors": 9}, ConfigError, "the cluster must have 11 CPUs"),
+        ({"gpus_per_actor": 1.0}, ConfigError, "the cluster must have 1 GPUs: got 0"),
+        ({"top_n": 0}, InputError, "top_n must be"),
+        ({"ids": "query_id"}, InputError, "ids must name a column"),
+        ({"ids": "same"}, InputError, "ids must tell rows apart"),
+        ({"config": RerankerConfig(token="x")}, ConfigError, "token must be None"),
+        ({"config": RerankerConfig(cache={"bytes": 9999})}, ConfigError, "cache must be None"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    tmp_path: Path, options: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    """Nothing is written."""
+    source = parquet(tmp_path, [{**row, "same": 1} for row in rows(3)])
+    with pytest.raises(kind, match=words):
+        rerank_files(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_jobs_folder_is_not_written_into(tmp_path: Path) -> None:
+    """Without its checkpoint nobody knows what is in it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x.parquet").write_text("")
+    with pytest.raises(InputError, match="target must be a new folder"):
+        rerank_files(parquet(tmp_path, rows(3)), tmp_path / "out")
+
+
+def test_an_engine_takes_its_share_of_the_threads() -> None:
+    """Where nobody said it, and the backend is one that is told."""
+    default = RerankerConfig()
+    assert actors.travelling(default, 2.0, 0).num_threads == 2
+    assert actors.travelling(default, 0.5, 0).num_threads == 1
+    assert actors.travelling(RerankerConfig(num_threads=3), 2.0, 0).num_threads == 3
+    assert actors.travelling(RerankerConfig(backend="torch"), 2.0, 0).num_threads is None
+    assert actors.travelling(default, 2.0, 1).num_threads is None
+
+
+def test_usage_statistics_are_off_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """His environment and his file count."""
+    monkeypatch.setenv("RAY_USAGE_STATS_CONFIG_PATH", str(tmp_path / "config.json"))
+    monkeypatch.setenv(actors.STATISTICS, "1")
+    actors.keep_statistics_home()
+    assert os.environ[actors.STATISTICS] == "1"
+    monkeypatch.delenv(actors.STATISTICS)
+    (tmp_path / "config.json").write_text('{"usage_stats": true}')
+    actors.keep_statistics_home()
+    assert actors.STATISTICS not in os.environ
+    (tmp_path / "config.json").unlink()
+    actors.keep_statistics_home()
+    assert os.environ.pop(actors.STATISTICS) == "0"
