@@ -56,8 +56,7 @@ def run(
     options = {it.name: getattr(job, it.name) for it in fields(job)}
     if is_run:
         lists = target.with_name(f"{target.name}.lists.parquet")
-        if not lists.exists():
-            _write_lists(source, corpus, queries, candidates, job, lists)
+        _write_lists(source, corpus, queries, candidates, job, lists)
         source = lists
     rerank_files(source, folder, **options)
     rows, failed = 0, 0

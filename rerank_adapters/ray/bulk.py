@@ -102,7 +102,7 @@ class _Actor:
         score_threshold: float | None,
     ) -> None:
         self._columns = columns
-        self._cut = {"top_n": top_n, "score_threshold": score_threshold}
+        self._cut: dict[str, Any] = {"top_n": top_n, "score_threshold": score_threshold}
         self._lease = acquire(config)
         self._lease.get()
 
@@ -164,11 +164,8 @@ def rerank_files(
     """
     _check_ids(str(source), ids)
     checkpoint = f"{target}.checkpoint"
-    if Path(target).is_dir() and any(Path(target).iterdir()) and not Path(checkpoint).is_dir():
-        raise InputError(
-            f"target must be a new folder, or have its .checkpoint: got {str(target)!r}"
-        )
     cpus, gpus = num_actors * cpus_per_actor + SPARE_CPUS, num_actors * gpus_per_actor
+    said = repr((config or RerankerConfig(), ids, query, documents, top_n, score_threshold))
     with running(cpus, gpus), _noted(ids, checkpoint):
         read = ray.data.read_parquet(str(source))
         rows = rerank_dataset(
@@ -184,6 +181,7 @@ def rerank_files(
             batch_size=batch_size,
             error_column=error_column,
         )
+        _check_target(str(target), checkpoint, said)
         rows.drop_columns([documents]).write_parquet(str(target), mode="append")
 
 
@@ -198,6 +196,24 @@ def _noted(ids: str, folder: str) -> Iterator[None]:
         yield
     finally:
         context.checkpoint_config = before
+
+
+def _check_target(target: str, checkpoint: str, said: str) -> None:
+    """InputError where *target* holds what another job wrote: by other options, or who knows by.
+
+    The options stand beside it, in *target*.job. What a URL names is nobody's to look into.
+    """
+    if "://" in target:
+        return
+    folder, job = Path(target), Path(f"{target}.job")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not Path(checkpoint).is_dir():
+            raise InputError(
+                f"target must be a new folder, or have its .checkpoint: got {target!r}"
+            )
+        if job.exists() and job.read_text("utf-8") != said:
+            raise InputError(f"target must be a new folder where options differ: see {job}")
+    job.write_text(said, "utf-8")
 
 
 def _check_ids(source: str, ids: str) -> None:

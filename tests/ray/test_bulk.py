@@ -226,6 +226,15 @@ def test_another_jobs_folder_is_not_written_into(tmp_path: Path) -> None:
         rerank_files(parquet(tmp_path, rows(3)), tmp_path / "out")
 
 
+def test_a_job_of_other_options_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Two models' scores in one folder would be told apart by nobody."""
+    source, target = parquet(tmp_path, rows(3)), tmp_path / "out"
+    rerank_files(source, target)
+    with pytest.raises(InputError, match="where options differ"):
+        rerank_files(source, target, config=RerankerConfig(max_length=64))
+    check(pq.read_table(target).to_pylist(), rows(3))
+
+
 def test_an_engine_takes_its_share_of_the_threads() -> None:
     """Where nobody said it, and the backend is one that is told."""
     default = RerankerConfig()
