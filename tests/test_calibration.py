@@ -453,6 +453,7 @@ async def test_adapters_are_calibrated_and_share_one_model() -> None:
     documents = [Document(text) for text in texts]
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
     given = {"calibration": calibration.to_dict()}
+    sharing.close_all()  # models that other tests left idle
     with (
         CrossEncoderCompressor(**given) as compressor,
         CrossEncoderPostprocessor(**given, top_n=None) as post,
