@@ -66,6 +66,9 @@ NEIGHBOURS = {
 }
 """Modules whose library the tests' own environment lacks: .ci/neighbours.txt."""
 
+OPTIONAL = {"rerank_adapters.tokenization.accelerators.nanotoken": "nanotoken"}
+"""Modules whose library is too young for some of the environments that the tests run in."""
+
 # Positional parameters, then "*", then keyword-only ones with their defaults.
 SIGNATURES = {
     "score": "query, documents, *, timeout=None",
@@ -140,7 +143,9 @@ CONFIG = {
 
 
 def public(module: str) -> types.ModuleType:
-    """The *module*, or a skip where the neighbour that it is for is not installed."""
+    """The *module*, or a skip where the library that it is for is not installed."""
+    if (library := OPTIONAL.get(module)) is not None:
+        pytest.importorskip(library, reason=f"{library} is not installed")
     if (library := NEIGHBOURS.get(module)) is not None:
         pytest.importorskip(library, reason=f"{library} is not installed: make test-neighbours")
     return importlib.import_module(module)
