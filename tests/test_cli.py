@@ -6,14 +6,17 @@ import io
 import json
 import math
 import os
+import shlex
 import socket
 import stat
 import subprocess
 import sys
 import tracemalloc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import ir_measures
 import numpy as np
@@ -23,7 +26,7 @@ from scipy.stats import permutation_test
 from typer.testing import CliRunner, Result
 
 import rerank_adapters
-from rerank_adapters import InputError, Reranker, RerankerConfig, Windows
+from rerank_adapters import ConfigError, EarlyExit, InputError, Reranker, RerankerConfig, Windows
 from rerank_adapters.clean import cells
 from rerank_adapters.cli import evaluate as evaluation
 from rerank_adapters.cli import main
@@ -33,7 +36,7 @@ from rerank_adapters.cli.collection import Documents, read_collection
 from rerank_adapters.cli.console import say, table
 from rerank_adapters.cli.corpus import Bm25, example_folder, passages
 from rerank_adapters.cli.demo import no_network
-from rerank_adapters.cli.options import mapping
+from rerank_adapters.cli.options import DEFAULTS, mapping
 from rerank_adapters.cli.reading import excerpts
 from rerank_adapters.cli.search import moved
 from rerank_adapters.config import OPTIONS
@@ -648,12 +651,14 @@ def _setting(
     count: int = 10,
     p50: float = 1.0,
     windows: Windows | None = None,
+    early_exit: EarlyExit | None = None,
 ) -> tuning.Setting:
     """A setting whose nDCG@10 is *quality*, query by query."""
     report = evaluation.Report((ir_measures.nDCG @ 10,))
     report.after = {f"q{at}": {"nDCG@10": it} for at, it in enumerate(quality or [])}
     mean, half = tuning._mean(report) if quality else (None, None)
-    return tuning.Setting("onnx", "int8", count, 512, windows, p50, p95, mean, half, report)
+    took = (p50, p95, mean, half, report)
+    return tuning.Setting("onnx", "int8", count, 512, windows, early_exit, *took)
 
 
 def test_no_winner_is_named_inside_the_noise() -> None:
@@ -670,6 +675,7 @@ def test_no_winner_is_named_inside_the_noise() -> None:
     assert tuning.best([slow, other, fast], 10) == []
     few, many = _setting(5, None, count=20), _setting(9, None, count=50)
     assert tuning.best([few, many], 10) == [many]
+    assert tuning.best([_setting(2, None, count=50, early_exit=EarlyExit(3, 15)), many]) == [many]
     assert slow.half_width == pytest.approx(0)
     deviation = np.std(even, ddof=1)
     assert other.half_width == pytest.approx(1.96 * deviation / math.sqrt(10))
@@ -716,6 +722,86 @@ def test_tune_tries_windows_and_counts_every_step() -> None:
     assert sum(steps) == len(tuning.TRIED) * 2 * 2
     cut = {it.windows: it.quality for it in settings if it.dtype == "int8" and it.rerank_count == 3}
     assert set(cut) == {None, Windows(16, 8)}
+
+
+class Counted(Reranker):
+    """Writes down how many tokens its engine ran, of both parts, when it is closed."""
+
+    tokens: ClassVar[list[int]] = []
+
+    def close(self) -> None:
+        self.tokens.append(self.stats()["batch_tokens"])
+        super().close()
+
+
+def test_tune_tries_early_exits_which_run_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer that has a head, in the table and the total; layer-tokens as the engine counts.
+
+    2 of 8 documents go on; all of them run the first layers, as without an exit.
+    """
+    steps: list[int] = []
+
+    @contextmanager
+    def counting(title: str, total: int) -> Iterator[Callable[[int], None]]:
+        steps.append(-total)
+        yield steps.append
+
+    monkeypatch.setattr(sys.modules["rerank_adapters.cli.app"], "progress", counting)
+    monkeypatch.setattr(tuning, "TRIED", (("onnx", "int8"),))
+    monkeypatch.setattr(tuning, "Reranker", Counted)
+    monkeypatch.setattr(Counted, "tokens", [])
+    monkeypatch.setenv("COLUMNS", "140")
+    sizes = ["--rerank-count", "8", "--max-length", "64", "--queries", "2"]
+    shown = run(
+        "tune", str(CORPUS), *sizes, "--early-exit", "none", "--early-exit", "keep=2"
+    ).stdout
+    assert [f" {layer}/2 " in shown for layer in range(1, 6)] == [False, True, True, True, False]
+    assert steps[0] == -4
+    assert sum(steps) == 0
+    whole, *others = Counted.tokens
+    for layer, both in zip((2, 3, 4), others, strict=True):
+        assert 0 < both - whole < whole / 2
+        assert layer * whole + (6 - layer) * (both - whole) < 6 * whole
+
+
+def test_a_tuned_early_exit_is_pasted_as_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both lines run: the one in Python and the one in a shell, with the model they are of."""
+    text = tmp_path / "my notes"
+    text.mkdir()
+    (text / "a.txt").write_text("\n\n".join(f"Tower {at} is {at} m tall. " * 30 for at in range(4)))
+    setting = _setting(9, [0.4, 0.6], early_exit=EarlyExit(3, 2))
+    options = {**DEFAULTS, "device": "cpu", "token": "hf_secret"}
+    tuning.show([setting], budget_ms=None, as_json=True, options=options)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["best"]["early_exit"] == {"layer": 3, "keep": 2, "heads": None}
+    assert answer["best"]["windows"] is None
+    python, line = answer["paste"]
+    assert "secret" not in python + line
+    made = eval(python.replace("Reranker(", "RerankerConfig("), {"RerankerConfig": RerankerConfig})
+    assert made.early_exit == EarlyExit(3, 2)
+    assert made.device == "cpu"
+    words = shlex.split(line)[1:]
+    words[words.index("QUESTION")] = "how tall is tower 2"
+    words[words.index("FOLDER")] = str(text)
+    results = json.loads(run(*words, "--json").stdout)["results"]
+    assert len(results) == 4
+    assert tuning._paste(setting, {"model": "my models/one"})[1].startswith(
+        "rerank-adapters search --model 'my models/one' --backend onnx"
+    )
+
+
+def test_tune_takes_early_exits_that_the_model_has_heads_for() -> None:
+    """Each once; without heads there is nothing to try, and the cure is named."""
+    stops = tuning.early_exits(RerankerConfig(), ["none", "keep=2", "layer=3,keep=2"])
+    assert stops == [None, *(EarlyExit(layer, 2) for layer in (2, 3, 4))]
+    with pytest.raises(ConfigError, match="rerank-adapters exits train"):
+        tuning.early_exits(RerankerConfig(model=str(build("bert"))), ["keep=2"])
+    with pytest.raises(ConfigError, match="early_exit must have layer and keep"):
+        tuning.early_exits(RerankerConfig(), ["layer=3"])
+    with pytest.raises(ConfigError, match="early_exit must have layer and keep"):
+        tuning.early_exits(RerankerConfig(), ["kept=3"])
 
 
 def test_export_writes_a_checked_file(tmp_path: Path) -> None:

@@ -168,7 +168,8 @@ def evaluate(
 ) -> None:
     """Measure reranking on judged queries: nDCG@10, MRR@10 and recall, before and after.
 
-    Without --fuse also what fusing with the first stage's scores would change, by a paired test.
+    Without --fuse and --early-exit also what fusing with the first stage's scores would change, by
+    a paired test.
     """
     from ..reranker import Reranker
     from .collection import read_collection
@@ -184,7 +185,7 @@ def evaluate(
             reranker,
             run=run,
             candidates=candidates,
-            fusing=config.fuse is None,
+            fusing=config.fuse is None and config.early_exit is None,
             output=output,
         )
     show(report, per_query=per_query, as_json=as_json)
@@ -310,6 +311,27 @@ def compare(
     show(compare_runs(a, b, data, split=split), per_query=per_query, as_json=as_json)
 
 
+Budget = Annotated[
+    float | None, typer.Option(min=0, help="Name the best setting with p95 within this.")
+]
+TriedCounts = Annotated[
+    list[int] | None, typer.Option(min=1, help="Candidates to try; repeat. [20, 50, 100]")
+]
+TriedWindows = Annotated[
+    list[str], typer.Option(metavar="KEY=VALUE,...", help='To try, or "none"; repeat. [none]')
+]
+TriedExits = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help='To try, or "none"; repeat. Without layer: each layer that has a head. [none]',
+    ),
+]
+TriedLengths = Annotated[
+    list[int] | None, typer.Option(min=1, help="Token limits to try; repeat. [256, 512]")
+]
+
+
 @app.command()
 @takes(("model", "device", *FETCHED))
 def tune(
@@ -318,18 +340,11 @@ def tune(
         typer.Argument(metavar="[DATA]", help="BEIR or TREC folder. None: speed."),
     ] = None,
     *,
-    budget_ms: Annotated[
-        float | None, typer.Option(min=0, help="Name the best setting with p95 within this.")
-    ] = None,
-    rerank_count: Annotated[
-        list[int] | None, typer.Option(min=1, help="Candidates to try; repeat. [20, 50, 100]")
-    ] = None,
-    windows: Annotated[
-        list[str], typer.Option(metavar="KEY=VALUE,...", help='To try, or "none"; repeat. [none]')
-    ] = ["none"],  # noqa: B006  # typer copies it
-    max_length: Annotated[
-        list[int] | None, typer.Option(min=1, help="Token limits to try; repeat. [256, 512]")
-    ] = None,
+    budget_ms: Budget = None,
+    rerank_count: TriedCounts = None,
+    windows: TriedWindows = ["none"],  # noqa: B006  # typer copies it
+    early_exit: TriedExits = ["none"],  # noqa: B006  # typer copies it
+    max_length: TriedLengths = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries per setting.")] = 20,
     as_json: AsJson = False,
     options: Options,
@@ -340,24 +355,27 @@ def tune(
     by a paired test, is no worse.
     """
     from .collection import read_collection
-    from .tune import TRIED, Setting, show
+    from .tune import TRIED, Setting, early_exits, show
     from .tune import tune as measure
 
     counts, max_length = rerank_count or [20, 50, 100], max_length or [256, 512]
     cut = [Windows.of(None if it == "none" else mapping("--windows", it)) for it in windows]
-    found = []
-    with progress("measuring", len(TRIED) * len(max_length) * len(cut) * len(counts)) as advance:
+    config, found = RerankerConfig(**options), []
+    stops = early_exits(config, early_exit)
+    loads = len(TRIED) * len(max_length) * len(cut) * len(stops)
+    with progress("measuring", loads * len(counts)) as advance:
         for one in measure(
-            RerankerConfig(**options),
+            config,
             read_collection(data, tell=note) if data is not None else None,
             rerank_counts=counts,
             max_lengths=max_length,
             windows=cut,
+            early_exits=stops,
             num_queries=queries,
         ):
             found.append(one)
             advance(1 if isinstance(one, Setting) else len(counts))
-    show(found, budget_ms=budget_ms, as_json=as_json)
+    show(found, budget_ms=budget_ms, as_json=as_json, options=options)
 
 
 @app.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 
 from ..backends import BACKENDS
 from ..config import RerankerConfig
+from ..early_exit import EarlyExit
 from ..errors import BackendError, ConfigError, MissingDependencyError, ModelError
+from ..loading.exits import head_layers
 from ..passages import Windows
 from ..reranker import Reranker
 from .collection import Collection, Row, read_collection
 from .console import emit, say, table
 from .corpus import example_folder
 from .evaluate import LEVEL, Report, bm25_run, evaluate, randomisation_test, say_fusion
+from .options import DEFAULTS, mapping
 
 TRIED = tuple(
     (name, dtype)
@@ -26,6 +30,10 @@ TRIED = tuple(
     for dtype in entry.dtypes
     if dtype != "float16"  # on CPUs slower than float32, and what a GPU takes by itself
 )
+
+
+PASTED = ("model", "revision", "device")
+"""Options that all settings have in common, and that say what was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,7 @@ class Setting:
     rerank_count: int
     max_length: int
     windows: Windows | None
+    early_exit: EarlyExit | None
     p50_ms: float
     p95_ms: float
     ndcg10: float | None
@@ -50,7 +59,14 @@ class Setting:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         values = {it.name: getattr(self, it.name) for it in fields(self) if it.name != "report"}
-        return {**values, "windows": None if self.windows is None else self.windows.to_dict()}
+        kept = {name: it.to_dict() for name, it in self.grouped.items()}
+        return {**values, "windows": None, "early_exit": None, **kept}
+
+    @property
+    def grouped(self) -> dict[str, Windows | EarlyExit]:
+        """Options of several values, where they are set."""
+        both = {"windows": self.windows, "early_exit": self.early_exit}
+        return {name: it for name, it in both.items() if it is not None}
 
     @property
     def quality(self) -> list[float]:
@@ -75,9 +91,10 @@ def tune(
     rerank_counts: Sequence[int],
     max_lengths: Sequence[int],
     windows: Sequence[Windows | None] = (None,),
+    early_exits: Sequence[EarlyExit | None] = (None,),
     num_queries: int,
 ) -> Iterator[Setting | Refused]:
-    """Every backend × dtype × max_length × windows × rerank_count, as each is measured.
+    """Every backend × dtype × max_length × windows × early exit × rerank_count, as measured.
 
     Quality needs judged queries: without *collection* the example's texts are timed alone.
     """
@@ -85,20 +102,42 @@ def tune(
     data = _sample(collection or read_collection(example_folder()), num_queries)
     retrieve = bm25_run(data, max(rerank_counts))
     found = {query: retrieve(text) for query, text in data.queries.items()}
-    for (backend, dtype), length, cut in itertools.product(TRIED, max_lengths, windows):
+    for (backend, dtype), length, cut, early in itertools.product(
+        TRIED, max_lengths, windows, early_exits
+    ):
         # The registry's names are checked when the value is made: no cast hides a wrong one.
         names: dict[str, Any] = {"backend": backend, "dtype": dtype, "windows": cut}
         try:
-            reranker = Reranker.from_config(replace(config, max_length=length, **names))
+            reranker = Reranker.from_config(
+                replace(config, max_length=length, early_exit=early, **names)
+            )
         except (BackendError, ConfigError, MissingDependencyError, ModelError) as error:
             yield Refused(backend, dtype, str(error))
             continue
         with reranker:
             for count in rerank_counts:
-                report = _measured(reranker, data, found, count, fusing=judged)
+                report = _measured(reranker, data, found, count, fusing=judged and not early)
                 p50, p95 = report.latency()
                 mean, half = _mean(report) if judged else (None, None)
-                yield Setting(backend, dtype, count, length, cut, p50, p95, mean, half, report)
+                took = (p50, p95, mean, half, report)
+                yield Setting(backend, dtype, count, length, cut, early, *took)
+
+
+def early_exits(config: RerankerConfig, given: Sequence[str]) -> list[EarlyExit | None]:
+    """What each text of *given* means: "none", or values such as "layer=3,keep=15".
+
+    Without a layer: each that *config*'s model, or the file of heads in the text, has a head for.
+    Raises ConfigError, and ModelError where there is no such model.
+    """
+    found: list[EarlyExit | None] = []
+    for text in given:
+        values = None if text == "none" else mapping("--early-exit", text)
+        if values is None or "layer" in values:
+            found.append(EarlyExit.of(values))
+            continue
+        layers = head_layers(config, values.get("heads"))
+        found += [EarlyExit.of({"layer": layer, **values}) for layer in layers]
+    return list(dict.fromkeys(found))
 
 
 def _sample(collection: Collection, count: int) -> Collection:
@@ -132,16 +171,21 @@ def best(settings: Sequence[Setting], budget_ms: float = math.inf) -> list[Setti
     """Those whose 95th percentile fits the budget and that are not worse than the best of them.
 
     Worse is what a paired randomisation test says is, at `LEVEL`. The fastest comes first. Without
-    quality it is the one with the most candidates and longest texts. [] where nothing fits.
+    quality it is the one with the most candidates, longest texts and all layers. [] where nothing
+    fits.
     """
     fitting = [setting for setting in settings if setting.p95_ms <= budget_ms]
     if not fitting:
         return []
     if fitting[0].ndcg10 is None:
-        return [max(fitting, key=lambda one: (one.rerank_count, one.max_length, -one.p50_ms))]
+        return [max(fitting, key=_most)]
     top = max(fitting, key=lambda one: (one.ndcg10 or 0.0, -one.p50_ms))
     even = [one for one in fitting if one is top or _even(one, top)]
     return sorted(even, key=lambda one: one.p50_ms)
+
+
+def _most(one: Setting) -> tuple[int, int, bool, float]:
+    return one.rerank_count, one.max_length, one.early_exit is None, -one.p50_ms
 
 
 def _even(one: Setting, top: Setting) -> bool:
@@ -149,8 +193,17 @@ def _even(one: Setting, top: Setting) -> bool:
     return randomisation_test(deltas) >= LEVEL
 
 
-def show(found: Sequence[Setting | Refused], *, budget_ms: float | None, as_json: bool) -> None:
-    """Every setting measured, what cannot run here and why, and the best within the budget."""
+def show(
+    found: Sequence[Setting | Refused],
+    *,
+    budget_ms: float | None,
+    as_json: bool,
+    options: Mapping[str, Any] = DEFAULTS,
+) -> None:
+    """Every setting measured, what cannot run here and why, and the best within the budget.
+
+    options: what they have in common; the model and its device are among the lines to paste.
+    """
     settings = [one for one in found if isinstance(one, Setting)]
     refused = list(dict.fromkeys(one for one in found if isinstance(one, Refused)))
     if not settings:
@@ -158,21 +211,25 @@ def show(found: Sequence[Setting | Refused], *, budget_ms: float | None, as_json
     judged = settings[0].ndcg10 is not None
     asked = judged or budget_ms is not None
     even = best(settings, math.inf if budget_ms is None else budget_ms) if asked else []
+    common = {name: options[name] for name in PASTED if options[name] != DEFAULTS[name]}
     if as_json:
-        emit(_report(settings, refused, even))
+        emit(_report(settings, refused, even, common))
         return
-    columns = ["backend", "dtype", "rerank_count", "max_length", "windows", "p50 ms", "p95 ms"]
-    table([*columns, "nDCG@10"], [_cells(one) for one in settings])
+    columns = ["backend", "dtype", "rerank_count", "max_length", "windows", "early exit"]
+    table([*columns, "p50 ms", "p95 ms", "nDCG@10"], [_cells(one) for one in settings])
     for refusal in refused:
         say(f"{refusal.backend} {refusal.dtype} does not run here: {refusal.why}", style="dim")
     if even:
-        _recommend(even, len(settings), budget_ms)
+        _recommend(even, len(settings), budget_ms, common)
     elif asked:
         say(f"nothing fits {budget_ms:g} ms: fewer candidates or a shorter max_length would")
 
 
 def _report(
-    settings: Sequence[Setting], refused: Sequence[Refused], even: Sequence[Setting]
+    settings: Sequence[Setting],
+    refused: Sequence[Refused],
+    even: Sequence[Setting],
+    common: Mapping[str, Any],
 ) -> dict[str, Any]:
     report = even[0].report if even else None
     return {
@@ -181,11 +238,13 @@ def _report(
         "even": [one.to_dict() for one in even],
         "best": even[0].to_dict() if even else None,
         "fusion": report.fusion() if report else [],
-        "paste": list(_paste(even[0])) if even else [],
+        "paste": list(_paste(even[0], common)) if even else [],
     }
 
 
-def _recommend(even: Sequence[Setting], count: int, budget_ms: float | None) -> None:
+def _recommend(
+    even: Sequence[Setting], count: int, budget_ms: float | None, common: Mapping[str, Any]
+) -> None:
     """The fastest of those that no test tells from the best, as lines to paste, and fusion."""
     first = even[0]
     within = "" if budget_ms is None else f" within {budget_ms:g} ms"
@@ -197,27 +256,34 @@ def _recommend(even: Sequence[Setting], count: int, budget_ms: float | None) -> 
             f"no winner{within}: {len(even)} of {count} settings differ by no more than noise on "
             f"{len(first.report.after)} queries; the fastest of them:"
         )
-    for line in _paste(first):
+    for line in _paste(first, common):
         say(f"  {line}")
     if first.report.fused:
         say_fusion(first.report)
 
 
-def _paste(one: Setting) -> tuple[str, str]:
+def _paste(one: Setting, common: Mapping[str, Any]) -> tuple[str, str]:
     """The setting in Python and on the command line."""
     values: dict[str, Any] = {
+        **common,
         "backend": one.backend,
         "dtype": one.dtype,
         "max_length": one.max_length,
         "rerank_count": one.rerank_count,
     }
+    for name, group in one.grouped.items():
+        values[name] = {key: it for key, it in group.to_dict().items() if it is not None}
     python = ", ".join(f"{name}={value!r}" for name, value in values.items())
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
-    if one.windows is not None:
-        given = {name: it for name, it in one.windows.to_dict().items() if it is not None}
-        python += f", windows={given!r}"
-        flags += " --windows " + ",".join(f"{name}={it}" for name, it in given.items())
+    words = [f"--{name.replace('_', '-')} {_word(value)}" for name, value in values.items()]
+    flags = " ".join(words)
     return f"Reranker({python})", f"rerank-adapters search {flags} QUESTION FOLDER"
+
+
+def _word(value: Any) -> str:
+    """An option's value as a shell takes it."""
+    if isinstance(value, dict):
+        value = ",".join(f"{name}={it}" for name, it in value.items())
+    return shlex.quote(",".join(value) if isinstance(value, tuple) else str(value))
 
 
 def _cells(one: Setting) -> list[str]:
@@ -225,5 +291,6 @@ def _cells(one: Setting) -> list[str]:
     if one.ndcg10 is not None and one.half_width is not None:
         quality = f"{one.ndcg10:.4f} ± {one.half_width:.4f}"
     cut = "–" if one.windows is None else f"{one.windows.tokens}/{one.windows.step}"
-    sizes = [str(one.rerank_count), str(one.max_length), cut]
+    early = "–" if one.early_exit is None else f"{one.early_exit.layer}/{one.early_exit.keep}"
+    sizes = [str(one.rerank_count), str(one.max_length), cut, early]
     return [one.backend, one.dtype, *sizes, f"{one.p50_ms:.1f}", f"{one.p95_ms:.1f}", quality]

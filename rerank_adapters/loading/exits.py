@@ -14,6 +14,7 @@ from ..config import RerankerConfig
 from ..early_exit import ExitHead
 from ..errors import ConfigError, ModelError
 from ..protocols import BackendTraits
+from .finding import find
 
 WEIGHT, BIAS = "layer_{}.weight", "layer_{}.bias"
 """How a head's tensors are called in a file of heads: float32 (1, 2 · width) and (1,)."""
@@ -57,6 +58,14 @@ def chosen_exit(
             f"early_exit.layer must have a head in {file} ({able}): got {asked.layer}"
         )
     return ChosenExit(heads[asked.layer], asked.keep)
+
+
+def head_layers(config: RerankerConfig, heads: str | None = None) -> list[int]:
+    """Layers that *config*'s model has heads for, or those in the file *heads*, ascending.
+
+    Raises ConfigError where there are none, ModelError.
+    """
+    return sorted(read_heads(_file(heads, find(config).checkpoint)))
 
 
 def read_heads(file: Path) -> dict[int, ExitHead]:
