@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 Rows = Callable[[Any], Any]
@@ -21,7 +22,7 @@ class Dialect:
     documents  the most in one request, where the server does not say it
     raw        whether it is asked for raw outputs; else its scores are its own, from 0 to 1
     body       query, documents and model as it takes them: all answers, long texts cut
-    rows       the list of results in its answer
+    rows       the list of results in its answer, which most call "results"
     score      what a result calls its score
     blank      whether an empty document is scored as a document
     """
@@ -30,7 +31,7 @@ class Dialect:
     documents: int
     raw: bool
     body: Body
-    rows: Rows
+    rows: Rows = itemgetter("results")
     score: str = "relevance_score"
     blank: bool = True
 
@@ -66,7 +67,6 @@ DIALECTS = {
             },
             model,
         ),
-        rows=lambda answer: answer["results"],
         blank=False,
     ),
     "infinity": Dialect(
@@ -76,7 +76,6 @@ DIALECTS = {
         body=lambda query, documents, model: _named(
             {"query": query, "documents": list(documents), "raw_scores": True}, model
         ),
-        rows=lambda answer: answer["results"],
     ),
     "cohere": Dialect(
         path="/v2/rerank",
@@ -85,7 +84,6 @@ DIALECTS = {
         body=lambda query, documents, model: _named(
             {"query": query, "documents": list(documents), "top_n": len(documents)}, model
         ),
-        rows=lambda answer: answer["results"],
     ),
     "jina": Dialect(
         path="/v1/rerank",
@@ -100,7 +98,6 @@ DIALECTS = {
             },
             model,
         ),
-        rows=lambda answer: answer["results"],
     ),
 }
 
