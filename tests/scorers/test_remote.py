@@ -207,7 +207,8 @@ def test_auto_reads_public_pages_without_the_key(
     pages: dict[str, Any], dialect: str, answer: Callable[[Asked], Answer]
 ) -> None:
     """Once; the key is for the requests alone."""
-    with serving(answer, pages) as server, asking(server, dialect="auto", key=KEY) as reranker:
+    options = {"dialect": "auto", "key": KEY, "max_in_flight": 1}  # one by one, so in order
+    with serving(answer, pages) as server, asking(server, **options) as reranker:
         reranker.score("q", DOCUMENTS)
         reranker.score("q", DOCUMENTS)
         assert reranker.info().details["dialect"] == dialect
