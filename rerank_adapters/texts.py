@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ def spans_in(text: str, span: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def whole_pairs(pairs: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
     """Return *pairs* of whole texts: the same object where they are whole already."""
+    if all(map(str.isascii, chain.from_iterable(pairs))):  # no Python frame per text
+        return pairs
     made = {
         row: (whole(query), whole(document))
         for row, (query, document) in enumerate(pairs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from operator import itemgetter
 from time import perf_counter
 from typing import Any
 
@@ -142,7 +143,7 @@ class Queued:
 
 def _chunks(pairs: Sequence[Pair]) -> Iterator[NDArray[np.int64]]:
     """The rows of each chunk, longest document first: a chunk's batches then pad little."""
-    lengths = np.array([len(document) for _, document in pairs])
+    lengths = np.fromiter(map(len, map(itemgetter(1), pairs)), np.int64, len(pairs))
     order = np.argsort(-lengths, kind="stable")
     start, size = 0, FIRST_CHUNK
     while start < len(order):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,8 +101,10 @@ class LongDocuments(Wrapper):
 
 def _apart(pairs: Sequence[Pair]) -> list[tuple[int, Paragraphs]]:
     """The documents that come in paragraphs."""
+    if set(map(type, map(itemgetter(1), pairs))) <= {str}:  # no Python frame per document
+        return []
     return [
         (row, document)
         for row, (_, document) in enumerate(pairs)
-        if type(document) is not str and isinstance(document, Paragraphs)
+        if isinstance(document, Paragraphs)
     ]
