@@ -102,7 +102,7 @@ THIRD_PARTY = {
     "adapter_fields": {"pydantic"},
     "backends.onnx": {"numpy", "onnxruntime"},
     "backends.openvino": {"numpy", "openvino"},
-    "backends.torch": {"numpy", "sentence_transformers", "torch", "transformers"},
+    "backends.torch": {"jinja2", "numpy", "sentence_transformers", "torch", "transformers"},
     "calibration": {"numpy"},
     "calls": {"numpy"},
     "checkpoints": {"numpy"},

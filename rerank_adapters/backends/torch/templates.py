@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from ...checkpoints import Checkpoint, TextTemplate, check_files
 from ...errors import ModelError
 from ...families import chat_template_options, render_template
+from .arithmetic import check_arithmetic
 
 
 def render_chat(
@@ -26,6 +27,7 @@ def render_chat(
 
     Raises ModelError where the template does not write the query and then the document as they are.
     """
+    check_arithmetic(checkpoint)
     tokenizer = _tokenizer(checkpoint.folder, trust_remote_code, cache_folder)
     options = chat_template_options(checkpoint.transformer.get("processing_kwargs", {}))
 

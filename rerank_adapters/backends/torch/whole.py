@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ...checkpoints import Checkpoint, check_files
 from ...errors import ModelError
+from .arithmetic import check_arithmetic
 
 # transformers keeps what it ties and what it initialises per process, so two threads that load at
 # once leave weights without values (transformers issue 41782).
@@ -65,6 +66,7 @@ def load_whole(
     if not checkpoint.reranks:
         raise checkpoint.no_reranker()
     check_files(folder, trust_remote_code=trust_remote_code)
+    check_arithmetic(checkpoint)
     with _LOADING, _reports() as reports:
         cross_encoder = _load(
             checkpoint,
