@@ -1,6 +1,8 @@
-"""Measure a reranker where it was never trained: BM25's first 100, nDCG@10, four sets.
+r"""Measure a reranker where it was never trained: BM25's first 100, nDCG@10, four sets.
 
     python notebooks/training/quality.py --data ../shared/data --out notebooks/training/quality.json
+    python notebooks/training/quality.py --data ../shared/data --values kept.json \
+        --difference "old int8" "new int8"       # of two models measured with --values and --label
 
 Candidates: bm25s with k1 0.9 and b 0.4, its English stop words, no stemming, title and text; SelQA
 brings its own lists. BM25, the base bi-encoder and every listed model order the same candidates.
@@ -214,8 +216,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--label", default="ours", help="what the model is called in the table")
     parser.add_argument("--values", type=Path, help="a file to keep every query's nDCG@10 in")
+    parser.add_argument(
+        "--difference", nargs=2, metavar="SYSTEM", help="of two in --values; measures nothing"
+    )
     options = parser.parse_args()
     rows, values = [], read_values(options.values)
+    if options.difference:
+        print(differences(values, *options.difference))
+        return
     for measured in load(options.data, options.queries, options.seed, options.sets):
         systems = {"BM25": measured.lexical}
         if not options.no_base:
@@ -232,6 +240,29 @@ def main() -> None:
         rows = kept(options.out, rows)
         options.out.write_text(json.dumps({"seed": options.seed, "rows": rows}, indent=1) + "\n")
         options.out.with_suffix(".md").write_text(table(rows))
+
+
+def differences(values: dict[str, dict[str, dict[str, float]]], first: str, second: str) -> str:
+    """Markdown: by how much *second* is above *first*, per set, of the queries that both have.
+
+    With the 95 % interval of a paired bootstrap: 10,000 draws of as many queries, with replacement.
+    """
+    lines = [f"| set | queries | {first} | {second} | difference | 95 % interval |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for name, systems in values.items():
+        if first not in systems or second not in systems:
+            continue
+        queries = sorted(systems[first].keys() & systems[second].keys())
+        pair = np.array([[systems[it][query] for it in (first, second)] for query in queries])
+        gains = pair[:, 1] - pair[:, 0]
+        rows = np.random.default_rng(0).integers(len(gains), size=(10_000, len(gains)))
+        low, high = np.quantile(gains[rows].mean(1), [0.025, 0.975])
+        before, after = pair.mean(0)
+        lines.append(
+            f"| {name} | {len(queries)} | {before:.4f} | {after:.4f} | {after - before:+.4f} "
+            f"| {low:+.4f} to {high:+.4f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def read_values(path: Path | None) -> dict[str, dict[str, dict[str, float]]]:
