@@ -42,6 +42,11 @@ def note(line: str) -> None:
         print(f"rerank-adapters: {one_line(line)}", file=sys.stderr)  # noqa: T201  # not the answer
 
 
+def counted(count: int, word: str) -> str:
+    """*count* and *word*, in the plural where there is not one."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """An aligned table; cells are text, never markup nor escapes, numbers stand to the right."""
     draw(drawn_table(columns, rows))

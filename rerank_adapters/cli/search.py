@@ -17,7 +17,19 @@ from ..clean import one_line
 from ..protocols import RerankRequest
 from ..ranking import Ranking
 from ..reranker import Reranker
-from .console import Cell, draw, drawn_table, emit, lines_of, note, panel, progress, room, say
+from .console import (
+    Cell,
+    counted,
+    draw,
+    drawn_table,
+    emit,
+    lines_of,
+    note,
+    panel,
+    progress,
+    room,
+    say,
+)
 from .corpus import Bm25
 from .lines import Form, Row, rows
 from .reading import Excerpt, excerpts
@@ -90,7 +102,8 @@ def search(
         say(str(ranking.below))
     show(hits)
     say(
-        f"{len(found)} passages, {len(retrieved)} candidates ({len(matching)} by BM25), "
+        f"{counted(len(found), 'passage')}, {counted(len(retrieved), 'candidate')} "
+        f"({len(matching)} by BM25), "
         f"reranked in {milliseconds:.0f} ms"
     )
 

@@ -46,7 +46,10 @@ class Left:
             say(f"not read: {self}")
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {one_line(kind)}" for kind, count in self._counts.most_common())
+        return ", ".join(
+            f"{count} {one_line(kind.replace('folders', 'folder', 1) if count == 1 else kind)}"
+            for kind, count in self._counts.most_common()
+        )
 
 
 def files(folder: Path, suffixes: Collection[str], left: Left) -> Iterator[Path]:

@@ -135,8 +135,8 @@ def test_what_is_not_read_is_counted_by_kind(tmp_path: Path) -> None:
     (line,) = said
     assert set(line.removeprefix("not read: ").split(", ")) == {
         *("2 .pptx", "1 .epub", "1 without text (scanned?)", "2 ignored by .gitignore"),
-        *("1 folders ignored by .gitignore", "1 folders called node_modules", "1 linked folders"),
-        *("1 folders of Python environments", "1 that are no plain files"),
+        *("1 folder ignored by .gitignore", "1 folder called node_modules", "1 linked folder"),
+        *("1 folder of Python environments", "1 that are no plain files"),
     }
     assert {*told(tmp_path / "node_modules")[0]} == {"c.txt:1"}  # named outright, it is read
 
@@ -153,7 +153,7 @@ def test_a_closed_folder_is_counted(tmp_path: Path, monkeypatch) -> None:
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert told(tmp_path)[1] == ["not read: 1 closed folders"]
+    assert told(tmp_path)[1] == ["not read: 1 closed folder"]
 
 
 def test_a_repository_s_rules_reach_a_folder_in_it(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_repository_s_rules_reach_a_folder_in_it(tmp_path: Path) -> None:
         (tmp_path / name / "a.txt").write_text("text")
     assert told(tmp_path / "docs") == (
         {"a.txt:1": "text"},
-        ["not read: 1 folders ignored by .gitignore"],
+        ["not read: 1 folder ignored by .gitignore"],
     )
 
 

@@ -96,7 +96,7 @@ def test_a_bound_of_scores_may_leave_nothing(tmp_path: Path) -> None:
     found = run("search", "café", str(tmp_path), "--score-threshold", "2")
     said, summary = found.stdout.splitlines()
     assert said.startswith("nothing here answers that: the one document scores")
-    assert summary.startswith("1 passages, 1 candidates")
+    assert summary.startswith("1 passage, 1 candidate (1 by BM25)")
 
 
 def test_minus_is_standard_input() -> None:
