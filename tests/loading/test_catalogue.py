@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from rerank_adapters import ModelError, Reranker
+from rerank_adapters.export import export_onnx
 from tests.checkpoints import PAIRS, oracle
 from tests.loading.conftest import COMMIT, Hub
 from tests.replicas import PLAIN_CHAT, save_decoder
@@ -159,6 +160,10 @@ def test_a_known_id_scores_as_its_card_says(hub: Hub, tmp_path: Path, name: str)
         np.testing.assert_allclose(reranker.score_pairs(SHORT), expected, rtol=0, atol=1e-4)
     with pytest.raises(ModelError, match=rf"template=.*answers=.*resembles .*{name}"):
         Reranker(str(folder), **options)
+    if gemma:  # its frame is the one whose parts are joined as tokens
+        out = export_onnx(name, tmp_path / "out", cache_folder=options["cache_folder"])
+        with Reranker(out, backend="onnx") as reranker:
+            np.testing.assert_allclose(reranker.score_pairs(SHORT), expected, rtol=0, atol=1e-4)
 
 
 def test_a_known_id_with_a_head_takes_its_frame(hub: Hub, tmp_path: Path) -> None:
