@@ -153,7 +153,7 @@ def try_one(source: Path, backend: str, seed: int, base: list[float]) -> str:
     try:
         folder = Path(shutil.copytree(source, place / "model"))
         what = damage(folder, seed)
-        return f"{_in_child(lambda: _verdict(folder, backend, base))} [{backend} {seed}: {what}]"
+        return f"{in_child(lambda: _verdict(folder, backend, base))} [{backend} {seed}: {what}]"
     finally:
         shutil.rmtree(place)
 
@@ -171,7 +171,8 @@ def _verdict(folder: Path, backend: str, base: list[float]) -> str:
     return "scored as before" if same else "scored otherwise"
 
 
-def _in_child(work: Callable[[], str]) -> str:
+def in_child(work: Callable[[], str]) -> str:
+    """What *work* returns in a fork with ROOM and SECONDS, or how it ended badly."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -198,7 +199,7 @@ def _in_child(work: Callable[[], str]) -> str:
 
 def run(source: Path, backend: str, seeds: range) -> Counter[str]:
     """How each seed ended; what ended badly has a line of its own."""
-    base = json.loads(_in_child(lambda: json.dumps(ask(source, backend))))
+    base = json.loads(in_child(lambda: json.dumps(ask(source, backend))))
     ended: Counter[str] = Counter()
     for seed in seeds:
         told = try_one(source, backend, seed, base)

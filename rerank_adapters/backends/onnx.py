@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import GRAPHS, HEADS, choose_graph, part_name
+from ..checkpoints import GRAPHS, HEADS, check_bounded, choose_graph, part_name
 from ..clean import one_line
 from ..early_exit import HIDDEN, pool
 from ..errors import BackendError, ClosedError, ModelError
@@ -401,6 +401,7 @@ def _session(
     file: Path, device: str, threads: int, *, whole: Path | None = None
 ) -> ort.InferenceSession:
     """A session over *file*, whose weights may lie in the data of the *whole* graph it is of."""
+    check_bounded(file)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

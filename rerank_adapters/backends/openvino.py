@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import choose_graph
+from ..checkpoints import check_bounded, choose_graph
 from ..errors import BackendError, ClosedError, ConfigError, ModelError
 from ..protocols import BackendTraits
 from ..tokens import TokenBatch
@@ -204,6 +204,7 @@ def _compiled(file: Path, dtype: str, workers: int, threads: int) -> Any:
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # other models and tokenisers want CPUs too
     }
+    check_bounded(file)
     try:
         return core.compile_model(core.read_model(file), "CPU", options)
     except RuntimeError as error:

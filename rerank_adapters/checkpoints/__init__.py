@@ -10,6 +10,7 @@ from .links import check_links, inside
 from .manifest import ABSENT, FILE_NAME, FORMAT, Absent, ExitFiles, Manifest
 from .template import JOINT, TextTemplate
 from .trust import check_files
+from .unbounded import check_bounded
 
 __all__ = [
     "ABSENT",
@@ -26,6 +27,7 @@ __all__ = [
     "Manifest",
     "TextTemplate",
     "as_model_error",
+    "check_bounded",
     "check_files",
     "check_links",
     "choose_graph",

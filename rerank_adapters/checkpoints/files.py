@@ -81,8 +81,14 @@ class Checkpoint:
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """Class names of the model, () where none is stated."""
-        return tuple(self.config.get("architectures") or ())
+        """Class names of the model, () where none is stated. ModelError where it is no list."""
+        stated = self.config.get("architectures") or []
+        if not isinstance(stated, list) or not all(isinstance(name, str) for name in stated):
+            raise ModelError(
+                f"architectures in {self.folder / 'config.json'} must be a list of class names: "
+                f"got {stated!r:.80}"
+            )
+        return tuple(stated)
 
     @property
     def code(self) -> dict[str, str]:

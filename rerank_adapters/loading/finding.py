@@ -81,7 +81,7 @@ def find(config: RerankerConfig) -> Found:
     with as_model_error(f"the model in {folder}"):
         used = fingerprint(folder, selection, code=code, from_hub=isinstance(source, hub.HubModel))
         checkpoint = Checkpoint.read(folder)
-    frame = frame_of(config, checkpoint)
+        frame = frame_of(config, checkpoint)
     elsewhere = fetch_code(config, checkpoint) if code else ()
     return Found(config, source, name, why, folder, selection, used, checkpoint, frame, elsewhere)
 

@@ -14,7 +14,7 @@ from ..texts import whole_pairs
 from ..tokens import KnownTokens, TokenBatch
 from .gather import EncodedPairs, Ids, gather
 from .probes import PROBES
-from .reader import Column, Reader, head
+from .reader import Column, Reader, head, reading
 from .truncation import Counts, Options, longest_first, only_second
 
 SPARE_TOKENS = 64
@@ -160,11 +160,12 @@ class WholeEncoder:
         return queries_read, documents_read
 
     def _encodings(self, queries: list[str], documents: list[str]) -> list[Encoding]:
-        try:
-            return self.truncating.encode_batch(list(zip(queries, documents, strict=True)))
-        except TypeError:  # half a character somewhere
-            pairs = whole_pairs(list(zip(queries, documents, strict=True)))
-            return self.truncating.encode_batch(list(pairs))
+        with reading():
+            try:
+                return self.truncating.encode_batch(list(zip(queries, documents, strict=True)))
+            except TypeError:  # half a character somewhere
+                pairs = whole_pairs(list(zip(queries, documents, strict=True)))
+                return self.truncating.encode_batch(list(pairs))
 
 
 def pair_encoder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from ..checkpoints import as_model_error
 from ..texts import whole
 from ..tokens import KnownTokens
 from .accelerators import Trusted
@@ -58,6 +60,11 @@ class Column:
         rows = zip(self.texts, self.starts.tolist(), self.lengths.tolist(), strict=True)
         whole = zip(rows, self.cut.tolist(), strict=True)
         return {text: self.ids[at : at + size] for (text, at, size), cut in whole if not cut}
+
+
+def reading() -> AbstractContextManager[None]:
+    """Tell what a tokenizer dies of, a pattern that backtracks too long, say, as a ModelError."""
+    return as_model_error("one of the texts, by the rules of this model's tokenizer,")
 
 
 class Reader:
@@ -112,19 +119,22 @@ class Reader:
         return [heads[text] for text in texts], dropped
 
     def fast(self, texts: list[str]) -> list[Encoding]:
-        """Return encodings with ids alone."""
-        try:
-            return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError:  # half a character somewhere
-            texts = [whole(text) for text in texts]
-            return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        """Return encodings with ids alone. Raises ModelError where the tokenizer breaks down."""
+        with reading():
+            try:
+                return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            except TypeError:  # half a character somewhere
+                texts = [whole(text) for text in texts]
+                return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
     def full(self, texts: list[str]) -> list[Encoding]:
-        """Return encodings with offsets and word ids."""
-        try:
-            return self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        except TypeError:  # half a character somewhere
-            return self.tokenizer.encode_batch(list(map(whole, texts)), add_special_tokens=False)
+        """Return encodings with offsets and word ids. Raises ModelError as `fast` does."""
+        with reading():
+            try:
+                return self.tokenizer.encode_batch(texts, add_special_tokens=False)
+            except TypeError:  # half a character somewhere
+                texts = [whole(text) for text in texts]
+                return self.tokenizer.encode_batch(texts, add_special_tokens=False)
 
     def _wholes(self, texts: list[str]) -> list[Any]:
         """Return the ids of *texts*, lists or int32 arrays, read to the end."""

@@ -606,6 +606,17 @@ def test_an_explicit_dtype_that_overflows_is_an_error(tmp_path: Path, monkeypatc
         _load("bert", _overflowing(tmp_path), dtype="float16")
 
 
+def test_weights_that_are_not_finite_are_the_checkpoints_fault(tmp_path: Path) -> None:
+    """No dtype helps: the error does not send its reader through all of them."""
+    model = AutoModelForSequenceClassification.from_pretrained(build("bert"))
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = torch.nan
+    folder = shutil.copytree(build("bert"), tmp_path / "damaged")
+    model.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"weights must give finite logits.*get them again"):
+        _load("bert", folder)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -7,14 +7,16 @@ that those are counted, not forbidden.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from rerank_adapters import ModelError
+from rerank_adapters import ModelError, Reranker
 from rerank_adapters.checkpoints import Checkpoint, as_model_error
+from rerank_adapters.protocols import RerankRequest
 from rerank_adapters.tokenization import PairTokenizer
 from tests.checkpoints import build
 from tests.exported import exported
@@ -88,3 +90,36 @@ def test_json_too_deep_is_a_model_error(tmp_path: Path) -> None:
     (folder / "config.json").write_text("[" * 200_000)
     with pytest.raises(ModelError, match=r"config\.json"):
         Checkpoint.read(folder)
+
+
+def test_a_pattern_that_backtracks_ends_in_our_error(tmp_path: Path) -> None:
+    """`tokenizers` panics, which is no Exception: the call fails, others do not, nothing hangs."""
+    folder = Path(shutil.copytree(exported("bert"), tmp_path / "model"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": "(z|zz)+$y"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    requests = [RerankRequest("what barks?", [text]) for text in ("a dog", "z" * 4000, "rain")]
+    with Reranker(folder, backend="onnx") as reranker:
+        with pytest.raises(ModelError, match=r"one of the texts.*retry-limit"):
+            reranker.score("what barks?", ["z" * 4000])
+        with pytest.raises(ModelError, match=r"one of the texts.*retry-limit"):
+            asyncio.run(reranker.ascore("what barks?", ["z" * 4000]))
+        first, failed, last = reranker.rerank_many(requests, return_exceptions=True)
+        assert isinstance(failed, ModelError)
+        for ranking, text in ((first, "a dog"), (last, "rain")):
+            assert ranking.scores == reranker.score("what barks?", [text]).tolist()
+
+
+@pytest.mark.parametrize("junk", [2**31, "BertModel", {"a": 1}, [1], [["BertModel"]]])
+def test_architectures_that_are_no_names_are_refused(tmp_path: Path, junk: object) -> None:
+    """By the file and the key."""
+    folder = Path(shutil.copytree(exported("bert"), tmp_path / "model"))
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "architectures": junk}))
+    with pytest.raises(ModelError, match=r"architectures in .*config\.json must be a list"):
+        Reranker(folder, backend="onnx")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...clean import one_line
-from ...errors import BackendError, ClosedError, ConfigError
+from ...errors import BackendError, ClosedError, ConfigError, ModelError
 from ...tokens import PairText, TokenBatch
 from .halves import halves_of
 from .loading import LoadedCrossEncoder, resolve_device, resolve_dtype
@@ -286,7 +286,11 @@ def _first_finite(
             return make(kind)
         except NotFiniteError as error:
             failure = error.with_traceback(None)  # which would hold the network just dropped
-    raise failure
+    if kind is torch.float16:
+        raise failure
+    raise ModelError(  # no dtype reaches further
+        f"the checkpoint's weights must give finite logits: they do not in {kind}; get them again"
+    ) from failure
 
 
 def _dtypes(name: str, device: torch.device) -> tuple[torch.dtype, ...]:
