@@ -63,7 +63,7 @@ $(VENV)/ray: $(VENV)/all .ci/ray.txt
 
 test-ray: $(VENV)/ray ## a local Ray: lists in bulk, actors and drivers that die, a server and its clients
 	PYTHONPATH=$(VENV)/ray $(RUN) -m pytest -m "" tests/ray
-	PYTHONPATH=$(VENV)/ray $(RUN) -m pytest -m "" -k ray tests/test_public_api.py tests/test_docstrings.py
+	PYTHONPATH=$(VENV)/ray $(RUN) -m pytest -m "" -W ignore::DeprecationWarning -k ray tests/test_public_api.py tests/test_docstrings.py
 
 # Real servers pin other versions of everything: an environment of its own.
 $(VENV)/infinity:

@@ -53,7 +53,7 @@ NAMES = {
     "rerank_adapters.llama_index": ["CrossEncoderPostprocessor"],
     "rerank_adapters.haystack": ["CrossEncoderRanker"],
     "rerank_adapters.cherche": ["CrossEncoder"],
-    "rerank_adapters.ray": ["rerank_dataset", "rerank_files"],
+    "rerank_adapters.ray": ["Job", "rerank_dataset", "rerank_files"],
     "rerank_adapters.ray.serve": ["Limits", "Server", "app"],
     "rerank_adapters.fastembed": ["Device", "ModelSource", "TextCrossEncoder"],
 }

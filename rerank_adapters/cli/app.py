@@ -275,22 +275,22 @@ def bulk(
     Run again after a failure, it goes on where it stopped; what was done is told by OUT.checkpoint.
     A TREC run is joined with --corpus and --queries. A bad row has its error beside it.
     """
-    from .bulk import Job, run
+    from ..ray import Job  # lazy: Ray takes its time
+    from .bulk import run
 
     job = Job(
-        ids=ids,
+        config=RerankerConfig(**options),
         query=query,
         documents=documents,
-        error_column=error,
+        error=error,
         top_n=top_n,
         score_threshold=score_threshold,
         num_actors=num_actors,
         cpus_per_actor=cpus_per_actor,
         gpus_per_actor=gpus_per_actor,
         batch_size=batch_size,
-        config=RerankerConfig(**options),
     )
-    run(source, target, job, corpus, queries, candidates, as_json=as_json)
+    run(source, target, job, ids, corpus, queries, candidates, as_json=as_json)
 
 
 @app.command()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import RerankerConfig
 from ..errors import InputError
+from ..ray import Job, rerank_files
 from .collection import Documents, read_queries, read_run
 from .console import emit, note, say
 from .evaluate import trec_writer
@@ -21,27 +20,11 @@ ROWS = 1000
 """Lists of a run that are written at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What `rerank_files` takes."""
-
-    ids: str
-    query: str
-    documents: str
-    error_column: str
-    top_n: int | None
-    score_threshold: float | None
-    num_actors: int
-    cpus_per_actor: float
-    gpus_per_actor: float
-    batch_size: int
-    config: RerankerConfig
-
-
 def run(
     source: Path,
     target: Path,
     job: Job,
+    ids: str,
     corpus: Path | None,
     queries: Path | None,
     candidates: int,
@@ -49,31 +32,28 @@ def run(
     as_json: bool,
 ) -> None:
     """Rank *source* into *target*; a run goes by way of parquet folders beside *target*."""
-    from ..ray import rerank_files  # lazy: Ray takes its time
-
     is_run = source.suffix in RUNS
     folder = target.with_name(f"{target.name}.parquet") if target.suffix in RUNS else target
-    options = {it.name: getattr(job, it.name) for it in fields(job)}
     if is_run:
         lists = target.with_name(f"{target.name}.lists.parquet")
-        _write_lists(source, corpus, queries, candidates, job, lists)
+        _write_lists(source, corpus, queries, candidates, job, ids, lists)
         source = lists
-    rerank_files(source, folder, **options)
+    rerank_files(source, folder, job, ids=ids)
     rows, failed = 0, 0
     with trec_writer(target if folder != target else None) as write:
         for row in _rows(folder):
             rows += 1
-            failed += row[job.error_column] is not None
-            if folder != target and row[job.error_column] is None:
+            failed += row[job.error] is not None
+            if folder != target and row[job.error] is None:
                 names = _names(row, target)
                 scored = zip(row["indices"], row["relevance_scores"], strict=True)
-                write(row[job.ids], [(names[index], score) for index, score in scored])
+                write(row[ids], [(names[index], score) for index, score in scored])
     if as_json:
         emit({"rows": rows, "failed": failed, "output": str(target)})
         return
     say(f"{target}: {rows} lists ranked, {failed} of them failed")
     if failed:
-        note(f"what they failed of stands in {folder}, under {job.error_column}")
+        note(f"what they failed of stands in {folder}, under {job.error}")
 
 
 def _names(row: dict[str, Any], target: Path) -> list[str]:
@@ -90,7 +70,13 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_lists(
-    file: Path, corpus: Path | None, queries: Path | None, count: int, job: Job, lists: Path
+    file: Path,
+    corpus: Path | None,
+    queries: Path | None,
+    count: int,
+    job: Job,
+    ids: str,
+    lists: Path,
 ) -> None:
     """The run's lists with their texts as parquet; it appears whole, or not at all."""
     import pyarrow as pa
@@ -103,7 +89,7 @@ def _write_lists(
     absent = [query for query, _ in asked if query not in texts]
     if absent:
         raise InputError(f"--queries must name every query of the run: got no {absent[0]!r}")
-    kinds = [(job.ids, pa.string()), (job.query, pa.string())]
+    kinds = [(ids, pa.string()), (job.query, pa.string())]
     kinds += [(name, pa.list_(pa.string())) for name in ("doc_ids", job.documents)]
     part = lists.with_name(f".{lists.name}.{os.getpid()}.part")
     try:
@@ -114,7 +100,7 @@ def _write_lists(
                     names = [name for name, _ in found]
                     rows.append(
                         {
-                            job.ids: query,
+                            ids: query,
                             job.query: texts[query],
                             "doc_ids": names,
                             job.documents: documents.texts(names),

@@ -14,6 +14,9 @@ try:
 except ImportError as error:
     raise MissingDependencyError(error.name or "ray", "ray") from error
 
-from .bulk import rerank_dataset, rerank_files
+from .actors import keep_statistics_home
+from .bulk import Job, rerank_dataset, rerank_files
 
-__all__ = ["rerank_dataset", "rerank_files"]
+__all__ = ["Job", "rerank_dataset", "rerank_files"]
+
+keep_statistics_home()  # at import: Ray looks once, when it starts, and often others start it

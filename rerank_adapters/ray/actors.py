@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +42,12 @@ def travelling(config: RerankerConfig, cpus: float, gpus: float) -> RerankerConf
 
 def keep_statistics_home() -> None:
     """Ray's usage statistics are off, unless the user's own setting says otherwise."""
-    own = os.environ.get("RAY_USAGE_STATS_CONFIG_PATH", "~/.ray/config.json")
-    if not Path(own).expanduser().exists():
+    own = Path(os.environ.get("RAY_USAGE_STATS_CONFIG_PATH", "~/.ray/config.json")).expanduser()
+    try:
+        said = "usage_stats" in json.loads(own.read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        said = False
+    if not said:
         os.environ.setdefault(STATISTICS, "0")
 
 
@@ -55,7 +60,6 @@ def running(cpus: float, gpus: float) -> Iterator[None]:
     """
     ours = not ray.is_initialized()
     if ours:
-        keep_statistics_home()
         if os.environ.get("RAY_ADDRESS"):
             ray.init()
         else:
@@ -63,13 +67,11 @@ def running(cpus: float, gpus: float) -> Iterator[None]:
             ray.init(address="local", num_cpus=logical, include_dashboard=False)
     try:
         has = ray.cluster_resources()
-        for name, needed in (("CPU", cpus), ("GPU", gpus)):
+        why = ", two of them beside the actors to read and to resume"
+        for name, needed, words in (("CPU", cpus, why), ("GPU", gpus, "")):
             if has.get(name, 0) < needed:
                 raise ConfigError(
-                    f"the cluster must have {needed:g} {name}s, two of them beside the actors to "
-                    f"read and to resume: got {has.get(name, 0):g}"
-                    if name == "CPU"
-                    else f"the cluster must have {needed:g} GPUs: got {has.get(name, 0):g}"
+                    f"the cluster must have {needed:g} {name}s{words}: got {has.get(name, 0):g}"
                 )
         yield
     finally:

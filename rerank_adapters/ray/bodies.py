@@ -25,6 +25,9 @@ class Limits:
 
     body_bytes  of its JSON; documents; characters of its query and of each document
     seconds     until it is given up
+
+    >>> Limits(documents=100).characters
+    500000
     """
 
     body_bytes: int = 8 * 2**20

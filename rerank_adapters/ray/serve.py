@@ -20,7 +20,7 @@ from ..config import RerankerConfig
 from ..errors import ConfigError, InputError, MissingDependencyError, OverloadedError, RerankError
 from ..ranking import Ranking
 from ..sharing import acquire
-from .actors import keep_statistics_home, travelling
+from .actors import travelling
 from .bodies import Asked, Dialect, Limits, answer, failure, metrics, read
 
 try:
@@ -44,7 +44,15 @@ MAX_ONGOING = 4096
 
 
 class Server:
-    """One replica: one loaded model, asked for its scores or, by /rerank, for its raw outputs."""
+    """One replica: one loaded model, asked for its scores or, by /rerank, for its raw outputs.
+
+    `app` makes a deployment of it; where you write your own:
+
+    >>> from rerank_adapters import RerankerConfig
+    >>> mine = serve.deployment(Server).options(name="mine", num_replicas=2)
+    >>> mine.bind(RerankerConfig(), Limits(documents=100))  # doctest: +ELLIPSIS
+    <ray.serve.deployment.Application object at ...>
+    """
 
     def __init__(self, config: RerankerConfig, limits: Limits) -> None:
         self._limits = limits
@@ -146,7 +154,6 @@ def app(options: Mapping[str, Any] | None = None) -> serve.Application:
     They are those of `RerankerConfig`, of `Limits`, and replicas, cpus_per_replica and
     gpus_per_replica. The queue is bounded, and refuses. Raises ConfigError.
     """
-    keep_statistics_home()
     given = {name: _value(name, value) for name, value in (options or {}).items()}
     replicas = given.pop("replicas", 1)
     cpus, gpus = given.pop("cpus_per_replica", 1), given.pop("gpus_per_replica", 0)

@@ -13,6 +13,7 @@ def cluster() -> Iterator[str]:
     """Its address. Four logical CPUs: with two a job that resumes would wait for ever."""
     ray = pytest.importorskip("ray", reason="ray is not installed: make test-ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by itself: starved beside other tests
     for check in ("READY", "HEALTH"):  # five and ten seconds are short beside other tests
         os.environ.setdefault(f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S", "120")
     context = ray.init(

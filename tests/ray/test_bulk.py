@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ ray = pytest.importorskip("ray", reason="ray is not installed: make test-ray")
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from rerank_adapters.ray import actors, rerank_dataset, rerank_files  # noqa: E402
+from rerank_adapters.cli.app import bulk  # noqa: E402
+from rerank_adapters.ray import Job, actors, rerank_dataset, rerank_files  # noqa: E402
 
 pytestmark = [
     pytest.mark.long("ray"),
@@ -91,7 +94,7 @@ def test_rows_are_a_rerankers_and_bad_ones_carry_their_error() -> None:
     made = rows(30, bad=True)
     cut = {"top_n": 3, "score_threshold": 0.001}
     dataset = ray.data.from_items(made, override_num_blocks=4)
-    found = rerank_dataset(dataset, num_actors=2, batch_size=8, **cut).take_all()
+    found = rerank_dataset(dataset, Job(num_actors=2, batch_size=8, **cut)).take_all()
     check(found, made, **cut)
     errors = {int(row["qid"][1:]): row["error"] for row in found if row["error"]}
     assert errors.keys() == BAD.keys()
@@ -101,14 +104,14 @@ def test_rows_are_a_rerankers_and_bad_ones_carry_their_error() -> None:
 
 def test_an_actor_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     """Kill -9 in the middle: its rows are ranked by another, each is there once."""
-    made = rows(600)
+    made = rows(300)
     source, target = parquet(tmp_path, made), tmp_path / "out"
-    job = {"num_actors": 2, "batch_size": 10}
+    job = Job(num_actors=2, batch_size=10)
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
-            rerank_files(source, target, **job)
+            rerank_files(source, target, job)
         except BaseException as error:
             failed.append(error)
 
@@ -117,7 +120,7 @@ def test_an_actor_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     until(lambda: len(list(target.glob("*.parquet"))) >= 2 or bool(failed))
     killed = [it for it in psutil.process_iter() if "MapWorker(MapBatches(_Actor)" in _title(it)]
     assert killed, failed
-    assert len(list(target.glob("*.parquet"))) < len(made) / job["batch_size"]
+    assert len(list(target.glob("*.parquet"))) < len(made) / job.batch_size
     os.kill(killed[0].pid, signal.SIGKILL)
     thread.join(300)
     assert not failed
@@ -132,11 +135,11 @@ def _title(process: psutil.Process) -> str:
 
 def test_a_job_goes_on_after_its_driver_was_killed(tmp_path: Path, cluster: str) -> None:
     """What is on disk stays as it is, the rest is ranked; a third run finds nothing to do."""
-    made = rows(600)
+    made = rows(300)
     source, target = parquet(tmp_path, made), tmp_path / "out"
     code = (
-        "import sys; from rerank_adapters.ray import rerank_files;"
-        "rerank_files(sys.argv[1], sys.argv[2], num_actors=2, batch_size=10)"
+        "import sys; from rerank_adapters.ray import Job, rerank_files;"
+        "rerank_files(sys.argv[1], sys.argv[2], Job(num_actors=2, batch_size=10))"
     )
     driver = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code, str(source), str(target)],
@@ -150,14 +153,15 @@ def test_a_job_goes_on_after_its_driver_was_killed(tmp_path: Path, cluster: str)
     driver.kill()
     assert driver.wait(30) == -signal.SIGKILL
     time.sleep(2)  # what was being written ends, or not
+    job = Job(num_actors=2, batch_size=10)
     before = {file: file.stat().st_mtime_ns for file in target.glob("*.parquet")}
     done = pq.read_table(target).num_rows
     assert 0 < done < len(made)
-    rerank_files(source, target, num_actors=2, batch_size=10)
+    rerank_files(source, target, job)
     kept = {file for file, at in before.items() if file.exists() and file.stat().st_mtime_ns == at}
     assert kept, "nothing was taken over"
     check(pq.read_table(target).to_pylist(), made)
-    rerank_files(source, target, num_actors=2, batch_size=10)
+    rerank_files(source, target, job)
     assert pq.read_table(target).num_rows == len(made)
 
 
@@ -199,11 +203,16 @@ def test_the_command_ranks_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("options", "kind", "words"),
     [
         ({"num_actors": 0}, ConfigError, "num_actors must be an int of at least 1: got 0"),
-        ({"num_actors": 9}, ConfigError, "the cluster must have 11 CPUs"),
+        ({"batch_size": True}, ConfigError, "batch_size must be an int of at least 1: got True"),
+        ({"cpus_per_actor": -1}, ConfigError, "cpus_per_actor must be a number of at least 0"),
+        ({"num_actors": 9}, ConfigError, "the cluster must have 11 CPUs, two of them beside"),
         ({"gpus_per_actor": 1.0}, ConfigError, "the cluster must have 1 GPUs: got 0"),
         ({"top_n": 0}, InputError, "top_n must be"),
         ({"ids": "query_id"}, InputError, "ids must name a column"),
         ({"ids": "same"}, InputError, "ids must tell rows apart"),
+        ({"documents": "texts"}, InputError, "must have a column 'texts': got"),
+        ({"error": "same"}, InputError, "must have no column 'same': rename it"),
+        ({"config": "bge"}, ConfigError, "config must be a RerankerConfig: got 'bge'"),
         ({"config": RerankerConfig(token="x")}, ConfigError, "token must be None"),
         ({"config": RerankerConfig(cache={"bytes": 9999})}, ConfigError, "cache must be None"),
     ],
@@ -213,9 +222,20 @@ def test_mistakes_are_told_before_any_work(
 ) -> None:
     """Nothing is written."""
     source = parquet(tmp_path, [{**row, "same": 1} for row in rows(3)])
+    options = {"ids": "qid", **options}
     with pytest.raises(kind, match=words):
-        rerank_files(source, tmp_path / "out", **options)
+        rerank_files(source, tmp_path / "out", ids=options.pop("ids"), job=Job(**options))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_is_a_job() -> None:
+    """What else is handed in its place is named; the command has its names and defaults."""
+    with pytest.raises(ConfigError, match="job must be a Job: got RerankerConfig"):
+        rerank_files("in", "out", RerankerConfig())  # type: ignore[arg-type]
+    flags = inspect.signature(bulk).parameters
+    for it in fields(Job):
+        if it.name != "config":
+            assert flags[it.name].default == it.default
 
 
 def test_another_jobs_folder_is_not_written_into(tmp_path: Path) -> None:
@@ -231,7 +251,7 @@ def test_a_job_of_other_options_is_not_gone_on_with(tmp_path: Path) -> None:
     source, target = parquet(tmp_path, rows(3)), tmp_path / "out"
     rerank_files(source, target)
     with pytest.raises(InputError, match="where options differ"):
-        rerank_files(source, target, config=RerankerConfig(max_length=64))
+        rerank_files(source, target, Job(config=RerankerConfig(max_length=64)))
     check(pq.read_table(target).to_pylist(), rows(3))
 
 
@@ -245,10 +265,21 @@ def test_an_engine_takes_its_share_of_the_threads() -> None:
     assert actors.travelling(default, 2.0, 1).num_threads is None
 
 
+def test_who_imports_the_room_sends_no_statistics(tmp_path: Path) -> None:
+    """Before Ray starts, whoever starts it."""
+    code = "import os, rerank_adapters.ray; print(os.environ['RAY_USAGE_STATS_ENABLED'])"
+    for said, found in (({}, "0"), ({actors.STATISTICS: "1"}, "1")):
+        environ = {name: it for name, it in os.environ.items() if name != actors.STATISTICS}
+        environ |= {"RAY_USAGE_STATS_CONFIG_PATH": str(tmp_path / "none"), **said}
+        command = [sys.executable, "-c", code]
+        ran = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, check=True)
+        assert ran.stdout.decode().strip() == found
+
+
 def test_usage_statistics_are_off_unless_the_user_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """His environment and his file count."""
+    """Their environment and their file count; a file that says nothing of it does not."""
     monkeypatch.setenv("RAY_USAGE_STATS_CONFIG_PATH", str(tmp_path / "config.json"))
     monkeypatch.setenv(actors.STATISTICS, "1")
     actors.keep_statistics_home()
@@ -257,6 +288,10 @@ def test_usage_statistics_are_off_unless_the_user_says_otherwise(
     (tmp_path / "config.json").write_text('{"usage_stats": true}')
     actors.keep_statistics_home()
     assert actors.STATISTICS not in os.environ
+    for other in ("{}", "no JSON"):
+        (tmp_path / "config.json").write_text(other)
+        actors.keep_statistics_home()
+        assert os.environ.pop(actors.STATISTICS) == "0"
     (tmp_path / "config.json").unlink()
     actors.keep_statistics_home()
     assert os.environ.pop(actors.STATISTICS) == "0"
