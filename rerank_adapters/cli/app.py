@@ -479,8 +479,17 @@ def demo(*, as_json: AsJson = False) -> None:
 tokens = typer.Typer(help="Documents' tokens, kept so that they are read once.")
 app.add_typer(tokens, name="tokens")
 
-WRITES = ("model", *FETCHED, "prompt", "template", "answers", "special_tokens", "backend")
-"""What decides how a document is written as tokens, and where the model is found."""
+WRITES = (
+    "model",
+    *FETCHED,
+    "prompt",
+    "template",
+    "answers",
+    "special_tokens",
+    "backend",
+    "windows",
+)
+"""What decides how a document is written and cut as tokens, and where the model is found."""
 
 
 @tokens.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import RerankerConfig
-from ..document_tokens import DocumentTokens
+from ..document_tokens import Cut, DocumentTokens
 from ..loading import find, read
 from .collection import Documents
 from .console import progress
@@ -18,7 +18,8 @@ def build(corpus: Path, folder: Path, config: RerankerConfig) -> int:
     model, or a folder that holds another tokenizer's tokens).
     """
     tokens, documents = DocumentTokens.at(folder), Documents(corpus)
-    tokens.bind(read(find(config)).tokenizer)
+    cut = None if config.windows is None else Cut(config.windows.tokens, config.windows.step)
+    tokens.bind(read(find(config)).tokenizer, cut)
     with progress("tokenising", len(documents)) as advance:
         pairs = zip(documents.ids, documents.stream(), strict=True)
         return tokens.add(pairs, on_progress=advance)

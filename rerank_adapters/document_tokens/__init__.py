@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,11 +10,24 @@ from typing import Any, NoReturn
 
 from ..errors import ConfigError, InputError
 from ..texts import whole
-from .entries import DocumentReader, Entry, Ids, Store, hashed
+from .entries import (
+    Cut,
+    DocumentReader,
+    Entry,
+    Ids,
+    Spans,
+    Store,
+    hashed,
+    hashed_cut,
+    packed,
+    unpacked,
+)
 from .folder import FolderStore
 from .memory import MemoryStore
 
-__all__ = ["DocumentReader", "DocumentTokens"]
+__all__ = ["Cut", "DocumentReader", "DocumentTokens"]
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 512
 """Documents that are tokenised together while tokens are built."""
@@ -26,7 +40,8 @@ class DocumentTokens:
     tokenizer; `add` then reads documents into it. A document is found by the id that comes with it
     (`RerankRequest.ids`, LangChain's `Document.id`, LlamaIndex's `node_id`) and by a hash of its
     text: one whose text has changed is tokenised anew, and so is one that is not there. Scores are
-    bit for bit those without.
+    bit for bit those without. Of a Reranker that has `windows`, `add` keeps those of each long
+    document too, so that they are neither cut nor tokenised again.
 
     Several rerankers of one tokenizer may share it; another tokenizer is refused. Tokens tell the
     texts they are of, so a folder of them is as secret as the documents.
@@ -40,8 +55,10 @@ class DocumentTokens:
         self._store = store
         self._reader: DocumentReader | None = None
         self._facts = store.facts
+        self._cuts: frozenset[Cut] = frozenset()
         self._hits = 0
         self._misses = 0
+        self._window_misses = 0
 
     @classmethod
     def memory(cls) -> DocumentTokens:
@@ -72,8 +89,8 @@ class DocumentTokens:
             f"of a folder or None: got {value!r:.80}"
         )
 
-    def bind(self, reader: DocumentReader) -> None:
-        """Read documents by *reader* from now on.
+    def bind(self, reader: DocumentReader, cut: Cut | None = None) -> None:
+        """Read documents by *reader* from now on, and keep what *cut* makes of long ones too.
 
         Raises ConfigError where the tokens here are another tokenizer's, or where it cannot read
         documents by themselves.
@@ -81,6 +98,8 @@ class DocumentTokens:
         facts = reader.document_facts()
         _check_facts(self._facts, facts)
         self._reader, self._facts = reader, facts
+        if cut is not None:
+            self._cuts |= {cut}
 
     def add(
         self,
@@ -99,7 +118,7 @@ class DocumentTokens:
                 "document_tokens must be given to a Reranker before documents are added, so that "
                 "its tokenizer is known: Reranker(..., document_tokens=tokens)"
             )
-        entries = _entries(documents, self._reader, on_progress)
+        entries = _entries(documents, self._reader, sorted(self._cuts), on_progress)
         return self._store.put(entries, self._facts)
 
     def get(self, ids: Sequence[str | None], documents: Sequence[str]) -> dict[str, Ids]:
@@ -115,14 +134,38 @@ class DocumentTokens:
         self._hits += len(found) - missed
         return tokens
 
+    def windows(
+        self, ids: Sequence[str | None], documents: Sequence[str], cut: Cut
+    ) -> list[tuple[Spans, list[Ids]] | None]:
+        """The windows that *cut* makes of each document and the tokens of each; None: not kept.
+
+        Raises ModelError for tokens that are damaged.
+        """
+        named = [(key, text) for key, text in zip(ids, documents, strict=True) if key is not None]
+        found = iter(self._store.get([(hashed_cut(key, cut), hashed(it)) for key, it in named]))
+        rows = [None if key is None else next(found) for key in ids]
+        missed = sum(row is None for row in rows)
+        if missed and not self._window_misses:
+            logger.info(
+                "document_tokens: no windows of %d tokens, %d apart, are kept of a document: "
+                "documents are cut and tokenised anew; add them where these windows are an option",
+                *cut,
+            )
+        self._window_misses += missed
+        return [None if row is None else unpacked(row) for row in rows]
+
     def stats(self) -> dict[str, int]:
-        """Documents and bytes here, and how many were found and not found so far."""
+        """Documents and bytes here, and how many were found and not found so far.
+
+        `window_misses` counts long documents whose windows were not found, so that they were cut.
+        """
         documents, used = self._store.size()
         return {
             "documents": documents,
             "bytes": used,
             "hits": self._hits,
             "misses": self._misses,
+            "window_misses": self._window_misses,
         }
 
     def __len__(self) -> int:
@@ -144,6 +187,7 @@ class DocumentTokens:
 def _entries(
     documents: Iterable[tuple[str, str]],
     reader: DocumentReader,
+    cuts: Sequence[Cut],
     on_progress: Callable[[int], None] | None,
 ) -> Iterator[Entry]:
     rest = enumerate(documents)
@@ -151,8 +195,20 @@ def _entries(
         read = reader.document_ids([text for _, text in some])
         for (key, text), ids in zip(some, read, strict=True):
             yield Entry(hashed(key), hashed(text), ids)
+        for cut in cuts:
+            yield from _cut_entries(some, reader, cut)
         if on_progress is not None:
             on_progress(len(some))
+
+
+def _cut_entries(
+    documents: Sequence[tuple[str, str]], reader: DocumentReader, cut: Cut
+) -> Iterator[Entry]:
+    found = reader.document_windows([text for _, text in documents], *cut)
+    for (key, text), spans in zip(documents, found, strict=True):
+        if len(spans):
+            ids = reader.document_ids([text[start:end] for start, end in spans.tolist()])
+            yield Entry(hashed_cut(key, cut), hashed(text), packed(spans, ids), cut=True)
 
 
 def _checked(index: int, document: Any) -> tuple[str, str]:

@@ -64,6 +64,6 @@ class FolderStore:
         return count
 
     def size(self) -> tuple[int, int]:
-        """(rows in all segments, bytes on disk)."""
+        """(documents in all segments, bytes on disk)."""
         segments = self._segments
         return sum(map(len, segments)), sum(segment.bytes for segment in segments)

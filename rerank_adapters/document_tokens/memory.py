@@ -31,10 +31,12 @@ class MemoryStore:
         keys = set()
         for entry in entries:
             self._entries[entry.key] = entry._replace(ids=entry.ids.copy())
-            keys.add(entry.key)
+            if not entry.cut:
+                keys.add(entry.key)
         return len(keys)
 
     def size(self) -> tuple[int, int]:
         """(documents, bytes)."""
         entries = list(self._entries.values())
-        return len(entries), sum(ENTRY_BYTES + entry.ids.nbytes for entry in entries)
+        documents = sum(not entry.cut for entry in entries)
+        return documents, sum(ENTRY_BYTES + entry.ids.nbytes for entry in entries)

@@ -1,9 +1,10 @@
 """A file of stored tokens: written once, renamed into place, mapped into memory, never changed.
 
-start     64 bytes: magic, version, checksum of what follows the tokens, tokens, bytes of the facts
+start     64 bytes: magic, version, checksum of what follows the tokens, tokens, bytes of the facts,
+          documents
 tokens    int32 (tokens,)
-keys      uint64 (documents,), ascending: the first half of each document's key
-rows      (documents,) of ROW, beside `keys`
+keys      uint64 (rows,), ascending: the first half of each key, a document's or its windows'
+rows      (rows,) of ROW, beside `keys`
 facts     JSON: what the tokens depend on beside the texts
 
 Numbers are little-endian. Each row has its tokens' checksum, which is looked at when they are used,
@@ -28,10 +29,10 @@ from .entries import Entry, Ids
 
 MAGIC = b"RRKTOKEN"
 
-VERSION = 1
+VERSION = 2
 """The version of this layout."""
 
-START = struct.Struct("<8sIIQQ")
+START = struct.Struct("<8sIIQQQ")
 START_BYTES = 64
 
 ROW = np.dtype(
@@ -52,7 +53,7 @@ class Segment:
         self.bytes = len(whole)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._documents
 
     def find(self, asked: NDArray[np.uint64]) -> list[Ids | None]:
         """The tokens of each row (key's halves, text's halves) of *asked*, uint64 (rows, 4)."""
@@ -80,7 +81,7 @@ class Segment:
     def _map(self, whole: NDArray[np.uint8]) -> None:
         if len(whole) < START_BYTES:
             raise self._refused("it is too short")
-        magic, version, crc, tokens, size = START.unpack(bytes(whole[: START.size]))
+        magic, version, crc, tokens, size, documents = START.unpack(bytes(whole[: START.size]))
         if magic != MAGIC:
             raise self._refused("it is another program's")
         if version != VERSION:
@@ -89,6 +90,7 @@ class Segment:
         count, rest = divmod(len(whole) - tables - size, 8 + ROW.itemsize)
         if tables + size > len(whole) or rest or zlib.crc32(whole[tables:].data) != crc:
             raise self._refused("its tables are not those that were written")
+        self._documents = documents
         rows = tables + 8 * count
         self._tokens = whole[START_BYTES : START_BYTES + 4 * tokens].view("<i4")
         self._keys = whole[tables:rows].view("<u8")
@@ -111,7 +113,7 @@ def write(path: Path, entries: Iterable[Entry], facts: Mapping[str, str]) -> int
     try:
         with os.fdopen(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b") as file:
             file.write(bytes(START_BYTES))
-            rows, tokens = _write_tokens(file, entries)
+            rows, tokens, documents = _write_tokens(file, entries)
             keys = np.frombuffer(b"".join(rows), ">u8").reshape(-1, 2).astype("<u8")
             table = np.array(list(rows.values()), dtype=ROW)
             order = np.argsort(keys[:, 0], kind="stable")
@@ -119,26 +121,29 @@ def write(path: Path, entries: Iterable[Entry], facts: Mapping[str, str]) -> int
             parts = keys[order, 0].tobytes() + table[order].tobytes() + told
             file.write(bytes(_aligned(file.tell()) - file.tell()) + parts)
             file.seek(0)
-            file.write(START.pack(MAGIC, VERSION, zlib.crc32(parts), tokens, len(told)))
+            file.write(START.pack(MAGIC, VERSION, zlib.crc32(parts), tokens, len(told), documents))
             file.flush()
             os.fsync(file.fileno())
         if rows:
             aside.replace(path)
-        return len(rows)
+        return documents
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _write_tokens(file: Any, entries: Iterable[Entry]) -> tuple[dict[bytes, Any], int]:
-    """Write the tokens of *entries*; the rows by key, and how many tokens there are."""
+def _write_tokens(file: Any, entries: Iterable[Entry]) -> tuple[dict[bytes, Any], int, int]:
+    """Write the tokens of *entries*; the rows by key, how many tokens, and how many documents."""
     rows: dict[bytes, Any] = {}
+    cuts: set[bytes] = set()
     tokens = 0
-    for key, text, ids in entries:
+    for key, text, ids, cut in entries:
+        if cut:
+            cuts.add(key)
         data = ids.astype("<i4").tobytes()
         file.write(data)
         rows[key] = (halves(key)[1], halves(text), tokens, len(ids), zlib.crc32(data))
         tokens += len(ids)
-    return rows, tokens
+    return rows, tokens, len(rows) - len(cuts)
 
 
 def halves(digest: bytes) -> tuple[int, int]:

@@ -235,9 +235,9 @@ def _chain(
         state_bytes = max(_tried(it, exits.head, tokenizer.pad_id) for it in loaded.backends)
         chosen = Exits(exits.head, exits.keep, state_bytes, _activate(family))
         scorer = EarlyExits(scorer, core, admission, chosen)
-    scorer = LongDocuments(scorer, windows, tokenizer, _activate(family))
+    scorer = LongDocuments(scorer, windows, tokenizer, _activate(family), document_tokens)
     if document_tokens is not None:
-        scorer = Stored(scorer, document_tokens, tokenizer)
+        scorer = Stored(scorer, document_tokens, tokenizer, windows)
     if cache is not None:
         scorer = Cached(scorer, cache, context, by_query=exits is not None)
     whole = Distinct(scorer, by_query=exits is not None)

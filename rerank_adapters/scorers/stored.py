@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
-from ..document_tokens import DocumentTokens
+from ..document_tokens import Cut, DocumentTokens
+from ..passages import Windows
 from ..protocols import Call, Pair, Scored, Scorer
 from ..tokenization import PairTokenizer
 from . import Wrapper
@@ -15,10 +16,16 @@ from . import Wrapper
 class Stored(Wrapper):
     """Hands the stored tokens of documents on with them, found by `Call.keys` and text."""
 
-    def __init__(self, inner: Scorer, tokens: DocumentTokens, tokenizer: PairTokenizer) -> None:
+    def __init__(
+        self,
+        inner: Scorer,
+        tokens: DocumentTokens,
+        tokenizer: PairTokenizer,
+        windows: Windows | None = None,
+    ) -> None:
         """Raises ConfigError where *tokens* are another tokenizer's."""
         super().__init__(inner)
-        tokens.bind(tokenizer)
+        tokens.bind(tokenizer, None if windows is None else Cut(windows.tokens, windows.step))
         self.tokens = tokens
         self._tokenizer = tokenizer
 

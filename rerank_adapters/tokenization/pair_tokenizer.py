@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, __version__
 
 from ..checkpoints import ABSENT, JOINT, NO_LIMIT, Checkpoint, TextTemplate
@@ -230,6 +231,25 @@ class PairTokenizer:
     def as_read(self, documents: Sequence[str]) -> list[str]:
         """Return *documents* as they are tokenised: `encode` knows their tokens by these."""
         return self._writer.as_read(documents)
+
+    def document_windows(
+        self, documents: Sequence[str], tokens: int, step: int
+    ) -> list[NDArray[np.int64]]:
+        """Return the bounds of the windows of each of *documents* that has more than *tokens*.
+
+        int64 of shape (windows, 2); of no windows where it has not, or is blank.
+        """
+        read = self.read(documents, tokens)
+        rows = np.flatnonzero(read.cut | (read.lengths - self.text_around > tokens)).tolist()
+        found = self.cutter().whole([documents[row] for row in rows], tokens, step)
+        spans = dict(zip(rows, found, strict=True))
+        bounds = [[span[:2] for span in spans.get(row, ())] for row in range(len(documents))]
+        return [np.array(each, np.int64).reshape(-1, 2) for each in bounds]
+
+    @property
+    def text_around(self) -> int:
+        """How many tokens of a template's own text are read with each document."""
+        return int(self.read([""]).lengths[0])
 
     def document_facts(self) -> dict[str, str]:
         """Return what a document's tokens depend on beside its text, as hashes to compare.

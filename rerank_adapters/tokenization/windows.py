@@ -129,6 +129,16 @@ class Cutter:
             cursor.move(cursor.stop if span.following is None else span.following)
         return ended
 
+    def whole(self, texts: Sequence[str], limit: int, stride: int) -> list[list[Span]]:
+        """Cut all of *texts*: the windows of each in order, none of one that is blank."""
+        cursors = [Cursor(text, 0, len(text), limit, stride) for text in texts]
+        spans: list[list[Span]] = [[] for _ in texts]
+        while rows := [row for row, cursor in enumerate(cursors) if not cursor.ended]:
+            found = self.advance([cursors[row] for row in rows])
+            for row, span in zip(rows, found, strict=True):
+                spans[row].append(span)
+        return spans
+
     def _heads(self, cursors: Sequence[Cursor]) -> list[Head]:
         """Read the beginning of each: a window's tokens and some more, or all that is left."""
         heads: dict[int, Head] = {}

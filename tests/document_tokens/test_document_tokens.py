@@ -17,7 +17,14 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 from typer.testing import CliRunner
 
-from rerank_adapters import DocumentTokens, Reranker, RerankerConfig, ScoreCache, Windows
+from rerank_adapters import (
+    DocumentTokens,
+    Paragraphs,
+    Reranker,
+    RerankerConfig,
+    ScoreCache,
+    Windows,
+)
 from rerank_adapters.calls import inside
 from rerank_adapters.cli.app import app
 from rerank_adapters.cli.corpus import example_folder, passages
@@ -60,7 +67,16 @@ def read(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["memory", "folder"])
 @pytest.mark.parametrize(
-    "options", [{}, {"truncation": "only_second"}, {"windows": {"tokens": 900}}, {"max_length": 16}]
+    "options",
+    [
+        {},
+        {"truncation": "only_second"},
+        {"max_length": 16},
+        {"windows": {"tokens": 40}},
+        {"windows": {"tokens": 40, "stride": 20, "max_windows": 3}},
+        {"windows": {"tokens": 40, "aggregate": "first"}},
+        {"windows": {"tokens": 40, "aggregate": "topk_mean", "topk": 2}},
+    ],
 )
 def test_the_bundled_model_scores_bit_for_bit(tmp_path, read, kind, options):
     """Cut documents among them; the query alone is tokenised, awaited too."""
@@ -71,16 +87,17 @@ def test_the_bundled_model_scores_bit_for_bit(tmp_path, read, kind, options):
         read.clear()
         assert stored.rerank_many([REQUEST]) == expected
         assert asyncio.run(stored.arerank_many([REQUEST])) == expected
-        # Windows are cut in texts, and only long ones.
-        told = [it for it in read if "windows" not in options or "tall words" not in it]
-        assert set(told) <= {QUERY, ""}, "a document was tokenised"
+        assert set(read) <= {QUERY, ""}, "a document was tokenised"
         assert (tokens.stats()["hits"], tokens.stats()["misses"]) == (10, 0)
+        assert tokens.stats()["window_misses"] == 0
+        assert len(tokens) == 5, "windows are no documents"
 
 
+@pytest.mark.parametrize("windows", [None, Windows(30)])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "qwen3"])
-def test_frames_templates_and_long_queries(tmp_path, read, kind):
+def test_frames_templates_and_long_queries(tmp_path, read, kind, windows):
     """Any family whose texts are read apart; a query longer than the limit on the odd token too."""
-    config = RerankerConfig(model=str(build(kind)), backend="torch", device="cpu")
+    config = RerankerConfig(model=str(build(kind)), backend="torch", device="cpu", windows=windows)
     tokens = DocumentTokens.at(tmp_path)
     with (
         Reranker.from_config(replace(config, document_tokens=tokens)) as stored,
@@ -95,6 +112,66 @@ def test_frames_templates_and_long_queries(tmp_path, read, kind):
             assert found.indices == expected.indices
             assert np.allclose(found.scores, expected.scores, atol=1e-6)  # torch: law 2
             assert not [text for text in read if "tower" in text or "tall words" in text]
+            assert [it.span for it in found] == [it.span for it in expected]
+
+
+LONG = [
+    "塔の高さは七十メートルです。" * 20 + "とても高い。",
+    "Ce\u0301tait une tour\r\n\U0001f469\u200d\U0001f692 haute. " * 20,
+    "w" * 300 + " tower",
+    "The tower is tall. " * 40,
+]
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_windows_are_those_that_are_cut_at_call_time(tmp_path, read, kind):
+    """Spans, scores and what is left unread, of texts with and without blanks."""
+    windows, tokens = Windows(24, 12, max_windows=5), opened(kind, tmp_path)
+    request = RerankRequest(QUERY, LONG, ids=list("abcd"))
+    with (
+        reranker_over(CountingBackend(), document_tokens=tokens, windows=windows) as stored,
+        reranker_over(CountingBackend(), windows=windows) as bare,
+    ):
+        expected = bare.rerank_many([request])
+        tokens.add(zip("abcd", LONG, strict=True))
+        read.clear()
+        assert stored.rerank_many([request]) == expected
+        assert set(read) <= {QUERY, ""}
+        assert all(it.truncated for it in expected[0] if it.index != 2)
+        # Another text under the id, and paragraphs of it, are cut as they come.
+        changed = [LONG[0] + "!", Paragraphs(LONG[1:3], closeness=[1, 0], keep=1)]
+        request = RerankRequest(QUERY, changed, ids=["a", "b"])
+        assert stored.rerank_many([request]) == bare.rerank_many([request])
+        assert tokens.stats()["window_misses"] == 1
+
+
+def test_windows_that_are_not_kept_are_cut_and_said_once(tmp_path, read, caplog):
+    """Of tokens that were built without, and where a query leaves less than a window has."""
+    tokens = DocumentTokens.at(tmp_path)
+    with reranker_over(CountingBackend(), document_tokens=tokens):
+        tokens.add([("d", LONG[3])])
+    request = RerankRequest(QUERY, LONG[3:], ids=["d"])
+    caplog.set_level("INFO", "rerank_adapters")
+    with (
+        reranker_over(CountingBackend(), document_tokens=tokens, windows=Windows(24)) as stored,
+        reranker_over(CountingBackend(), windows=Windows(24)) as bare,
+    ):
+        for _ in range(2):
+            read.clear()
+            assert stored.rerank_many([request]) == bare.rerank_many([request])
+        assert [it for it in read if "tower" in it], "it was cut"
+        assert [it.message for it in caplog.records if "24 tokens, 18 apart" in it.message]
+        assert len(caplog.records) == 1
+        assert tokens.stats()["window_misses"] == 2
+        tokens.add([("d", LONG[3])])
+        longer = replace(request, query="how tall is it? " * 200)
+        assert stored.rerank_many([longer]) == bare.rerank_many([longer])
+    other = Windows(30, 10)
+    with reranker_over(CountingBackend(), document_tokens=tokens, windows=other) as wider:
+        tokens.add([("d", LONG[3])])
+        read.clear()
+        wider.rerank_many([request])
+        assert set(read) <= {QUERY, ""}, "windows of several settings live in one folder"
 
 
 @pytest.mark.parametrize("kind", ["memory", "folder"])

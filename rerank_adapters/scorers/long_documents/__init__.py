@@ -10,6 +10,7 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from ...document_tokens import Cut, DocumentTokens
 from ...futures import then
 from ...passages import Paragraphs, Windows
 from ...protocols import Call, Pair, Scored, Scorer
@@ -17,7 +18,7 @@ from ...tokenization import Cursor, PairTokenizer
 from ...tokens import KnownTokens, Scores
 from .. import Wrapper
 from .joining import Join
-from .pieces import Pieces
+from .pieces import Bounds, Pieces
 from .run import Run
 
 __all__ = ["LongDocuments"]
@@ -38,12 +39,17 @@ class LongDocuments(Wrapper):
         windows: Windows | None,
         tokenizer: PairTokenizer,
         activate: Callable[[Scores], Scores],
+        stored: DocumentTokens | None = None,
     ) -> None:
-        """*activate* maps float32 (pairs,) of what rankings sort by to scores."""
+        """*activate* maps float32 (pairs,) of what rankings sort by to scores.
+
+        *stored* keeps windows of documents, which are not cut again.
+        """
         super().__init__(inner)
         self.windows = windows
         self._tokenizer = tokenizer
         self._activate = activate
+        self._stored = stored
 
     def submit_pairs(self, pairs: Sequence[Pair], call: Call) -> Future[Scored]:
         """Score *pairs*, cut where they are long; one answer for each."""
@@ -55,11 +61,12 @@ class LongDocuments(Wrapper):
             pieces = Pieces(pairs, parts, {})
         else:
             cursors, known = self._cursors(pairs, call, self.windows)
-            call = replace(call, tokens=known)
             if not cursors:
-                return self._whole(pairs, call)
+                return self._whole(pairs, replace(call, tokens=known))
+            cut, tokens = self._cut_already(pairs, call, self.windows, cursors)
+            call = replace(call, tokens={**known, **tokens})
             most = 1 if self.windows.aggregate == "first" else self.windows.max_windows
-            pieces = Pieces(pairs, {}, cursors, self._tokenizer.cutter(), most)
+            pieces = Pieces(pairs, cut, cursors, self._tokenizer.cutter(), most)
         join = Join(self.windows, pieces, self._activate)
         return Run(self.inner, pairs, call, pieces, join).start()
 
@@ -77,8 +84,7 @@ class LongDocuments(Wrapper):
         documents = [str(document) for _, document in pairs]
         most = int(sizes.max(initial=1))
         read = self._tokenizer.read(documents, max(most, 1), call.tokens)
-        around = int(self._tokenizer.read([""]).lengths[0])  # of a template's own text
-        long = read.cut | (read.lengths - around > sizes)
+        long = read.cut | (read.lengths - self._tokenizer.text_around > sizes)
         kept = {row: document.kept for row, document in _apart(pairs)}
         cursors = {}
         for row, size in enumerate(sizes.tolist()):
@@ -87,6 +93,30 @@ class LongDocuments(Wrapper):
                 step, bounds = min(windows.step, size), kept.get(row, ((0, len(documents[row])),))
                 cursors[row] = [Cursor(documents[row], *each, size, step) for each in bounds]
         return cursors, {**(call.tokens or {}), **read.known()}
+
+    def _cut_already(
+        self, pairs: Sequence[Pair], call: Call, windows: Windows, cursors: dict[int, list[Cursor]]
+    ) -> tuple[dict[int, Bounds], KnownTokens]:
+        """Stored windows of long documents, and their tokens; such rows leave *cursors*.
+
+        Windows that a query makes smaller are not those in store, nor are those of paragraphs.
+        """
+        if self._stored is None or call.keys is None:
+            return {}, {}
+        apart = dict(_apart(pairs))
+        whole = [row for row in cursors if row not in apart]
+        rows = [row for row in whole if cursors[row][0].limit == windows.tokens]
+        keys, documents = [call.keys[row] for row in rows], [pairs[row][1] for row in rows]
+        found = self._stored.windows(keys, documents, Cut(windows.tokens, windows.step))
+        bounds: dict[int, Bounds] = {}
+        tokens: dict[str, NDArray[np.int32]] = {}
+        for row, document, kept in zip(rows, documents, found, strict=True):
+            if kept is not None:
+                del cursors[row]
+                bounds[row] = [(start, end) for start, end in kept[0].tolist()]
+                texts = [document[start:end] for start, end in bounds[row]]
+                tokens.update(zip(self._tokenizer.as_read(texts), kept[1], strict=True))
+        return bounds, tokens
 
     def _rooms(self, pairs: Sequence[Pair], call: Call) -> NDArray[np.int64]:
         """How many tokens a document may have beside each query."""

@@ -48,8 +48,11 @@ class Pieces:
         cutter: Cutter | None = None,
         most: int | None = None,
     ) -> None:
-        """*parts* are windows by pair that stand already; *most*, those of *cursors* may have."""
+        """*parts* are windows by pair that stand already; *most*, those that a pair may have."""
         self.unread = np.zeros(len(pairs), np.bool_)
+        self.unread[[row for row, bounds in parts.items() if len(bounds[:most]) < len(bounds)]] = (
+            True
+        )
         self._pairs = pairs
         self._cursors = cursors
         self._cutter = cutter
@@ -59,7 +62,7 @@ class Pieces:
             (row, start, end)
             for row, (_, document) in enumerate(pairs)
             if row not in cursors
-            for start, end in parts.get(row, ((0, len(document)),))
+            for start, end in parts.get(row, ((0, len(document)),))[:most]
         ]
 
     def __iter__(self) -> Iterator[Piece]:
