@@ -88,9 +88,10 @@ class Segment:
             raise self._refused(f"its format is {version}, and this library reads {VERSION}")
         tables = _aligned(START_BYTES + 4 * tokens)
         count, rest = divmod(len(whole) - tables - size, 8 + ROW.itemsize)
-        if tables + size > len(whole) or rest or zlib.crc32(whole[tables:].data) != crc:
+        torn = tables + size > len(whole) or rest or documents > count
+        if torn or zlib.crc32(whole[tables:].data) != crc:
             raise self._refused("its tables are not those that were written")
-        self._documents = documents
+        self._documents: int = documents
         rows = tables + 8 * count
         self._tokens = whole[START_BYTES : START_BYTES + 4 * tokens].view("<i4")
         self._keys = whole[tables:rows].view("<u8")

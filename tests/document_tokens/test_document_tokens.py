@@ -413,6 +413,23 @@ def test_the_command_line_builds(tmp_path, read):
     assert not {it["text"] for it in rows} & set(read)
 
 
+def test_the_command_line_builds_windows(tmp_path, read):
+    """With the setting that ranks by them; `search` takes none: its passages have no ids."""
+    corpus, folder = tmp_path / "corpus.jsonl", str(tmp_path / "tokens")
+    row = json.dumps({"_id": "d", "text": LONG[3].strip()})
+    corpus.write_text(row, "utf-8")
+    cut = ["--windows", "tokens=24,stride=12"]
+    result = CliRunner().invoke(app, ["tokens", "build", str(corpus), folder, *cut])
+    assert result.exit_code == 0, result.output
+    read.clear()
+    arguments = ["rerank", QUERY, "--document-tokens", folder, "--json", *cut]
+    result = CliRunner().invoke(app, arguments, input=row)
+    assert result.exit_code == 0, result.output
+    assert not [it for it in read if "The tower is tall" in it]
+    result = CliRunner().invoke(app, ["search", QUERY, str(tmp_path), "--document-tokens", folder])
+    assert result.exit_code == 2
+
+
 texts = st.lists(
     st.sampled_from(["", "a", "red", "tower 70", "x " * 90, "\r\n", "é塔"]), max_size=6
 )
