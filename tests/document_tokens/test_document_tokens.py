@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.documents import Document
-from llama_index.core.schema import NodeWithScore, TextNode
+from langchain_core.runnables import RunnableLambda
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from typer.testing import CliRunner
 
 from rerank_adapters import (
@@ -29,7 +30,7 @@ from rerank_adapters.calls import inside
 from rerank_adapters.cli.app import app
 from rerank_adapters.cli.corpus import example_folder, passages
 from rerank_adapters.errors import ConfigError, InputError, ModelError
-from rerank_adapters.langchain import CrossEncoderCompressor
+from rerank_adapters.langchain import CrossEncoderCompressor, RerankingRetriever
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from rerank_adapters.protocols import RerankRequest
 from rerank_adapters.scorers.stored import Stored
@@ -354,6 +355,50 @@ def test_both_adapters_pass_ids(read):
         assert len(postprocessor.postprocess_nodes(nodes, query_str="q")) == 1
         assert "it is tall" not in read
     assert (tokens.stats()["hits"], tokens.stats()["misses"]) == (2, 0)
+
+
+async def test_adapters_cut_no_document_whose_windows_are_kept(read):
+    """On every way in: called, awaited, in batches, behind a retriever; metadata before the text.
+
+    Spans are in the content that came, as without stored tokens.
+    """
+    tokens, options = DocumentTokens.memory(), {"windows": Windows(24, 12), "span_key": "span"}
+    long = [Document(text, id=key) for key, text in zip("abcd", LONG, strict=True)]
+    node = TextNode(text=LONG[3], id_="n", metadata={"topic": "height"})
+    asked, nodes = {"query": QUERY, "documents": long}, [NodeWithScore(node=node)]
+    expected = CrossEncoderCompressor(**options).compress_documents(long, QUERY)
+    (shown,) = CrossEncoderPostprocessor(**options).postprocess_nodes(nodes, query_str=QUERY)
+    with (
+        CrossEncoderCompressor(document_tokens=tokens, **options) as compressor,
+        CrossEncoderPostprocessor(document_tokens=tokens, **options) as postprocessor,
+    ):
+        compressor.warm()
+        node_text = node.get_content(metadata_mode=MetadataMode.EMBED)
+        tokens.add([*zip("abcd", LONG, strict=True), ("n", node_text)])
+        retriever = RerankingRetriever(
+            base_retriever=RunnableLambda(lambda _: long), compressor=compressor
+        )
+        read.clear()
+        for found in (
+            compressor.compress_documents(long, QUERY),
+            await compressor.acompress_documents(long, QUERY),
+            *compressor.batch([asked]),
+            *await compressor.abatch([asked]),
+            retriever.invoke(QUERY),
+            *await retriever.abatch([QUERY]),
+        ):
+            assert found == expected
+        for found in (
+            postprocessor.postprocess_nodes(nodes, query_str=QUERY),
+            await postprocessor.apostprocess_nodes(nodes, query_str=QUERY),
+            *postprocessor.postprocess_nodes_batch([(QUERY, nodes)]),
+            *await postprocessor.apostprocess_nodes_batch([(QUERY, nodes)]),
+        ):
+            assert [(it.score, it.metadata) for it in found] == [(shown.score, shown.metadata)]
+    assert len(shown.metadata["span"]) == 2
+    pieces = {text[start : start + 12] for text in LONG for start in range(0, len(text), 12)}
+    assert not [text for text in read if any(piece in text for piece in pieces)]
+    assert tokens.stats()["window_misses"] == 0
 
 
 def test_a_live_store_stays_out_of_dumps_pickles_equality_and_sharing():
