@@ -169,14 +169,21 @@ def rerank_files(
     are not there, ids that repeat, a *target* that another job wrote.
     """
     job = _checked(job)
-    _check_rows(str(source), job, ids)
+    source, target = _whole(source), _whole(target)
+    _check_rows(source, job, ids)
     checkpoint = f"{target}.checkpoint"
     cpus = job.num_actors * job.cpus_per_actor + SPARE_CPUS
     with running(cpus, job.num_actors * job.gpus_per_actor), _noted(ids, checkpoint):
-        read = ray.data.read_parquet(str(source))
+        read = ray.data.read_parquet(source)
         rows = rerank_dataset(read.repartition(target_num_rows_per_block=job.batch_size), job)
-        _check_target(str(target), checkpoint, _said(job, ids))
-        rows.drop_columns([job.documents]).write_parquet(str(target), mode="append")
+        _check_target(target, checkpoint, _said(job, ids))
+        rows.drop_columns([job.documents]).write_parquet(target, mode="append")
+
+
+def _whole(path: str | Path) -> str:
+    """The path from its root on, for Ray's processes have folders of their own; or a URL."""
+    text = str(path)
+    return text.rstrip("/") if "://" in text else str(Path(text).absolute())
 
 
 def _said(job: Job, ids: str) -> str:

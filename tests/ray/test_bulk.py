@@ -246,9 +246,12 @@ def test_another_jobs_folder_is_not_written_into(tmp_path: Path) -> None:
         rerank_files(parquet(tmp_path, rows(3)), tmp_path / "out")
 
 
-def test_a_job_of_other_options_is_not_gone_on_with(tmp_path: Path) -> None:
-    """Two models' scores in one folder would be told apart by nobody."""
-    source, target = parquet(tmp_path, rows(3)), tmp_path / "out"
+def test_a_job_of_other_options_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models' scores in one folder would be told apart by nobody; paths are from here on."""
+    monkeypatch.chdir(tmp_path)
+    source, target = Path(parquet(tmp_path, rows(3)).name), "out/"
     rerank_files(source, target)
     with pytest.raises(InputError, match="where options differ"):
         rerank_files(source, target, Job(config=RerankerConfig(max_length=64)))
