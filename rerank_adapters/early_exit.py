@@ -15,6 +15,9 @@ from .errors import ConfigError
 HIDDEN = "hidden"
 """The hidden states that parts of a graph hand on: float32 (batch, sequence, width)."""
 
+CUT_BY_TORCH = ("bert", "camembert", "modernbert", "roberta", "xlm-roberta")
+"""Kinds of network whose layers are a plain chain between embeddings and a head."""
+
 
 @dataclass(frozen=True, slots=True)
 class EarlyExit:

@@ -282,7 +282,7 @@ class BackendTraits:
     survives_fork  whether a forked child may go on with it
     wants          "tokens", or "texts": batches then carry the texts, written by its own tokenizer
     exit_layers    layers after which a StagedBackend can stop; () for one that runs whole
-    why_whole      why exit_layers is (), with the cure
+    why_whole      why exit_layers is ()
     """
 
     device_kind: str = "cpu"

@@ -7,7 +7,11 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from rerank_adapters import export
+from rerank_adapters.checkpoints import HEADS
+from rerank_adapters.checkpoints.tensors import write_tensors
 from rerank_adapters.export import GraphDType, export_onnx
 
 from .checkpoints import build, made_once
@@ -23,6 +27,33 @@ def exported(kind: str, dtype: GraphDType = "float32") -> Path:
 
 def _export(checkpoint: Path, folder: Path, dtype: GraphDType) -> None:
     export_onnx(checkpoint, folder, dtype)
+
+
+@functools.cache
+def exported_with_exits() -> Path:
+    """The tiny BERT in float32 and int8, whole and cut after layer 1, with a random head for it.
+
+    Read-only. Each export traces, rewrites and checks a graph, which takes many times as long as
+    all that is asked of it.
+    """
+    return made_once(f"bert-exits-{_recipe()}", _export_with_exits)
+
+
+def _export_with_exits(folder: Path) -> None:
+    file = write_heads(folder / HEADS, (1,), seed=21, bias=0.0)
+    for dtype in ("float32", "int8"):
+        export_onnx(build("bert"), folder, dtype, exits=file)
+
+
+def write_heads(file: Path, layers: tuple[int, ...], *, seed: int, bias: float) -> Path:
+    """Heads of random weights for *layers* of a network that is 64 wide; return *file*."""
+    generator = np.random.default_rng(seed)
+    tensors: dict[str, np.ndarray] = {}
+    for layer in layers:
+        tensors[f"layer_{layer}.weight"] = generator.normal(size=(1, 128)).astype(np.float32)
+        tensors[f"layer_{layer}.bias"] = np.array([bias], np.float32)
+    write_tensors(file, tensors)
+    return file
 
 
 @functools.cache

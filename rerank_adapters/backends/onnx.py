@@ -292,10 +292,7 @@ class _Parts:
         self.why_whole = ""
         if not self.layers:
             lacks = f"lacks {', '.join(missing)}" if missing else "is not cut for it"
-            self.why_whole = (
-                f"the graph {file.name} {lacks}: rerank-adapters export --exits HEADS makes a "
-                "folder that has its parts, of heads that rerank-adapters exits train fits"
-            )
+            self.why_whole = f"the graph {file.name} {lacks}"
 
     def until(self, layer: int) -> list[ort.InferenceSession]:
         """The parts that run the layers up to *layer*."""

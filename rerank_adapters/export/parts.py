@@ -33,10 +33,13 @@ def hidden_states(network: Network, probe: Probe, layers: Sequence[int]) -> Stat
     feed = {name: torch.from_numpy(probe.feed[name]) for name in network.inputs}
     with torch.inference_mode():
         found = model(**feed, output_hidden_states=True).hidden_states
-    most = 0 if found is None else len(found) - 2
+    kind = model.config.model_type
+    if found is None:
+        raise ModelError(f"exits must be left out: a {kind} network shows no states of its layers")
+    most = len(found) - 2
     if not layers or max(layers) > most:
         raise ModelError(
-            f"exits must be after layers 1 to {most} of this network: got {list(layers)}"
+            f"exits must be after layers 1 to {most} of this {kind} network: got {list(layers)}"
         )
     return {layer: found[layer].numpy() for layer in layers}
 

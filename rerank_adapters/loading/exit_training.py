@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..checkpoints import ExitFiles, Manifest
 from ..checkpoints.tensors import write_tensors
 from ..config import RerankerConfig
-from ..early_exit import ExitHead
+from ..early_exit import CUT_BY_TORCH, ExitHead
 from ..engine.batching import iterate_batches
 from ..errors import ConfigError, InputError
 from ..protocols import BackendTraits, Call, StagedBackend
@@ -117,7 +117,7 @@ def train_heads(
     loaded = start(found, meaning)
     try:
         backend = cast("StagedBackend", loaded.backends[0])
-        _check(layers, backend.traits)
+        _check(layers, backend.traits, found.backend)
         known = {layer: _Layer() for layer in sorted(set(layers))}
         for number, (query, documents) in enumerate(queries):
             pairs = [(query, document) for document in documents if document.strip()]
@@ -131,11 +131,14 @@ def train_heads(
     return _fitted(known, ridge)
 
 
-def _check(layers: Sequence[int], traits: BackendTraits) -> None:
+def _check(layers: Sequence[int], traits: BackendTraits, backend: str) -> None:
     able = traits.exit_layers
     if not able:
-        why = traits.why_whole or 'this backend runs networks whole: pass backend="torch"'
-        raise ConfigError(f"exit heads cannot be trained here: {why}")
+        why = traits.why_whole or "this backend runs networks whole"
+        cure = f'pass backend="torch", which cuts networks of {", ".join(CUT_BY_TORCH)}'
+        if backend == "torch":
+            cure = "train them for a model that it cuts"
+        raise ConfigError(f"exit heads cannot be trained here: {why}: {cure}")
     if not layers or not set(layers) <= set(able):
         raise ConfigError(
             f"layers must be some of {', '.join(map(str, able))}: got {', '.join(map(str, layers))}"

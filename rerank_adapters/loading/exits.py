@@ -19,6 +19,11 @@ from .finding import find
 WEIGHT, BIAS = "layer_{}.weight", "layer_{}.bias"
 """How a head's tensors are called in a file of heads: float32 (1, 2 · width) and (1,)."""
 
+CURE = (
+    'rerank-adapters export --exits HEADS writes a graph in parts, for backend="onnx", of heads '
+    "that rerank-adapters exits train fits"
+)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChosenExit:
@@ -45,8 +50,8 @@ def chosen_exit(
         return None
     for each in traits:
         if not each.exit_layers:
-            why = each.why_whole or 'this backend runs networks whole: pass backend="onnx"'
-            raise ConfigError(f"early_exit cannot be had here: {why}")
+            why = each.why_whole or "this backend runs networks whole"
+            raise ConfigError(f"early_exit cannot be had here: {why}: {CURE}")
         if asked.layer not in each.exit_layers:
             able = ", ".join(map(str, each.exit_layers))
             raise ConfigError(f"early_exit.layer must be one of {able}: got {asked.layer}")

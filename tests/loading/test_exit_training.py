@@ -19,6 +19,7 @@ from rerank_adapters import ConfigError, EarlyExit, InputError, Reranker, Rerank
 from rerank_adapters.cli import main
 from rerank_adapters.loading.exit_training import RIDGE, train_heads
 from tests.checkpoints import TRAINING_TEXT, build
+from tests.exported import exported
 
 LINES = [line for line in TRAINING_TEXT.splitlines() if line.strip()]
 QUERIES = [(LINES[at], LINES[at + 5 :][:15]) for at in range(11)]
@@ -54,6 +55,27 @@ def test_heads_are_the_least_squares_of_transformers_hidden_states():
     np.testing.assert_allclose(guessed, np.array(rows) @ solved, atol=1e-4)
     assert fit.explained[1] < 1
     assert 0 < fit.kept[1] <= 1
+
+
+def test_a_network_that_cannot_be_cut_is_refused_by_name_on_every_way_in(tmp_path, capsys):
+    """In Python and on the command line, which names the kind, what can be cut and what to do."""
+    named = "torch cuts networks of bert, camembert, modernbert, roberta, xlm-roberta, and this is"
+    with pytest.raises(ConfigError, match=f"{named} deberta-v2: train them for a model that it"):
+        train_heads(_config(build("deberta_v2")), QUERIES, layers=(1,))
+    onnx = RerankerConfig(model=str(exported("bert")), backend="onnx")
+    whole = (
+        r"graph model.onnx is not cut for it: pass backend=\"torch\", which cuts networks of bert,"
+    )
+    with pytest.raises(ConfigError, match=whole):
+        train_heads(onnx, QUERIES, layers=(1,))
+    for name in ("corpus", "queries"):
+        (tmp_path / name).write_text('{"_id": "1", "text": "why"}', encoding="utf-8")
+    words = ["exits", "train", str(tmp_path / "corpus"), str(tmp_path / "queries"), str(tmp_path)]
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--model", str(build("deberta_v2")), "--backend", "torch", "--layer", "1"])
+    assert left.value.code == 2
+    assert "and this is deberta-v2" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "exit_heads.safetensors").exists()
 
 
 def test_layers_that_are_not_there_and_no_candidates_are_refused():

@@ -6,10 +6,12 @@ Oracles: transformers' own hidden states and a product written out here; the sam
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +21,22 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from rerank_adapters import ConfigError, EarlyExit, Reranker, RerankerConfig, ScoreCache
+from rerank_adapters.backends.onnx import OnnxBackend
+from rerank_adapters.backends.torch.backend import TorchBackend
 from rerank_adapters.checkpoints.tensors import write_tensors
 from rerank_adapters.cli.options import mapping
 from rerank_adapters.early_exit import ExitHead
 from rerank_adapters.engine.held import Contest, HeldStates
 from rerank_adapters.errors import ClosedError, ModelError
-from rerank_adapters.export import export_onnx
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
 from rerank_adapters.loading import find
 from rerank_adapters.loading.exits import ChosenExit
 from tests.checkpoints import TRAINING_TEXT, build
+from tests.exported import exported as uncut
+from tests.exported import exported_with_exits, write_heads
 from tests.fakes import StagedFake, reranker_over
 
-WIDTH = 64
 KEEP = 5
 QUERY = "why is the sky blue"
 DOCUMENTS = [line for line in TRAINING_TEXT.splitlines() if line.strip()][:24]
@@ -42,57 +46,57 @@ BACKWARDS = ChosenExit(ExitHead(1, np.array([-1, 0], np.float32), 0.0), KEEP)
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random heads for the layers of the tiny networks."""
-    generator = np.random.default_rng(20)
     file = tmp_path_factory.mktemp("heads") / "heads.safetensors"
-    tensors = {}
-    for layer in (1, 2):
-        tensors[f"layer_{layer}.weight"] = generator.normal(size=(1, 2 * WIDTH)).astype(np.float32)
-        tensors[f"layer_{layer}.bias"] = np.array([0.25], np.float32)
-    write_tensors(file, tensors)
-    return file
+    return write_heads(file, (1, 2), seed=20, bias=0.25)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported() -> Path:
     """The tiny BERT as ONNX in float32 and int8, with a head after layer 1."""
-    folder = tmp_path_factory.mktemp("exported")
-    generator = np.random.default_rng(21)
-    file = folder / "one.safetensors"
-    write_tensors(
-        file,
-        {
-            "layer_1.weight": generator.normal(size=(1, 2 * WIDTH)).astype(np.float32),
-            "layer_1.bias": np.zeros(1, np.float32),
-        },
-    )
-    for dtype in ("float32", "int8"):
-        export_onnx(build("bert"), folder / "model", dtype, exits=file)
-    return folder / "model"
+    return exported_with_exits()
+
+
+def _folder(name: str, made: Path) -> Path:
+    """A checkpoint; CamemBERT's is XLM-RoBERTa's network and tokenizer under its own name."""
+    if name != "camembert":
+        return build(name)
+    shutil.copytree(build("xlm_roberta"), made / name)
+    file = made / name / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    named = {"model_type": name, "architectures": ["CamembertForSequenceClassification"]}
+    file.write_text(json.dumps(config | named), "utf-8")
+    return made / name
 
 
 def _by_hand(
-    name: str, head: tuple[NDArray[np.float32], float], documents: list[str]
+    folder: Path, head: tuple[NDArray[np.float32], float], documents: list[str], layer: int = 1
 ) -> NDArray[np.float64]:
-    """Exit logits after layer 1, from transformers' hidden states of one pair at a time."""
-    oracle = CrossEncoder(str(build(name)), device="cpu")
+    """Exit logits after *layer*, from transformers' hidden states of one pair at a time."""
+    oracle = CrossEncoder(str(folder), device="cpu")
     found = []
     for document in documents:
         encoded = oracle.tokenizer([[QUERY, document]], return_tensors="pt", truncation=True)
         with torch.inference_mode():
-            states = oracle.model(**encoded, output_hidden_states=True).hidden_states[1][0]
+            states = oracle.model(**encoded, output_hidden_states=True).hidden_states[layer][0]
         pooled = torch.cat((states[0], states.mean(0))).double().numpy()
         found.append(float(pooled @ head[0].astype(np.float64)) + head[1])
     return np.array(found)
 
 
-def _head(file: Path) -> tuple[NDArray[np.float32], float]:
+def _head(file: Path, layer: int = 1) -> tuple[NDArray[np.float32], float]:
     from safetensors.numpy import load_file
 
     tensors = load_file(file)
-    return tensors["layer_1.weight"][0], float(tensors["layer_1.bias"][0])
+    return tensors[f"layer_{layer}.weight"][0], float(tensors[f"layer_{layer}.bias"][0])
 
 
-def _check(ranking, exits: NDArray[np.float64], whole: NDArray[np.float32], bound: float) -> None:
+def _check(
+    ranking,
+    exits: NDArray[np.float64],
+    whole: NDArray[np.float32],
+    bound: float,
+    layer: int = 1,
+) -> None:
     """The best KEEP by exit logit carry the whole score, all others the exit head's."""
     going = np.argsort(-exits, kind="stable")[:KEEP].tolist()
     stopped = np.argsort(-exits, kind="stable")[KEEP:].tolist()
@@ -102,25 +106,34 @@ def _check(ranking, exits: NDArray[np.float64], whole: NDArray[np.float32], boun
             assert document.exit is None
             assert document.score == pytest.approx(whole[document.index], abs=bound)
         else:
-            assert document.exit == 1
+            assert document.exit == layer
             expected = 1 / (1 + np.exp(-exits[document.index]))
             assert document.score == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "xlm_roberta", "modular_bert"])
-def test_torch_ranks_by_its_own_layers_and_a_product_by_hand(name, heads):
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        *(("bert", 1), ("roberta", 1), ("xlm_roberta", 1), ("camembert", 1), ("modular_bert", 1)),
+        *(("modernbert", 1), ("modernbert", 2)),  # within its local layers, and before them
+    ],
+)
+def test_torch_ranks_by_its_own_layers_and_a_product_by_hand(name, layer, heads, tmp_path):
     # A chain of modules has its head behind the network: only that it goes on is asked of it.
-    exits = None if name == "modular_bert" else _by_hand(name, _head(heads), DOCUMENTS)
+    folder, exits = _folder(name, tmp_path), None
+    if name != "modular_bert":
+        exits = _by_hand(folder, _head(heads, layer), DOCUMENTS, layer)
     options = {"backend": "torch", "device": "cpu", "activation": "sigmoid"}
     with (
-        Reranker(build(name), **options) as plain,
-        Reranker(build(name), **options, early_exit=EarlyExit(1, KEEP, str(heads))) as early,
+        Reranker(folder, **options) as plain,
+        Reranker(folder, **options, early_exit=EarlyExit(layer, KEEP, str(heads))) as early,
     ):
         whole, ranking = plain.score(QUERY, DOCUMENTS), early.rerank(QUERY, DOCUMENTS)
         np.testing.assert_allclose(early.score(QUERY, DOCUMENTS), whole, atol=1e-6)
     if exits is not None:
-        _check(ranking, exits, whole, 1e-5)  # law 2 of torch float32 is 1e-4; here it is rounding
-    assert Counter(it.exit for it in ranking) == {None: KEEP, 1: len(DOCUMENTS) - KEEP}
+        # law 2 of torch float32 is 1e-4; here it is rounding
+        _check(ranking, exits, whole, 1e-5, layer)
+    assert Counter(it.exit for it in ranking) == {None: KEEP, layer: len(DOCUMENTS) - KEEP}
     for it in ranking[:KEEP]:
         assert it.score == pytest.approx(whole[it.index], abs=1e-5)
 
@@ -138,7 +151,7 @@ def test_onnx_ranks_as_torch_does_and_goes_on_to_the_whole_graphs_scores(exporte
         assert f"{early.stats()['max_held_bytes']} bytes" in told
     if dtype == "float32":
         head = _head(exported / "exit_heads.safetensors")
-        _check(ranking, _by_hand("bert", head, DOCUMENTS), whole, bound)
+        _check(ranking, _by_hand(build("bert"), head, DOCUMENTS), whole, bound)
     for it in ranking[:KEEP]:
         assert abs(it.score - float(whole[it.index])) <= bound
     assert [it.exit for it in ranking] == [None] * KEEP + [1] * (len(DOCUMENTS) - KEEP)
@@ -251,15 +264,51 @@ def test_batches_are_of_one_stage_and_shared_by_callers():
     assert (stats["held_bytes"], stats["unfinished"]) == (0, 0)
 
 
-@pytest.mark.parametrize("end", ["cancel", "deadline", "close"])
-def test_states_are_free_when_a_call_ends_early(end):
-    backend = StagedFake(hold=True)
-    early = reranker_over(backend, exits=BACKWARDS)
+@dataclass
+class Held:
+    """A reranker whose second parts wait, and what a kept token's states take."""
+
+    early: Reranker
+    token_bytes: int
+    entered: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)
+
+
+def _held(kind: str, heads: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Held:
+    if kind == "fake":
+        backend = StagedFake(hold=True)
+        early = reranker_over(backend, exits=BACKWARDS)
+        return Held(early, 4, backend.entered, backend.release)
+    options = {
+        "torch": {"model": build("bert"), "early_exit": EarlyExit(1, KEEP, str(heads))},
+        "onnx": {"model": exported, "dtype": "int8", "early_exit": EarlyExit(1, KEEP)},
+    }
+    held = Held(Reranker(**options[kind], backend=kind, device="cpu"), 64 * 4)
+    backend_class: type = {"torch": TorchBackend, "onnx": OnnxBackend}[kind]
+    resume = backend_class.resume
+
+    def waiting(self, batch, states, layer):
+        held.entered.set()
+        assert held.release.wait(60), "nobody released the held forward within 60 s"
+        return resume(self, batch, states, layer)
+
+    monkeypatch.setattr(backend_class, "resume", waiting)
+    return held
+
+
+@pytest.mark.parametrize("kind", ["fake", "torch", "onnx"])
+@pytest.mark.parametrize("end", ["cancel", "deadline", "close", "answer"])
+def test_states_of_who_goes_on_are_kept_until_the_call_ends(
+    kind, end, heads, exported, monkeypatch
+):
+    held = _held(kind, heads, exported, monkeypatch)
+    early = held.early
     try:
-        future = early.submit(QUERY, DOCUMENTS, timeout=0.5 if end == "deadline" else None)
-        assert backend.entered.wait(30)
-        held = early.stats()["held_bytes"]
-        assert 0 < held <= early.stats()["max_held_bytes"]
+        future = early.submit(QUERY, DOCUMENTS, timeout=2 if end == "deadline" else None)
+        assert held.entered.wait(30)
+        counts = early.count_tokens([QUERY, *DOCUMENTS])
+        kept = early.stats()["held_bytes"]
+        assert kept <= early.stats()["max_held_bytes"]
         closing = threading.Thread(target=early.close)
         if end == "cancel":
             future.cancel()
@@ -267,12 +316,18 @@ def test_states_are_free_when_a_call_ends_early(end):
             closing.start()
             with pytest.raises(ClosedError):
                 future.result(30)
-        else:
+        elif end == "deadline":
             with pytest.raises(TimeoutError):
                 future.result(30)
+        else:
+            held.release.set()
+            going = future.result(60).indices[:KEEP]
+            tokens = sum(counts[0] + 3 + counts[1 + at] for at in going)
+            assert kept == tokens * held.token_bytes
+        assert kept > 0
         assert early.stats()["held_bytes"] == 0
     finally:
-        backend.release.set()
+        held.release.set()
         early.close()
 
 
@@ -364,8 +419,11 @@ def test_a_cache_in_a_file_keeps_where_scoring_ended(tmp_path):
 
 def test_what_cannot_stop_is_refused_with_the_cure(heads, exported):
     exit_ = {"early_exit": {"layer": 1, "keep": 5, "heads": str(heads)}}
-    with pytest.raises(ConfigError, match=r"deberta-v2.*export --exits"):
+    named = r"torch cuts networks of bert, .*modernbert, .*and this is deberta-v2: .*export --exits"
+    with pytest.raises(ConfigError, match=named):
         Reranker(build("deberta_v2"), backend="torch", device="cpu", **exit_)
+    with pytest.raises(ConfigError, match=r"graph model.onnx is not cut for it: .*export --exits"):
+        Reranker(uncut("bert"), backend="onnx", **exit_)
     with pytest.raises(ConfigError, match=r"early_exit.layer must be one of 1: got 7"):
         Reranker(build("bert"), backend="torch", device="cpu", early_exit=EarlyExit(7, 5))
     with pytest.raises(ConfigError, match="rerank-adapters exits train"):

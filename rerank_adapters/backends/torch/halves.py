@@ -1,4 +1,4 @@
-"""A network of BERT's kind in two parts, cut after a layer, for early exits."""
+"""A network of BERT's or ModernBERT's kind in two parts, cut after a layer, for early exits."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...early_exit import CUT_BY_TORCH
 from ...tokens import TokenBatch
 from .packing import Packed
 from .parity import Proven
 from .passes import PackedPass
-
-KINDS = ("bert", "camembert", "roberta", "xlm-roberta")
-"""Kinds of network whose layers are a plain chain between embeddings and a head."""
 
 
 class Halves:
@@ -65,29 +63,38 @@ class Halves:
 def halves_of(proven: Proven, network: PreTrainedModel) -> tuple[Halves | None, str]:
     """The halves of the pass that is *proven*, of *network*; or None, and why there are none."""
     kind = network.config.model_type
-    cure = 'export it with rerank-adapters export --exits and pass backend="onnx"'
-    if kind not in KINDS:
-        return None, f"torch cuts networks of {', '.join(KINDS)}, and this is {kind}: {cure}"
+    if kind not in CUT_BY_TORCH:
+        return None, f"torch cuts networks of {', '.join(CUT_BY_TORCH)}, and this is {kind}"
     if proven.why_texts or not isinstance(proven.run, PackedPass):
-        return None, f"torch cuts its padding-free pass, which does not run here: {cure}"
+        return None, f"torch cuts its padding-free pass, which does not run for this {kind}"
     return Halves(proven.run), ""
 
 
-def _layers(backbone: nn.Module) -> nn.ModuleList:
-    encoder: Any = backbone.encoder
-    layers: nn.ModuleList = encoder.layer
+def _layers(backbone: Any) -> nn.ModuleList:
+    layers: nn.ModuleList = backbone.encoder.layer if _nested(backbone) else backbone.layers
     return layers
+
+
+def _nested(backbone: nn.Module) -> bool:
+    """Whether the layers lie in an encoder, as BERT's do; ModernBERT has them itself."""
+    return "encoder" in backbone._modules
 
 
 def _half(backbone: PreTrainedModel, layer: int, *, resumes: bool) -> PreTrainedModel:
     """A copy by reference with the layers up to *layer*, or those after it."""
     half: PreTrainedModel = _copied(backbone)
-    encoder = _copied(backbone.encoder)
     layers = _layers(backbone)
-    encoder._modules["layer"] = layers[layer:] if resumes else layers[:layer]
-    half._modules |= {"encoder": encoder, "pooler": None}
+    layers = layers[layer:] if resumes else layers[:layer]
+    if _nested(backbone):
+        encoder = _copied(backbone.encoder)
+        encoder._modules["layer"] = layers
+        half._modules |= {"encoder": encoder, "pooler": None}
+    else:
+        half._modules["layers"] = layers
     if resumes:
         half._modules["embeddings"] = _Given()
+    elif "final_norm" in half._modules:  # ModernBERT's, which follows the last layer alone
+        half._modules["final_norm"] = nn.Identity()
     return half
 
 
