@@ -52,7 +52,7 @@ from tests.benchmarks.texts import machine
 
 LAYERS = 6
 STOPS = (2, 3, 4)
-KEEPS = (10, 15, 20, 25)
+KEEPS = (4, 6, 8, 10, 15, 20)
 SAVES, LOSES = 1.8, 0.002
 WIDTH = 384
 CHOICE, MEASURED = "nq_qed train", ("selqa test", "nq_qed dev", "scifact test")
