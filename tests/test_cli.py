@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import socket
 import stat
@@ -33,7 +34,7 @@ from rerank_adapters.cli import main
 from rerank_adapters.cli import tune as tuning
 from rerank_adapters.cli.app import app
 from rerank_adapters.cli.collection import Documents, read_collection
-from rerank_adapters.cli.console import say, table
+from rerank_adapters.cli.console import progress, say, table
 from rerank_adapters.cli.corpus import Bm25, example_folder, passages
 from rerank_adapters.cli.demo import no_network
 from rerank_adapters.cli.options import DEFAULTS, mapping
@@ -722,6 +723,24 @@ def test_tune_tries_windows_and_counts_every_step() -> None:
     assert sum(steps) == len(tuning.TRIED) * 2 * 2
     cut = {it.windows: it.quality for it in settings if it.dtype == "int8" and it.rerank_count == 3}
     assert set(cut) == {None, Windows(16, 8)}
+
+
+def test_a_bar_tells_what_is_done_of_how_much_and_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal alone, where hours of `tune` are waited for."""
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda answer=terminal: answer)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "100")
+        with progress("measuring", 4) as advance:
+            advance(1)
+            advance(2)
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+        if terminal:
+            assert re.search(r"measuring .* 75% (\d:\d\d:\d\d|-:--:--) 3/4", shown)
+        else:
+            assert shown == ""
 
 
 class Counted(Reranker):
