@@ -12,8 +12,10 @@ of the clock, for machines that are busy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -87,15 +89,28 @@ def pace(run: Callable[[list[Row]], int], made: list[Row]) -> Pace:
 
 def timed(run: Callable[[list[Row]], int], made: list[Row]) -> tuple[float, float, float]:
     """Pairs, seconds, and seconds of CPU of this process and all below it, dead ones too."""
-    start, before = time.perf_counter(), cpu_seconds()
+    seen: dict[int, float] = {}
+    done = threading.Event()
+    watch(seen)
+    before, start = sum(seen.values()), time.perf_counter()
+    watcher = threading.Thread(
+        target=lambda: [watch(seen) for _ in iter(lambda: done.wait(0.2), True)]
+    )
+    watcher.start()
     pairs = run(made)
-    return pairs, time.perf_counter() - start, cpu_seconds() - before
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    watch(seen)
+    return pairs, seconds, sum(seen.values()) - before
 
 
-def cpu_seconds() -> float:
-    """What a process that died has used is its parent's, once it was waited for."""
+def watch(seen: dict[int, float]) -> None:
+    """Note the seconds of each living process: of dead ones Ray tells nobody."""
     here = psutil.Process()
-    return sum(sum(it.cpu_times()[:4]) for it in [here, *here.children(recursive=True)])
+    for it in [here, *here.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            seen[it.pid] = sum(it.cpu_times()[:2])
 
 
 def report(found: dict[str, list[Pace]], made: list[Row], loads: list[float]) -> None:
