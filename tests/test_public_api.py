@@ -62,6 +62,7 @@ NEIGHBOURS = {
     "rerank_adapters.cherche": "cherche",
     "rerank_adapters.ray": "ray",
     "rerank_adapters.ray.serve": "ray",
+    "rerank_adapters.cli.bulk": "ray",
     "rerank_adapters.backends.openvino": "openvino",
 }
 """Modules whose library the tests' own environment lacks: .ci/neighbours.txt."""
