@@ -29,8 +29,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_length": 0}, "max_length must be an int of at least 1: got 0"),
     ({"max_length": True}, "max_length must be an int of at least 1: got True"),
     ({"max_length": "2"}, "max_length must be an int of at least 1: got '2'"),
-    ({"max_length": np.bool_(True)}, "max_length must be an int of at least 1: got np.True_"),
-    ({"max_length": np.float64(2)}, "max_length must be an int of at least 1: got np.float64(2.0)"),
+    ({"max_length": np.bool_(True)}, f"max_length must be an int of at least 1: got {np.True_!r}"),
+    (
+        {"max_length": np.float64(2)},
+        f"max_length must be an int of at least 1: got {np.float64(2)!r}",
+    ),
     ({"num_workers": 0}, "num_workers must be an int of at least 1: got 0"),
     ({"num_threads": -1}, "num_threads must be an int of at least 1: got -1"),
     ({"num_threads": 10**9}, "num_threads must be at most 1024: got 1000000000"),
