@@ -1,6 +1,6 @@
 """Everybody side by side: the same weights, the same texts, taking turns.
 
-    python -m tests.benchmarks.peers PART [--rounds 5] [--small]
+    python -m tests.benchmarks.peers PART [--rounds 5] [--counts 10 50 1000] [--small]
 
 PART is one of "mixed" (10, 50, 1,000 documents of natural length), "full" (the same counts of 512
 tokens; 1,000 of them once), "queries" (32 queries of 20 documents), "callers" (64 threads, 10
@@ -254,12 +254,11 @@ def drifts(found: dict[str, Score], texts: list[str]) -> None:
     print(flush=True)
 
 
-def calls(part: str, found: dict[str, Score], *, small: bool, rounds: int) -> None:
+def calls(part: str, found: dict[str, Score], counts: list[int], rounds: int) -> None:
     """One call at a time, of so many documents."""
-    counts = (1, 2) if small else (10, 50, 1000)
     for count in counts:
         texts = documents(count) if part == "mixed" else full(count)
-        if count == counts[1]:
+        if count in (2, 50):
             drifts(found, texts)
         runs = {
             name: (lambda score=score, texts=texts: score(QUERY, texts))
@@ -318,6 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--counts", type=int, nargs="+", default=[10, 50, 1000])
     parser.add_argument("--folder")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only", choices=COMPETITORS)
@@ -333,8 +333,10 @@ def main() -> None:
             memory(folder, small=asked.small)
             return
         found = loaded(folder)
-        run = calls if asked.part in ("mixed", "full") else many
-        run(asked.part, found, small=asked.small, rounds=asked.rounds)
+        if asked.part in ("mixed", "full"):
+            calls(asked.part, found, [1, 2] if asked.small else asked.counts, asked.rounds)
+        else:
+            many(asked.part, found, small=asked.small, rounds=asked.rounds)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,12 @@ def documents(count: int = 50, *, mean_tokens: float = 154, seed: int = 0) -> li
 
 
 def medians(runs: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, float]:
-    """Median seconds of each run; the runs take turns, so that a noisy moment hits them all."""
+    """Median seconds of each run; the runs take turns, so that a noisy moment hits them all.
+
+    Each runs once before, but for a single round, which is long.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
+    for run in runs.values() if rounds > 1 else ():
         run()
     for _ in range(rounds):
         for name, run in runs.items():
