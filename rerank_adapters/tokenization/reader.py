@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
@@ -120,21 +121,11 @@ class Reader:
 
     def fast(self, texts: list[str]) -> list[Encoding]:
         """Return encodings with ids alone. Raises ModelError where the tokenizer breaks down."""
-        with reading():
-            try:
-                return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            except TypeError:  # half a character somewhere
-                texts = [whole(text) for text in texts]
-                return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return _encoded(self.tokenizer.encode_batch_fast, texts)
 
     def full(self, texts: list[str]) -> list[Encoding]:
         """Return encodings with offsets and word ids. Raises ModelError as `fast` does."""
-        with reading():
-            try:
-                return self.tokenizer.encode_batch(texts, add_special_tokens=False)
-            except TypeError:  # half a character somewhere
-                texts = [whole(text) for text in texts]
-                return self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        return _encoded(self.tokenizer.encode_batch, texts)
 
     def _wholes(self, texts: list[str]) -> list[Any]:
         """Return the ids of *texts*, lists or int32 arrays, read to the end."""
@@ -204,6 +195,14 @@ class Reader:
             # Where a cut does not settle the text is read again: the head must be a small part.
             window = len(text) // PROBED
         return text[: cut_offset(text, window)] if self._bounded else text
+
+
+def _encoded(encode: Callable[..., list[Encoding]], texts: list[str]) -> list[Encoding]:
+    with reading():
+        try:
+            return encode(texts, add_special_tokens=False)
+        except TypeError:  # half a character somewhere
+            return encode(list(map(whole, texts)), add_special_tokens=False)
 
 
 def _flat(ids: list[Any], count: int) -> Ids:
