@@ -53,19 +53,21 @@ _CURE = "export the model again, with rerank-adapters export"
 def _written_out(data: memoryview) -> int:
     """How many nodes there are with local functions written out; 0 where there are no functions."""
     functions: dict[bytes, Calls] = {}
-    main: Calls = Counter()
+    graph: Bytes = b""
     for number, value in _fields(data):
         if number == _FUNCTIONS:
             name = next((bytes(it) for at, it in _fields(value) if at == _NAME), b"")
             functions[name] = _calls(value, _NODES[_FUNCTIONS])
         elif number == _GRAPH:
-            main = _calls(value, _NODES[_GRAPH])
+            graph = value
+    if not functions:  # as nearly always: no node of the graph need be read
+        return 0
     sizes = dict.fromkeys(functions, 1)
     for _ in range(MOST_LEVELS):  # one more level of calls each time, until nothing grows
         before = sizes
         sizes = {name: 1 + _size(calls, before) for name, calls in functions.items()}
         if sizes == before:
-            return _size(main, sizes) if functions else 0
+            return _size(_calls(graph, _NODES[_GRAPH]), sizes)
     return MOST_NODES + 1  # they nest without end
 
 
