@@ -1,11 +1,13 @@
 """Everybody side by side: the same weights, the same texts, taking turns.
 
-    python -m tests.benchmarks.peers PART [--rounds 5] [--counts 10 50 1000] [--small]
+    python -m tests.benchmarks.peers PART [--rounds 5] [--counts 10 50 1000] [--only NAME]
 
 PART is one of "mixed" (10, 50, 1,000 documents of natural length), "full" (the same counts of 512
 tokens; 1,000 of them once), "queries" (32 queries of 20 documents), "callers" (64 threads, 10
 documents each) and "memory" (peak of a process of its own). On a quiet machine of a few cores each
 takes some minutes; run one after the other, nothing beside it. --small tries it on few texts.
+With --only these are measured beside the first: 64 callers of everyone in one
+process take more than 24 GB.
 
 The model is the bundled one, unpacked and exported into --folder, where the next part finds it,
 else into a folder that goes. Neighbours that are not installed are named as absent: `pip install
@@ -26,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -215,12 +217,12 @@ def made(cache: Path) -> Path:
     return folder
 
 
-def loaded(folder: Path) -> dict[str, Score]:
-    """Who is here; who is not is printed, with the reason."""
+def loaded(folder: Path, names: Iterable[str]) -> dict[str, Score]:
+    """Who of *names* is here; who is not is printed, with the reason."""
     found: dict[str, Score] = {}
-    for name, make in COMPETITORS.items():
+    for name in names:
         try:
-            score = make(folder)
+            score = COMPETITORS[name](folder)
             score(QUERY, ["one text"])
             found[name] = score
         except Exception as error:  # a neighbour of any kind, absent or unwilling
@@ -320,19 +322,20 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 50, 1000])
     parser.add_argument("--folder")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", choices=COMPETITORS)
+    parser.add_argument("--only", choices=COMPETITORS, nargs="+")
     asked = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with tempfile.TemporaryDirectory() as cache:
         folder = made(Path(asked.folder or cache))
-        if asked.only:
-            alone(asked.only, folder, small=asked.small)
+        if asked.only and asked.part == "memory":
+            alone(asked.only[0], folder, small=asked.small)
             return
         print(f"# Side by side: {asked.part}\n\n{machine()}\n")
         if asked.part == "memory":
             memory(folder, small=asked.small)
             return
-        found = loaded(folder)
+        first = next(iter(COMPETITORS))
+        found = loaded(folder, dict.fromkeys([first, *(asked.only or COMPETITORS)]))
         if asked.part in ("mixed", "full"):
             calls(asked.part, found, [1, 2] if asked.small else asked.counts, asked.rounds)
         else:
