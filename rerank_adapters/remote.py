@@ -67,7 +67,7 @@ class RemoteConfig:
 
     def __post_init__(self, key: str | SecretText | None) -> None:
         plain = key if key is None or isinstance(key, str) else _told(key)
-        object.__setattr__(self, "_key", plain or None)
+        object.__setattr__(self, "_key", _sendable("key", plain or None))
         if self.dialect not in get_args(RemoteDialect):
             words = ", ".join(f'"{word}"' for word in get_args(RemoteDialect))
             raise ConfigError(f"dialect must be one of {words}: got {self.dialect!r:.80}")
@@ -106,7 +106,7 @@ class RemoteConfig:
             return own
         if not (found := os.environ.get(self.key_variable)):
             raise ConfigError(f"key_variable must name a variable that is set: {self.key_variable}")
-        return found
+        return _sendable(self.key_variable, found)
 
     @property
     def host(self) -> str:
@@ -185,6 +185,13 @@ def _told(key: object) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"key must be a str or a SecretStr: got a {type(key).__name__}")
     return value
+
+
+def _sendable(name: str, key: str | None) -> str | None:
+    """*key*, which a header can hold; ConfigError, that does not show it, where it cannot."""
+    if key is not None and not all("!" <= sign <= "~" for sign in key):
+        raise ConfigError(f"{name} must be visible ASCII: it has a blank, a line's end or another")
+    return key
 
 
 def _loopback(host: str) -> bool:

@@ -159,3 +159,22 @@ def flood(handler: Any) -> None:
     handler.end_headers()
     for _ in range(100):
         handler.wfile.write(b" " * 2**20)
+
+
+def flood_in_chunks(handler: Any) -> None:
+    """The same with no length told beforehand."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b"100000\r\n" + b" " * 2**20 + b"\r\n")
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+def stops(handler: Any) -> None:
+    """A chunk of an answer, and then the connection ends where more was to come."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b'b\r\n[{"index": \r\n')
+    handler.close_connection = True

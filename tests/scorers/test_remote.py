@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import pickle
+import random
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -36,7 +37,19 @@ from rerank_adapters.protocols import Call
 from rerank_adapters.scorers.remote import Remote, transport
 from rerank_adapters.sharing import acquire, close_all
 
-from .server import Answer, Asked, Server, flood, logit, results, serving, tei, trickle
+from .server import (
+    Answer,
+    Asked,
+    Server,
+    flood,
+    flood_in_chunks,
+    logit,
+    results,
+    serving,
+    stops,
+    tei,
+    trickle,
+)
 
 DOCUMENTS = [f"text {'x' * size}" for size in range(1, 12)]
 KEY = "sk-swordfish"
@@ -272,7 +285,9 @@ AGAIN: list[Answer | None] = [
 ]
 
 
-@pytest.mark.parametrize("fault", AGAIN, ids=str)
+@pytest.mark.parametrize(
+    "fault", [*(pytest.param(it, id=str(it)) for it in AGAIN), pytest.param((200, {}, stops))]
+)
 def test_what_may_go_better_is_asked_again(fault: Answer | None) -> None:
     """Twice here; the scores are those of a server that was well all along."""
     with serving(failing(fault, fault)) as server, asking(server) as reranker:
@@ -288,9 +303,16 @@ NEVER: list[tuple[Answer, type[Exception], str]] = [
     ((401, {}, {"message": f"no such key {KEY}"}), ConfigError, "key must open .* no such key"),
     ((404, {}, {"error": {"message": "no model"}}), ConfigError, "url, dialect and model must"),
     ((200, {}, b"hello"), BackendError, "must answer in JSON"),
+    ((200, {}, b'[{"index": 0, "score": 1.0}, {"index"'), BackendError, "must answer in JSON"),
     ((200, {}, b"[" * 100_000), BackendError, "must answer in JSON"),
     ((200, {}, {"results": []}), BackendError, "must answer with results"),
     ((200, {}, [{"index": 0, "score": 1.0}]), BackendError, "must score 2 documents: got 1"),
+    (
+        (200, {}, [{"index": at, "score": 1.0} for at in range(3)]),
+        BackendError,
+        "must score 2 documents: got 3",
+    ),
+    ((200, {}, [{"index": 0, "score": 1.0}, {"score": 1.0}]), BackendError, "must answer with"),
     (
         (200, {}, [{"index": 0, "score": 1.0}, {"index": 0, "score": 1.0}]),
         BackendError,
@@ -350,10 +372,11 @@ def test_patience_ends(status: int, kind: type[Exception]) -> None:
         with asking(server, retries=2) as reranker, pytest.raises(kind, match=f"answered {status}"):
             reranker.score("q", ["a"])
         assert len(server.posts) == 3
-    with serving(lambda asked: (status, {"Retry-After": "3600"}, {})) as server:
-        with asking(server) as reranker, pytest.raises(kind):
-            reranker.score("q", ["a"], timeout=30)
-        assert len(server.posts) == 1
+    for pause in ("3600", "9" * 400):
+        with serving(lambda asked, pause=pause: (status, {"Retry-After": pause}, {})) as server:
+            with asking(server) as reranker, pytest.raises(kind):
+                reranker.score("q", ["a"], timeout=30)
+            assert len(server.posts) == 1
 
 
 def test_too_many_documents_are_sent_in_halves_once() -> None:
@@ -387,13 +410,67 @@ def test_a_slow_server_is_left_at_the_deadline() -> None:
             asyncio.run(reranker.ascore("q", ["a"], timeout=0.3))
 
 
-def test_an_answer_has_a_cap_in_bytes() -> None:
+@pytest.mark.parametrize("body", [flood, flood_in_chunks])
+def test_an_answer_has_a_cap_in_bytes(body: Callable[[Any], None]) -> None:
     """A hundred megabytes are left after the first; the server sees the connection end."""
-    with serving(lambda asked: (200, {}, flood)) as server:
+    with serving(lambda asked: (200, {}, body)) as server:
         told = pytest.raises(BackendError, match="max_answer_bytes is 1048576")
         with asking(server, max_answer_bytes=2**20) as reranker, told:
             reranker.score("q", ["a"])
         assert len(server.posts) == 1
+
+
+def test_a_public_page_has_its_limits_too() -> None:
+    """A page without an end tells nothing; one that never comes is left at the deadline."""
+    with serving(pages={"/info": flood}) as server:
+        told = pytest.raises(ConfigError, match="dialect must be named")
+        with asking(server, dialect="auto") as reranker, told:
+            reranker.score("q", ["a"])
+    with serving(pages={"/info": trickle}) as server:
+        for options in ({"dialect": "auto"}, {"dialect": "tei"}):
+            with asking(server, timeout=0.3, **options) as reranker, pytest.raises(TimeoutError):
+                reranker.score("q", ["a"])
+        assert server.posts == []
+
+
+@pytest.mark.parametrize("server_of", [tei, results])
+def test_answers_may_come_in_any_order(server_of: Callable[[Asked], Answer]) -> None:
+    """Indices place the scores, part by part; in which order a server names them is nothing."""
+
+    def shuffled(asked: Asked) -> Answer:
+        status, headers, body = server_of(asked)
+        random.Random(len(asked.body["query"])).shuffle(
+            body if server_of is tei else body["results"]
+        )
+        return status, headers, body
+
+    dialect = "tei" if server_of is tei else "infinity"
+    options = {"dialect": dialect, "documents_per_request": 4}
+    with serving(shuffled) as server, asking(server, **options) as reranker:
+        for query in ("a", "query", "a longer one"):
+            wanted = logits(query, DOCUMENTS)
+            np.testing.assert_allclose(reranker.score(query, DOCUMENTS), sigmoid(wanted), 0, 1e-6)
+            order = np.argsort(-wanted, kind="stable").tolist()
+            assert reranker.rerank(query, DOCUMENTS).indices == order
+
+
+def test_a_burst_of_500_fails_those_whom_it_meets() -> None:
+    """None is sent again, each has its own error, and all others their rankings."""
+    turn = count()
+
+    def burst(asked: Asked) -> Answer:
+        return (500, {}, b"Internal Server Error") if next(turn) < 8 else tei(asked)
+
+    queries = ["q" * number for number in range(1, 17)]
+    with serving(burst) as server, asking(server) as reranker:
+        futures = {query: reranker.submit(query, DOCUMENTS) for query in queries}
+        errors = {query: future.exception(20) for query, future in futures.items()}
+        assert len(server.posts) == len(queries)
+    assert sum(isinstance(error, BackendError) for error in errors.values()) == 8
+    for query in (query for query, error in errors.items() if error is None):
+        order = np.argsort(-logits(query, DOCUMENTS), kind="stable").tolist()
+        assert futures[query].result().indices == order
+    assert sum(error is None for error in errors.values()) == 8
 
 
 def test_one_part_that_fails_ends_the_others() -> None:
@@ -570,6 +647,20 @@ def test_keys_are_never_shown_nor_saved(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("OUR_TEST_KEY")
     with pytest.raises(ConfigError, match="key_variable must name a variable that is set"):
         named.secret()
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\r\nX: y", f" {KEY}", f"{KEY}\u00e9"])
+def test_a_key_that_no_header_holds_is_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line's end from a file, for one: told before anything is sent, without the key."""
+    monkeypatch.setenv("OUR_TEST_KEY", key)
+    with pytest.raises(ConfigError, match="key must be visible ASCII") as caught:
+        RemoteConfig(url="https://x", key=key)
+    assert KEY not in str(caught.value)
+    with serving() as server, asking(server, key_variable="OUR_TEST_KEY") as reranker:
+        with pytest.raises(ConfigError, match="OUR_TEST_KEY must be visible ASCII") as caught:
+            reranker.score("q", ["a"])
+        assert server.posts == []
+    assert KEY not in str(caught.value)
 
 
 def test_the_environment_is_asked_for_proxies_only_where_it_may(
