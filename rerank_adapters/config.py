@@ -138,8 +138,9 @@ OPTIONS = {
     "early_exit": Option(
         "phases",
         "Let all candidates of a query run some layers, and only the best go on: "
-        "EarlyExit(layer, keep, heads), or a mapping of these. Who stopped ranks below who went "
-        "on, with the exit head's score, below every score_threshold. None: all run all layers.",
+        "EarlyExit(layer, keep, heads), or a mapping of these. Several layers, 3+4, and as many "
+        "keeps, 12+4, let fewer and fewer pass. Who stopped ranks below who went further, with "
+        "the exit head's score, below every score_threshold. None: all run all layers.",
     ),
     "backend": Option(
         "runtime",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,30 +22,43 @@ CUT_BY_TORCH = ("bert", "camembert", "modernbert", "roberta", "xlm-roberta")
 
 @dataclass(frozen=True, slots=True)
 class EarlyExit:
-    """Where candidates may stop, and how many of a query's go on.
+    """Where candidates may stop, and how many of a query's go on from there.
 
-    layer  layers that all of a query's candidates run
-    keep   how many go on to the last one: those with the highest exit logits, ties by index
+    layer  layers that all of a query's candidates run; or several numbers, ascending
+    keep   how many go on: those with the highest exit logits, ties by index; as many numbers, each
+           smaller than the one before
     heads  the file of exit heads, as `rerank-adapters exits train` writes it; None: the model's own
 
-    A query with at most *keep* candidates is scored as without it. Raises ConfigError. Source: Xin
-    et al., 2020, "Early Exiting BERT for Efficient Document Ranking" (SustaiNLP).
+    A query with no more candidates than go on anywhere is scored as without it; a layer that as
+    many may pass as are left is no exit for that query. Raises ConfigError. Source: Xin et al.,
+    2020, "Early Exiting BERT for Efficient Document Ranking" (SustaiNLP).
 
     >>> EarlyExit(layer=3, keep=15).to_dict()
     {'layer': 3, 'keep': 15, 'heads': None}
+    >>> EarlyExit(layer=(2, 3, 4), keep=(40, 12, 4)).steps
+    ((2, 40), (3, 12), (4, 4))
     """
 
-    layer: int
-    keep: int
+    layer: int | Sequence[int]
+    keep: int | Sequence[int]
     heads: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("layer", "keep"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        layers, keeps = (_numbers(name, getattr(self, name)) for name in ("layer", "keep"))
+        if len(layers) != len(keeps):
+            raise ConfigError(
+                "early_exit.layer and early_exit.keep must be as many numbers as each other: got "
+                f"{len(layers)} and {len(keeps)}"
+            )
+        for name, values in (("layer", layers), ("keep", keeps[::-1])):
+            if any(one >= other for one, other in itertools.pairwise(values)):
+                order = "larger" if name == "layer" else "smaller"
                 raise ConfigError(
-                    f"early_exit.{name} must be an int of at least 1: got {value!r:.80}"
+                    f"early_exit.{name} must be numbers each {order} than the one before: got "
+                    f"{getattr(self, name)!r:.80}"
                 )
+        for name, values in (("layer", layers), ("keep", keeps)):
+            object.__setattr__(self, name, values if len(values) > 1 else values[0])
         if self.heads is not None:
             if not str(self.heads).strip():
                 raise ConfigError("early_exit.heads must be a path, or None: got a blank one")
@@ -68,9 +82,37 @@ class EarlyExit:
             )
         return cls(**value)
 
+    @property
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """(layer, how many go on), first to last."""
+        both = (_numbers(name, getattr(self, name)) for name in ("layer", "keep"))
+        return tuple(zip(*both, strict=True))
+
+    def __str__(self) -> str:
+        """As the command line takes it, without the file of heads.
+
+        >>> print(EarlyExit((3, 4), (12, 4)))
+        layer=3+4,keep=12+4
+        """
+        layers, keeps = zip(*self.steps, strict=True)
+        return f"layer={'+'.join(map(str, layers))},keep={'+'.join(map(str, keeps))}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: list(it) if isinstance(it, tuple) else it for name, it in values.items()}
+
+
+def _numbers(name: str, value: object) -> tuple[int, ...]:
+    """One number or several: an int, a sequence of them, or text such as "2+3"."""
+    if isinstance(value, str) and all(part.isdecimal() for part in value.split("+")):
+        value = [int(part) for part in value.split("+")]
+    several = value if isinstance(value, list | tuple) else [value]
+    if not several or not all(type(it) is int and it >= 1 for it in several):
+        raise ConfigError(
+            f"early_exit.{name} must be an int of at least 1, or several: got {value!r:.80}"
+        )
+    return tuple(several)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -321,11 +321,14 @@ class Backend(Protocol):
 
 @runtime_checkable
 class StagedBackend(Backend, Protocol):
-    """A backend whose network also runs in two parts, for early exit; see `exit_layers`."""
+    """A backend whose network also runs in parts, for early exit; see `exit_layers`."""
 
-    def start(self, batch: TokenBatch, layer: int) -> tuple[NDArray[np.float32], list[Any]]:
+    def start(
+        self, batch: TokenBatch, layer: int, states: list[Any] | None = None, *, after: int = 0
+    ) -> tuple[NDArray[np.float32], list[Any]]:
         """Run the layers up to *layer*: pooled states (pairs, 2 · width), and each pair's own.
 
+        With *states* of an earlier `start` only those behind *after*, where that one stopped.
         Pooled is the first row beside the mean of all, float32. What a pair's hidden states are is
         the backend's affair; they hold no memory of other pairs, and tell their `nbytes`.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -10,6 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float32]
+
+
+class ExitLogits(Protocol):
+    """A layer, and how an exit logit is read off what hidden states are there."""
+
+    @property
+    def layer(self) -> int:
+        """The last one that was run."""
+        ...
+
+    def __call__(self, pooled: NDArray[np.float32]) -> Scores:
+        """float32 (pairs,) of pooled states, float32 (pairs, width)."""
+        ...
+
 
 KnownTokens = Mapping[str, NDArray[np.int32]]
 """Texts as a tokenizer reads them, and their tokens, all of them."""
@@ -29,29 +43,29 @@ class PairText(NamedTuple):
 
 
 class Held(Protocol):
-    """Keeps one pair's hidden states between two parts of a network, as long as it may go on."""
+    """Keeps one pair's hidden states between parts of a network, as long as it may go on."""
 
     states: Any
 
     def offer(self, logit: float, states: Any) -> None:
-        """Take what the first part made of the pair; *logit* says whether it is worth keeping."""
+        """Take what a part made of the pair; *logit* says whether it is worth keeping."""
         ...
 
     def leave(self) -> None:
-        """Free the states: the second part has run."""
+        """Free the states: the last part has run."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The part of a network that a batch is for: up to `layer`, or from there on (`resumes`).
+    """The part of a network that a batch is for: the layers behind `after`, 0 for all, to a head's.
 
-    head maps the first part's pooled states, float32 (pairs, width), to exit logits (pairs,).
+    head maps pooled states after its layer, float32 (pairs, width), to exit logits (pairs,); None:
+    the batch goes on to the last layer.
     """
 
-    layer: int
-    head: Callable[[NDArray[np.float32]], Scores]
-    resumes: bool = False
+    after: int
+    head: ExitLogits | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
@@ -142,31 +143,42 @@ class HeldBackend(CountingBackend):
 
 
 class StagedFake(CountingBackend):
-    """A StagedBackend of two layers over the same logits; `states` are a pair's token ids.
+    """A StagedBackend of *layers* and one more over the same logits; `states` are a pair's ids.
 
     Pooled states are [logit, 0]: with a head of (-1, 0) the exits order candidates backwards. Set
-    `hold` to have the first `resume` wait until `release`; `started` and `resumed` count pairs.
+    `hold` to have the first `resume` wait until `release`. `started` and `resumed` count pairs, and
+    `layers` how many pairs ran each.
     """
 
-    def __init__(self, *, hold: bool = False) -> None:
+    def __init__(self, *, hold: bool = False, layers: tuple[int, ...] = (1,)) -> None:
         super().__init__(
             traits=BackendTraits(
-                batch_tokens=256, max_padding=0.03, free_padding=24, exit_layers=(1,)
+                batch_tokens=256, max_padding=0.03, free_padding=24, exit_layers=layers
             )
         )
         self.hold = hold
+        self.layers: Counter[int] = Counter()
         self.entered = threading.Event()
         self.release = threading.Event()
         self.started = 0
         self.resumed = 0
 
     def start(
-        self, batch: TokenBatch, layer: int
+        self,
+        batch: TokenBatch,
+        layer: int,
+        states: list[NDArray[np.int32]] | None = None,
+        *,
+        after: int = 0,
     ) -> tuple[NDArray[np.float32], list[NDArray[np.int32]]]:
-        assert layer == 1
+        assert layer in self.traits.exit_layers
+        assert (states is None) == (after == 0)
+        if states is not None:
+            self._check(states, batch, after)
         logits = self.logits(batch)
         with self._lock:
             self.started += len(batch)
+            self.layers += Counter({each: len(batch) for each in range(after + 1, layer + 1)})
         ends = batch.offsets[1:-1]
         pooled = np.concatenate((logits, np.zeros_like(logits)), axis=1)
         return pooled, [part.copy() for part in np.split(batch.input_ids, ends)]
@@ -174,15 +186,20 @@ class StagedFake(CountingBackend):
     def resume(
         self, batch: TokenBatch, states: list[NDArray[np.int32]], layer: int
     ) -> NDArray[np.float32]:
-        assert layer == 1
-        assert [len(each) for each in states] == batch.lengths.tolist()
-        assert np.array_equal(np.concatenate(states), batch.input_ids)
+        self._check(states, batch, layer)
         if self.hold and len(batch) > 1:  # not the two tokens that are tried at load
             self.entered.set()
             assert self.release.wait(60), "nobody released the held forward within 60 s"
+        last = max(self.traits.exit_layers) + 1
         with self._lock:
             self.resumed += len(batch)
+            self.layers += Counter({each: len(batch) for each in range(layer + 1, last + 1)})
         return self.logits(batch)
+
+    def _check(self, states: list[NDArray[np.int32]], batch: TokenBatch, after: int) -> None:
+        assert after in self.traits.exit_layers
+        assert [len(each) for each in states] == batch.lengths.tolist()
+        assert np.array_equal(np.concatenate(states), batch.input_ids)
 
 
 class FaultyBackend(CountingBackend):

@@ -111,11 +111,20 @@ class OnnxBackend:
         return self._run(batch)
 
     def start(
-        self, batch: TokenBatch, layer: int
+        self,
+        batch: TokenBatch,
+        layer: int,
+        states: list[NDArray[Any]] | None = None,
+        *,
+        after: int = 0,
     ) -> tuple[NDArray[np.float32], list[NDArray[Any]]]:
-        """Run the parts up to *layer*: pooled states (pairs, 2 · width), and each pair's own."""
+        """Run the parts up to *layer*, behind *after* on *states*: pooled states, and each pair's.
+
+        Pooled are (pairs, 2 · width).
+        """
         self._live_session()
-        hidden = self._run_parts(batch, self._parts.until(layer), None)
+        given = None if states is None else _side_by_side(batch, states)
+        hidden = self._run_parts(batch, self._parts.between(after, layer), given)
         lengths = batch.lengths.tolist()
         states = [rows[:length].copy() for rows, length in zip(hidden, lengths, strict=True)]
         return np.stack([pool(each.astype(np.float32, copy=False)) for each in states]), states
@@ -125,11 +134,8 @@ class OnnxBackend:
     ) -> NDArray[np.float32]:
         """Run the parts after *layer* on *states* of `start`: logits, as `logits` gives them."""
         self._live_session()
-        longest = int(batch.lengths.max())
-        hidden = np.zeros((len(states), longest, states[0].shape[1]), states[0].dtype)
-        for row, each in zip(hidden, states, strict=True):
-            row[: len(each)] = each
-        logits = self._run_parts(batch, self._parts.after(layer), hidden)
+        hidden = _side_by_side(batch, states)
+        logits = self._run_parts(batch, self._parts.between(layer, None), hidden)
         return np.asarray(logits, dtype=np.float32)
 
     def info(self) -> dict[str, str | int]:
@@ -274,6 +280,15 @@ class OnnxBackend:
             )
 
 
+def _side_by_side(batch: TokenBatch, states: list[NDArray[Any]]) -> NDArray[Any]:
+    """Each pair's hidden states as a row of (pairs, longest, width), the rest of it zeros."""
+    longest = int(batch.lengths.max())
+    hidden = np.zeros((len(states), longest, states[0].shape[1]), states[0].dtype)
+    for row, each in zip(hidden, states, strict=True):
+        row[: len(each)] = each
+    return hidden
+
+
 class _Parts:
     """The parts of a graph that is cut at *layers*, each opened when it is first run.
 
@@ -294,13 +309,11 @@ class _Parts:
             lacks = f"lacks {', '.join(missing)}" if missing else "is not cut for it"
             self.why_whole = f"the graph {file.name} {lacks}"
 
-    def until(self, layer: int) -> list[ort.InferenceSession]:
-        """The parts that run the layers up to *layer*."""
-        return [self._session_of(file) for file in self._files[: self.layers.index(layer) + 1]]
-
-    def after(self, layer: int) -> list[ort.InferenceSession]:
-        """The parts that run the layers after it."""
-        return [self._session_of(file) for file in self._files[self.layers.index(layer) + 1 :]]
+    def between(self, after: int, layer: int | None) -> list[ort.InferenceSession]:
+        """The parts that run the layers behind *after*, 0 for all, up to *layer*, None for all."""
+        begin = self.layers.index(after) + 1 if after else 0
+        end = None if layer is None else self.layers.index(layer) + 1
+        return [self._session_of(file) for file in self._files[begin:end]]
 
     def close(self) -> None:
         """Let go of them."""

@@ -291,6 +291,7 @@ def _cells(one: Setting) -> list[str]:
     if one.ndcg10 is not None and one.half_width is not None:
         quality = f"{one.ndcg10:.4f} ± {one.half_width:.4f}"
     cut = "–" if one.windows is None else f"{one.windows.tokens}/{one.windows.step}"
-    early = "–" if one.early_exit is None else f"{one.early_exit.layer}/{one.early_exit.keep}"
+    steps = () if one.early_exit is None else one.early_exit.steps
+    early = " ".join(f"{layer}/{keep}" for layer, keep in steps) or "–"
     sizes = [str(one.rerank_count), str(one.max_length), cut, early]
     return [one.backend, one.dtype, *sizes, f"{one.p50_ms:.1f}", f"{one.p95_ms:.1f}", quality]

@@ -1,4 +1,4 @@
-"""Hidden states between two parts of a network: who may keep them, and how many bytes in all."""
+"""Hidden states between parts of a network: who may keep them, and how many bytes in all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_BYTES = 256 << 20
 
 
 class HeldStates:
-    """Room for the hidden states of queries that are between two parts; safe for threads.
+    """Room for the hidden states of queries that are between parts; safe for threads.
 
     A query enters with the most bytes that it may keep, the first to ask first, and one always may
     be in. `bytes` are those really kept now; batches that run have theirs beside them.
@@ -58,31 +58,31 @@ class HeldStates:
 
 
 class Contest:
-    """One query's candidates: those with the *keep* highest exit logits go on, ties by row.
+    """One query's candidates, in rounds: the *keeps* of each with the highest exit logits go on.
 
-    Only their states are kept, and no more of them at any time, however many there are.
-    *on_complete* is called once, in a worker, when every candidate has run the first part; it
-    gathers nothing but what goes on.
+    Ties go by row. Only their states are kept, and no more of them at any time than go on from the
+    first round, however many there are. *on_complete* is called after each round, in a worker, when
+    every candidate of it has run its part; it gathers nothing but what goes on.
     """
 
     def __init__(
         self,
         rows: Sequence[int],
-        keep: int,
+        keeps: Sequence[int],
         *,
         room: HeldStates,
         size: int,
         on_complete: Callable[[Contest], None],
     ) -> None:
-        """*size* is the most bytes that *keep* of its candidates take."""
+        """*size* is the most bytes that as many candidates take as go on from the first round."""
         self.entries = tuple(Entry(self, row) for row in rows)
-        self.keep = keep
         self.size = size
         self.lock = threading.RLock()
         self.room = room
+        self._keeps = list(keeps)
         self._on_complete = on_complete
         self._missing = len(rows)
-        self._going = keep
+        self._going = self._keeps[-1]
         self._best: list[tuple[float, int, Entry]] = []
         self._inside = False
         self._closed = False
@@ -96,25 +96,33 @@ class Contest:
         return self._inside
 
     def offer(self, entry: Entry, logit: float, states: Any) -> None:
-        """Take one candidate's first part, once; the weakest of more than *keep* loses its own."""
+        """Take one candidate's part, once a round; the weakest of more than go on loses its own."""
         with self.lock:
             if self._closed or entry.seen or not math.isfinite(logit):
                 return
             entry.seen = True
+            entry.drop()
             entry.states = states
             self.room.count(states.nbytes)
             heapq.heappush(self._best, (logit, -entry.row, entry))
-            if len(self._best) > self.keep:
+            if len(self._best) > self._keeps[0]:
                 heapq.heappop(self._best)[2].drop()
             self._missing -= 1
             complete = not self._missing
         if complete:
             self._on_complete(self)
 
-    def winners(self) -> list[Entry]:
-        """Those who go on, by row."""
+    def next_round(self) -> list[Entry]:
+        """Those who go on, by row: the candidates of the next round, where there is one."""
         with self.lock:
-            return sorted((entry for _, _, entry in self._best), key=lambda it: it.row)
+            going = sorted((entry for _, _, entry in self._best), key=lambda it: it.row)
+            self._best.clear()
+            if len(self._keeps) > 1:
+                del self._keeps[0]
+                self._missing = len(going)
+                for entry in going:
+                    entry.seen = False
+            return going
 
     def left(self, entry: Entry) -> None:
         """One of those who went on is through; the last one gives the room back."""
@@ -153,11 +161,11 @@ class Entry:
         self.states: Any = None
 
     def offer(self, logit: float, states: Any) -> None:
-        """Take what the first part made of it."""
+        """Take what a part made of it."""
         self.contest.offer(self, logit, states)
 
     def leave(self) -> None:
-        """The second part has run."""
+        """The last part has run."""
         self.contest.left(self)
 
     def drop(self) -> None:

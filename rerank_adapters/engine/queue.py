@@ -173,11 +173,11 @@ class RequestQueue:
         return window, pieces, room
 
 
-def _arrived(item: tuple[tuple[Ticket, Stage | None], Waiting]) -> tuple[float, bool]:
+def _arrived(item: tuple[tuple[Ticket, Stage | None], Waiting]) -> tuple[float, int]:
     """When its caller came; of one caller's, first what goes on and so frees memory."""
     request = item[1].request
     stage = request.encoded.stage
-    return request.answer.arrived or 0.0, stage is None or not stage.resumes
+    return request.answer.arrived or 0.0, 0 if stage is None else -stage.after
 
 
 def _fits_one_batch(waiting: Waiting, rule: BatchRule, budget: int) -> bool:

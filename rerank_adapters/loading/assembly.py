@@ -42,7 +42,7 @@ from ..scorers.long_documents import LongDocuments
 from ..scorers.queued import Queued
 from ..scorers.stored import Stored
 from ..tokenization import PairTokenizer
-from ..tokens import Scores, Stage, TokenBatch
+from ..tokens import ExitLogits, Scores, TokenBatch
 from .exits import ChosenExit, chosen_exit
 from .finding import Found
 from .identity import check_weights, weights_of
@@ -159,8 +159,7 @@ def _facts(
         logger.info("%s: %s", one_line(found.config.model), one_line(tokenizer.reads_with))
     if exits is not None:
         facts["early_exit"] = (
-            f"after layer {exits.head.layer} the best {exits.keep} of a query's candidates go on; "
-            f"at most {most} bytes of hidden states are kept, or one query's"
+            f"{exits}; at most {most} bytes of hidden states are kept, or one query's"
         )
     return facts
 
@@ -232,8 +231,9 @@ def _chain(
     )
     scorer: Scorer = Queued(core, admission)
     if exits is not None:
-        state_bytes = max(_tried(it, exits.head, tokenizer.pad_id) for it in loaded.backends)
-        chosen = Exits(exits.head, exits.keep, state_bytes, _activate(family))
+        heads = [head for head, _ in exits.steps]
+        state_bytes = max(_tried(it, heads, tokenizer.pad_id) for it in loaded.backends)
+        chosen = Exits(exits.steps, state_bytes, _activate(family))
         scorer = EarlyExits(scorer, core, admission, chosen)
     scorer = LongDocuments(scorer, windows, tokenizer, _activate(family), document_tokens)
     if document_tokens is not None:
@@ -265,22 +265,28 @@ def _behind_engine(
     return Loaded(Engine(forwards, survives_fork=survives, on_close=free), tuple(backends))
 
 
-def _tried(backend: Backend, head: ExitHead, pad_id: int) -> int:
-    """Run two tokens through both parts, so that they are ready: the bytes that one keeps.
+def _tried(backend: Backend, heads: Sequence[ExitHead], pad_id: int) -> int:
+    """Run two tokens through all parts, so that they are ready: the bytes that one keeps.
 
-    Raises ConfigError where the head was trained for states of another width.
+    Raises ConfigError where a head was trained for states of another width.
     """
     two = np.full(2, pad_id, np.int32)
     batch = TokenBatch(two, np.zeros_like(two), np.array([2], np.int64))
     staged = cast("StagedBackend", backend)
-    pooled, states = staged.start(batch, head.layer)
-    if pooled.shape[1] != len(head.weight):
-        raise ConfigError(
-            f"early_exit.heads must be trained for this model: got {len(head.weight)} weights for "
-            f"{pooled.shape[1]} numbers of pooled states"
-        )
-    staged.resume(batch, states, head.layer)
-    return int(states[0].nbytes) // 2
+    states, after, most = None, 0, 0
+    for head in heads:
+        if after:
+            staged.start(batch, head.layer)  # a query of few candidates begins with any of them
+        pooled, states = staged.start(batch, head.layer, states, after=after)
+        after, most = head.layer, max(most, int(states[0].nbytes) // 2)
+        if pooled.shape[1] != len(head.weight):
+            raise ConfigError(
+                f"early_exit.heads must be trained for this model: got {len(head.weight)} weights "
+                f"for {pooled.shape[1]} numbers of pooled states"
+            )
+    if states is not None:
+        staged.resume(batch, states, after)
+    return most
 
 
 def _exit_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -290,9 +296,10 @@ def _exit_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 def _forward(backend: Backend, labels: int) -> Forward:
     def forward(batch: TokenBatch) -> NDArray[np.float32]:
-        if batch.stage is not None and not batch.stage.resumes:
-            return _exit_logits(backend, batch, batch.stage, labels)
-        logits = backend.logits(batch) if batch.stage is None else _resumed(backend, batch)
+        stage = batch.stage
+        if stage is not None and stage.head is not None:
+            return _exit_logits(backend, batch, stage.after, stage.head, labels)
+        logits = backend.logits(batch) if stage is None else _resumed(backend, batch, stage.after)
         if logits.shape != (len(batch), labels):
             raise BackendError(
                 f"the model returned logits of shape {logits.shape} for {len(batch)} pairs and "
@@ -304,22 +311,28 @@ def _forward(backend: Backend, labels: int) -> Forward:
 
 
 def _exit_logits(
-    backend: Backend, batch: TokenBatch, stage: Stage, labels: int
+    backend: Backend, batch: TokenBatch, after: int, head: ExitLogits, labels: int
 ) -> NDArray[np.float32]:
-    """Run the first part: exit logits in each column of as many as the last layer's logits have."""
-    pooled, states = cast("StagedBackend", backend).start(batch, stage.layer)
-    logits = stage.head(pooled)
+    """Run a part: exit logits in each column of as many as the last layer's logits have."""
+    given = _states(batch) if after else None
+    pooled, states = cast("StagedBackend", backend).start(batch, head.layer, given, after=after)
+    logits = head(pooled)
     for held, logit, each in zip(batch.held, logits.tolist(), states, strict=True):
         held.offer(logit, each)
     return np.repeat(logits[:, None], labels, axis=1)
 
 
-def _resumed(backend: Backend, batch: TokenBatch) -> NDArray[np.float32]:
-    """Run the second part; states of pairs that have their logits are free from then on."""
+def _states(batch: TokenBatch) -> list[Any]:
+    """What an earlier part made of each pair."""
     states = [held.states for held in batch.held]
-    if any(each is None for each in states) or batch.stage is None:
+    if any(each is None for each in states):
         raise BackendError("a request in this batch was dropped, and its hidden states with it")
-    logits = cast("StagedBackend", backend).resume(batch, states, batch.stage.layer)
+    return states
+
+
+def _resumed(backend: Backend, batch: TokenBatch, after: int) -> NDArray[np.float32]:
+    """Run the last part; states of pairs that have their logits are free from then on."""
+    logits = cast("StagedBackend", backend).resume(batch, _states(batch), after)
     for held, row in zip(batch.held, logits, strict=True):
         if np.isfinite(row).all():  # else the pair is tried again alone
             held.leave()

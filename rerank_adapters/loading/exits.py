@@ -27,15 +27,19 @@ CURE = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChosenExit:
-    """A head, and how many of a query's candidates go on."""
+    """Heads, first to last, and how many of a query's candidates go on from each."""
 
-    head: ExitHead
-    keep: int
+    steps: tuple[tuple[ExitHead, int], ...]
 
     @property
-    def identity(self) -> tuple[int, int, str]:
-        """What makes two of them answer alike: the numbers of the head, not where they lie."""
-        return self.head.layer, self.keep, self.head.digest
+    def identity(self) -> tuple[tuple[int, int, str], ...]:
+        """What makes two of them answer alike: the numbers of heads, not where they lie."""
+        return tuple((head.layer, keep, head.digest) for head, keep in self.steps)
+
+    def __str__(self) -> str:
+        """For people, as facts of a model tell it."""
+        each = [f"after layer {head.layer} the best {keep}" for head, keep in self.steps]
+        return f"{', '.join(each)} of a query's candidates go on"
 
 
 def chosen_exit(
@@ -52,17 +56,17 @@ def chosen_exit(
         if not each.exit_layers:
             why = each.why_whole or "this backend runs networks whole"
             raise ConfigError(f"early_exit cannot be had here: {why}: {CURE}")
-        if asked.layer not in each.exit_layers:
-            able = ", ".join(map(str, each.exit_layers))
-            raise ConfigError(f"early_exit.layer must be one of {able}: got {asked.layer}")
+        for layer, _ in asked.steps:
+            if layer not in each.exit_layers:
+                able = ", ".join(map(str, each.exit_layers))
+                raise ConfigError(f"early_exit.layer must be one of {able}: got {layer}")
     file = _file(asked.heads, checkpoint)
     heads = read_heads(file)
-    if asked.layer not in heads:
-        able = ", ".join(map(str, sorted(heads)))
-        raise ConfigError(
-            f"early_exit.layer must have a head in {file} ({able}): got {asked.layer}"
-        )
-    return ChosenExit(heads[asked.layer], asked.keep)
+    for layer, _ in asked.steps:
+        if layer not in heads:
+            able = ", ".join(map(str, sorted(heads)))
+            raise ConfigError(f"early_exit.layer must have a head in {file} ({able}): got {layer}")
+    return ChosenExit(tuple((heads[layer], keep) for layer, keep in asked.steps))
 
 
 def head_layers(config: RerankerConfig, heads: str | None = None) -> list[int]:

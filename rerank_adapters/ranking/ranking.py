@@ -274,10 +274,10 @@ def ranked(
     All of shape (rows,), but *spans* of shape (rows, 2). *indices* are the documents' that rows
     are of, ascending (None: the rows' own); those of *blank* documents stand last, with 0.0 or the
     lowest score where that is lower, and meet no *score_threshold*. Neither do rows whose scoring
-    ended early, after *exits* layers (0: it did not): they stand behind those that were scored.
+    ended early, after *exits* layers (0: it did not): they stand behind those that went further.
     """
     if exits is not None and exits.any():
-        order = np.lexsort((-keys, exits > 0))
+        order = np.lexsort((-keys, np.where(exits > 0, -exits, -exits.max() - 1)))
         whole = order[: int((exits == 0).sum())]
     else:
         order = whole = np.argsort(-keys, kind="stable")

@@ -148,13 +148,13 @@ def test_info_says_what_runs() -> None:
 def test_traits_are_the_devices(device: str, expected: BackendTraits, packed: bool) -> None:
     """What suits a device, and that a forked child cannot go on; 10 % padding but on the CPU."""
     wants = "tokens" if packed else "texts"
-    assert traits_of(device, packed=packed, wants=wants, halves=None, why_whole="") == replace(
+    assert traits_of(device, packed=packed, wants=wants, parts=None, why_whole="") == replace(
         expected, device_kind=device, pads=not packed, survives_fork=False, wants=wants
     )
     for kind, packs in (("bert", True), ("mpnet", False)):
         traits = _backend(kind).traits
         whole = replace(traits, exit_layers=(), why_whole="")  # early exit has tests of its own
-        assert whole == traits_of("cpu", packed=packs, wants="tokens", halves=None, why_whole="")
+        assert whole == traits_of("cpu", packed=packs, wants="tokens", parts=None, why_whole="")
 
 
 @pytest.mark.parametrize("kind", [*ENCODERS, "qwen3", "modular_bert"])

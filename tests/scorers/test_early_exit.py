@@ -40,7 +40,7 @@ from tests.fakes import StagedFake, reranker_over
 KEEP = 5
 QUERY = "why is the sky blue"
 DOCUMENTS = [line for line in TRAINING_TEXT.splitlines() if line.strip()][:24]
-BACKWARDS = ChosenExit(ExitHead(1, np.array([-1, 0], np.float32), 0.0), KEEP)
+BACKWARDS = ChosenExit(((ExitHead(1, np.array([-1, 0], np.float32), 0.0), KEEP),))
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_batches_are_of_one_stage_and_shared_by_callers():
         early.rerank_many([(f"query {at}", DOCUMENTS) for at in range(8)])
         stats = early.stats()
     stages = [batch.stage for batch in backend.batches if batch.stage is not None]
-    assert {stage.resumes for stage in stages} == {False, True}
+    assert {(stage.after, stage.head is None) for stage in stages} == {(0, False), (1, True)}
     queries = [{entry.contest for entry in batch.held} for batch in backend.batches if batch.held]
     assert any(len(contests) > 1 for contests in queries)
     assert backend.started - 1 == 8 * len(DOCUMENTS)  # one pair was tried at load
@@ -347,7 +347,7 @@ def test_a_contest_keeps_no_more_states_than_go_on_whatever_the_order():
     for _ in range(20):
         room, complete = HeldStates(), []
         logits = generator.integers(0, 6, 30).astype(float)  # ties
-        contest = Contest(range(30), 4, room=room, size=40, on_complete=complete.append)
+        contest = Contest(range(30), [4], room=room, size=40, on_complete=complete.append)
         assert room.enter(40, lambda: None)
         assert contest.open()
         most = 0
@@ -357,8 +357,9 @@ def test_a_contest_keeps_no_more_states_than_go_on_whatever_the_order():
         assert complete == [contest]
         assert most == 40
         expected = sorted(np.argsort(-logits, kind="stable")[:4].tolist())
-        assert [entry.row for entry in contest.winners()] == expected
-        for entry in contest.winners():
+        going = contest.next_round()
+        assert [entry.row for entry in going] == expected
+        for entry in going:
             entry.leave()
         assert room.bytes == 0
         assert room.enter(room.most, lambda: None)  # all of it is free again

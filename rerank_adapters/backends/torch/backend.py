@@ -21,9 +21,9 @@ from torch import Tensor
 from ...clean import one_line
 from ...errors import BackendError, ClosedError, ConfigError, ModelError
 from ...tokens import PairText, TokenBatch
-from .halves import halves_of
 from .loading import LoadedCrossEncoder, resolve_device, resolve_dtype
 from .parity import Encode, NotFiniteError, prove, ragged
+from .parts import parts_of
 from .passes import PackedPass, PaddedPass
 from .traits import traits_of
 
@@ -66,12 +66,12 @@ class TorchBackend:
         self._run: Callable[[TokenBatch], Tensor] | None = proven.run
         self._labels, self._details = proven.labels, proven.details
         self._streams = threading.local()
-        self._halves, why_whole = halves_of(proven, loaded.network)
+        self._parts, why_whole = parts_of(proven, loaded.network)
         self.traits = traits_of(
             self.device.type,
             packed=isinstance(proven.run, PackedPass),
             wants="texts" if proven.why_texts else "tokens",
-            halves=self._halves,
+            parts=self._parts,
             why_whole=why_whole,
         )
         self.fallback = "; ".join(filter(None, (proven.why_padded, proven.why_texts)))
@@ -150,27 +150,32 @@ class TorchBackend:
             raise BackendError("every pair must have at least 1 token: got 0")
         return self._fetch(lambda: run(batch))
 
-    def start(self, batch: TokenBatch, layer: int) -> tuple[NDArray[np.float32], list[Tensor]]:
-        """Run the layers up to *layer*: pooled states (pairs, 2 · width), and each pair's own."""
+    def start(
+        self, batch: TokenBatch, layer: int, states: list[Tensor] | None = None, *, after: int = 0
+    ) -> tuple[NDArray[np.float32], list[Tensor]]:
+        """Run the layers up to *layer*, behind *after* on *states*: pooled states, and each pair's.
+
+        Pooled are (pairs, 2 · width).
+        """
         _live(self._loaded)
-        halves, states = self._halves, list[Tensor]()
+        parts, made = self._parts, list[Tensor]()
 
         def run() -> Tensor:
-            if halves is None:
+            if parts is None:
                 raise BackendError(self.traits.why_whole)
-            pooled, parts = halves.start(batch, layer)
-            states.extend(parts)
+            pooled, each = parts.start(batch, layer, states, after)
+            made.extend(each)
             return pooled
 
-        return self._fetch(run), states
+        return self._fetch(run), made
 
     def resume(self, batch: TokenBatch, states: list[Tensor], layer: int) -> NDArray[np.float32]:
         """Run the layers after *layer* on *states* of `start`: logits, as `logits` gives them."""
         _live(self._loaded)
-        halves = self._halves
-        if halves is None:
+        parts = self._parts
+        if parts is None:
             raise BackendError(self.traits.why_whole)
-        return self._fetch(lambda: halves.resume(batch, states, layer))
+        return self._fetch(lambda: parts.resume(batch, states, layer))
 
     def info(self) -> dict[str, str | int]:
         """Return the device, the dtype, and which layout runs and why."""
@@ -189,7 +194,7 @@ class TorchBackend:
 
     def close(self) -> None:
         """Free the network once running passes end; sentence-transformers holds it in a cycle."""
-        self._loaded = self._run = self._halves = None
+        self._loaded = self._run = self._parts = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

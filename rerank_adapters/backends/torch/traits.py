@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ...protocols import BackendTraits
-from .halves import Halves
+from .parts import Parts
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 """Tokens per forward, by kind of device: on CPU what fits a cache, on GPU what fills it."""
@@ -22,7 +22,7 @@ def traits_of(
     *,
     packed: bool,
     wants: Literal["tokens", "texts"],
-    halves: Halves | None,
+    parts: Parts | None,
     why_whole: str,
 ) -> BackendTraits:
     """Return the traits on a device of *kind*, for the packed pass or for one that pads."""
@@ -36,6 +36,6 @@ def traits_of(
         pads=not packed,
         survives_fork=False,  # torch's thread pool hangs in a forked child
         wants=wants,
-        exit_layers=() if halves is None else halves.layers,
+        exit_layers=() if parts is None else parts.layers,
         why_whole=why_whole,
     )

@@ -1,4 +1,4 @@
-"""A network of BERT's or ModernBERT's kind in two parts, cut after a layer, for early exits."""
+"""A network of BERT's or ModernBERT's kind in parts, cut after layers, for early exits."""
 
 from __future__ import annotations
 
@@ -16,58 +16,64 @@ from .parity import Proven
 from .passes import PackedPass
 
 
-class Halves:
-    """The two parts of a packed pass, cut after any layer but the last; no weight is doubled."""
+class Parts:
+    """The parts of a packed pass, cut after any layers but the last; no weight is doubled."""
 
     def __init__(self, whole: PackedPass) -> None:
         self._whole = whole
         self._backbone = whole.backbone
-        self._halves: dict[tuple[int, bool], PreTrainedModel] = {}
+        self._parts: dict[tuple[int, int | None], PreTrainedModel] = {}
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Those after which it can be cut."""
         return tuple(range(1, len(_layers(self._backbone))))
 
-    def start(self, batch: TokenBatch, layer: int) -> tuple[Tensor, list[Tensor]]:
+    def start(
+        self, batch: TokenBatch, layer: int, states: list[Tensor] | None, after: int
+    ) -> tuple[Tensor, list[Tensor]]:
         """Pooled states, float32 (pairs, 2 · width), and the hidden states of each pair."""
         packed = self._whole.pack(batch)
-        half = self._half(layer, resumes=False)
-        hidden = self._whole.hidden(packed, half)
+        given = packed if states is None else _given(packed, states)
+        hidden = self._whole.hidden(given, self._part(after, layer))
         lengths = torch.from_numpy(batch.lengths).to(hidden.device)
         mean = torch.segment_reduce(hidden.float(), "mean", lengths=lengths)
         first = hidden.index_select(0, packed.first).float()
-        states = [part.clone() for part in torch.split(hidden, batch.lengths.tolist())]
-        return torch.cat((first, mean), dim=1), states
+        each = [part.clone() for part in torch.split(hidden, batch.lengths.tolist())]
+        return torch.cat((first, mean), dim=1), each
 
     def resume(self, batch: TokenBatch, states: list[Tensor], layer: int) -> Tensor:
         """Logits on the device, from the hidden states after *layer*."""
         packed = self._whole.pack(batch)
-        inputs = {name: it for name, it in packed.inputs.items() if name != "input_ids"}
-        given = Packed(
-            inputs={**inputs, "inputs_embeds": torch.cat(states)[None]},
-            packing=packed.packing,
-            sequence=packed.sequence,
-            last=packed.last,
-        )
-        hidden = self._whole.hidden(given, self._half(layer, resumes=True))
+        hidden = self._whole.hidden(_given(packed, states), self._part(layer, None))
         return self._whole.head(hidden, packed, self._whole.pooling)
 
-    def _half(self, layer: int, *, resumes: bool) -> PreTrainedModel:
-        key = layer, resumes
-        if key not in self._halves:
-            self._halves[key] = _half(self._backbone, layer, resumes=resumes)
-        return self._halves[key]
+    def _part(self, after: int, layer: int | None) -> PreTrainedModel:
+        key = after, layer
+        if key not in self._parts:
+            self._parts[key] = _part(self._backbone, after, layer)
+        return self._parts[key]
 
 
-def halves_of(proven: Proven, network: PreTrainedModel) -> tuple[Halves | None, str]:
-    """The halves of the pass that is *proven*, of *network*; or None, and why there are none."""
+def _given(packed: Packed, states: list[Tensor]) -> Packed:
+    """*packed*, with what earlier layers made of its tokens in their place."""
+    inputs = {name: it for name, it in packed.inputs.items() if name != "input_ids"}
+    return Packed(
+        inputs={**inputs, "inputs_embeds": torch.cat(states)[None]},
+        packing=packed.packing,
+        sequence=packed.sequence,
+        last=packed.last,
+    )
+
+
+def parts_of(proven: Proven, network: PreTrainedModel) -> tuple[Parts | None, str]:
+    """The parts of the pass that is *proven*, of *network*; or None, and why there are none."""
     kind = network.config.model_type
     if kind not in CUT_BY_TORCH:
         return None, f"torch cuts networks of {', '.join(CUT_BY_TORCH)}, and this is {kind}"
     if proven.why_texts or not isinstance(proven.run, PackedPass):
         return None, f"torch cuts its padding-free pass, which does not run for this {kind}"
-    return Halves(proven.run), ""
+    return Parts(proven.run), ""
 
 
 def _layers(backbone: Any) -> nn.ModuleList:
@@ -80,22 +86,21 @@ def _nested(backbone: nn.Module) -> bool:
     return "encoder" in backbone._modules
 
 
-def _half(backbone: PreTrainedModel, layer: int, *, resumes: bool) -> PreTrainedModel:
-    """A copy by reference with the layers up to *layer*, or those after it."""
-    half: PreTrainedModel = _copied(backbone)
-    layers = _layers(backbone)
-    layers = layers[layer:] if resumes else layers[:layer]
+def _part(backbone: PreTrainedModel, after: int, layer: int | None) -> PreTrainedModel:
+    """A copy by reference with the layers behind *after* up to *layer*, None: to the last."""
+    part: PreTrainedModel = _copied(backbone)
+    layers = _layers(backbone)[after:layer]
     if _nested(backbone):
         encoder = _copied(backbone.encoder)
         encoder._modules["layer"] = layers
-        half._modules |= {"encoder": encoder, "pooler": None}
+        part._modules |= {"encoder": encoder, "pooler": None}
     else:
-        half._modules["layers"] = layers
-    if resumes:
-        half._modules["embeddings"] = _Given()
-    elif "final_norm" in half._modules:  # ModernBERT's, which follows the last layer alone
-        half._modules["final_norm"] = nn.Identity()
-    return half
+        part._modules["layers"] = layers
+    if after:
+        part._modules["embeddings"] = _Given()
+    if layer is not None and "final_norm" in part._modules:
+        part._modules["final_norm"] = nn.Identity()  # ModernBERT's follows the last layer alone
+    return part
 
 
 def _copied(module: Any) -> Any:
