@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 from .errors import OptionError
@@ -13,6 +14,9 @@ from .errors import OptionError
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Class = TypeVar("Class")
+
+Hint = Callable[[str, Sequence[str]], str]
+"""What to say of an option that a call does not have, and of those that it has."""
 
 OPTIONS = {
     "model_name": "model",
@@ -134,12 +138,25 @@ DOCUMENT_NAMES = {
 }
 """A foreign attribute of a ranked document, and what it is called here."""
 
-_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'$")
+# Python 3.13 adds its own guess, among the names of the call alone.
+_UNEXPECTED = re.compile(r"(.*unexpected keyword argument '(\w+)')(?:\. Did you mean '\w+'\?)?$")
+
+ALIKE = 0.75
+"""How alike, as difflib counts, a mistyped name and the right one are at least."""
 
 
-def option_hint(name: str) -> str:
-    """What the foreign option *name* is called here, as the end of a message; "" if unknown."""
-    return f": {name} is called {OPTIONS[name]}" if name in OPTIONS else ""
+def option_hint(name: str, known: Iterable[str] = ()) -> str:
+    """What the option *name* is called here, as the end of a message; "" where nothing is like it.
+
+    It may be another library's word, or one of *known*, or a word for one of these, mistyped.
+    """
+    if name in OPTIONS:
+        return f": {name} is called {OPTIONS[name]}"
+    words = {one: one for one in known}
+    here = {foreign for foreign, ours in OPTIONS.items() if re.split(r"\W", ours)[0] in words}
+    words |= {foreign: OPTIONS[foreign] for foreign in here}
+    near = difflib.get_close_matches(name, words, 1, ALIKE)
+    return f": did you mean {words[near[0]]}?" if near else ""
 
 
 def foreign_document(value: object) -> str:
@@ -163,8 +180,9 @@ def method_error(owner: object, name: str, table: dict[str, str] | None = None) 
     return AttributeError(f"{kind!r} object has no attribute {name!r}{hint}")
 
 
-def hinted(function: Callable[P, Result]) -> Callable[P, Result]:
-    """*function*, whose TypeError for a foreign option says the right word."""
+def hinted(function: Callable[P, Result], hint: Hint = option_hint) -> Callable[P, Result]:
+    """*function*, whose TypeError for an option it does not have says the right word."""
+    known = tuple(inspect.signature(function).parameters)[1:]
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
@@ -172,7 +190,7 @@ def hinted(function: Callable[P, Result]) -> Callable[P, Result]:
             try:
                 return await function(*args, **kwargs)
             except TypeError as error:
-                if (worded := _worded(error)) is None:
+                if (worded := _worded(error, hint, known)) is None:
                     raise
                 raise worded from None
 
@@ -183,25 +201,25 @@ def hinted(function: Callable[P, Result]) -> Callable[P, Result]:
         try:
             return function(*args, **kwargs)
         except TypeError as error:
-            if (worded := _worded(error)) is None:
+            if (worded := _worded(error, hint, known)) is None:
                 raise
             raise worded from None
 
     return call
 
 
-def _worded(error: TypeError) -> OptionError | None:
-    """*error* with the right word; None where it is not about a foreign option of the call."""
-    found = _UNEXPECTED.search(str(error))
+def _worded(error: TypeError, hint: Hint, known: Sequence[str]) -> OptionError | None:
+    """*error* with the right word; None where it is not about an option of the call."""
+    found = _UNEXPECTED.match(str(error))
     # Raised by the call, not inside it: no frame lies between.
     own = error.__traceback__ is not None and error.__traceback__.tb_next is None
-    if not own or found is None or found[1] not in OPTIONS:
+    if not own or found is None:
         return None
-    return OptionError(f"{error}{option_hint(found[1])}")
+    return OptionError(f"{found[1]}{hint(found[2], known)}")
 
 
 def first_guesses(cls: type[Class]) -> type[Class]:
-    """*cls*, whose public methods and constructor answer a foreign option with the right word."""
+    """*cls*, whose public methods and constructor answer a wrong option with the right word."""
     for name, member in list(vars(cls).items()):
         if inspect.isfunction(member) and (name == "__init__" or name[0] != "_"):
             setattr(cls, name, hinted(member))

@@ -14,9 +14,11 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from rerank_adapters import InputError, Ranking, Reranker, RerankerConfig
 from rerank_adapters.cli import main
+from rerank_adapters.hints import _worded, option_hint
 from rerank_adapters.langchain import (
     CrossEncoderCompressor,
     LangChainCrossEncoder,
+    RerankingMiddleware,
     RerankingRetriever,
 )
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
@@ -76,6 +78,8 @@ def test_it_works(guess: Callable[[], object], value: object) -> None:
 
 
 DOCUMENT, NODE = Document("text"), NodeWithScore(node=TextNode(text="text"))
+compressor = CrossEncoderCompressor(reranker=ranker)
+nodes = CrossEncoderPostprocessor(reranker=ranker).postprocess_nodes
 
 WORDS: list[tuple[Callable[[], object], type[Exception], str]] = [
     # methods and attributes
@@ -137,6 +141,45 @@ WORDS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: RerankingRetriever(base_compressor=1), TypeError, "called compressor"),
     (lambda: CrossEncoderPostprocessor(top_k=3), TypeError, "top_k is called top_n"),
     (lambda: CrossEncoderPostprocessor(similarity_cutoff=1), TypeError, "called score_threshold"),
+    (lambda: RerankingMiddleware(k=1), TypeError, r"CrossEncoderCompressor\(top_n=...\)"),
+    (lambda: RerankingMiddleware(model="m"), TypeError, r"CrossEncoderCompressor\(model=...\)"),
+    (lambda: RerankingMiddleware("m"), ValueError, r"CrossEncoderCompressor\(model=...\)"),
+    (lambda: RerankingRetriever(retriever=1), TypeError, "did you mean base_retriever"),
+    (lambda: RerankingRetriever(base_retriever=len), ValueError, "RunnableLambda"),
+    (lambda: RerankingRetriever(base_retriever="x"), ValueError, "from a query to documents"),
+    # slips of the keyboard
+    (lambda: ranker.rerank("q", DOCUMENTS, topn=1), TypeError, r"'topn': did you mean top_n\?$"),
+    (lambda: ranker.rerank("q", DOCUMENTS, treshold=1), TypeError, "did you mean score_threshold"),
+    (lambda: ranker.rerank("q", DOCUMENTS, sparkle=1), TypeError, "argument 'sparkle'$"),
+    (lambda: asyncio.run(ranker.arerank("q", DOCUMENTS, topn=1)), TypeError, r"mean top_n\?$"),
+    (lambda: Reranker(devise="cpu"), TypeError, "did you mean device"),
+    (lambda: CrossEncoderCompressor(topn=3), TypeError, "did you mean top_n"),
+    (lambda: CrossEncoderCompressor(rank_field=["a"]), TypeError, "did you mean rank_fields"),
+    (lambda: CrossEncoderCompressor(batchsize=3), TypeError, "did you mean max_batch_tokens"),
+    (lambda: CrossEncoderCompressor(sparkle=3), TypeError, "argument 'sparkle'$"),
+    (lambda: CrossEncoderPostprocessor(max_lenght=3), TypeError, "did you mean max_length"),
+    (lambda: RerankingMiddleware(formaters={}), TypeError, "did you mean formatters"),
+    # by position, where adapters have names alone
+    (lambda: CrossEncoderCompressor("m"), TypeError, r"^CrossEncoderCompressor\(\) takes .*'m'"),
+    (lambda: CrossEncoderPostprocessor("m"), TypeError, "model=... among them"),
+    # one thing where a list is meant, or the thing without its wrapping
+    (lambda: compressor.compress_documents(DOCUMENT, "q"), InputError, r"pass \[document\]"),
+    (lambda: compressor.compress_documents(["text"], "q"), InputError, r"Document\(text\) makes"),
+    (lambda: nodes(NODE, query_str="q"), InputError, r"pass \[node\]"),
+    (lambda: nodes(NODE.node, query_str="q"), InputError, r"pass \[NodeWithScore\(node=node\)\]"),
+    (
+        lambda: nodes([NODE.node], query_str="q"),
+        InputError,
+        r"got TextNode; pass NodeWithScore\(node=node\)",
+    ),
+    (
+        lambda: nodes(["text"], query_str="q"),
+        InputError,
+        r"got str; pass NodeWithScore\(node=TextNode\(",
+    ),
+    (lambda: nodes([NODE], query="q"), InputError, "query is called query_str"),
+    (lambda: nodes([NODE], top_k=3), InputError, "top_k is called top_n"),
+    (lambda: nodes([NODE], topn=3), InputError, "did you mean top_n"),
 ]
 
 
@@ -180,6 +223,24 @@ def test_a_hint_never_hides_an_inner_error() -> None:
 
     with pytest.raises(TypeError, match=r"'top_k'$"):
         ranker_from(inner).rerank("q", ["a"])
+
+
+def test_python_s_own_guess_makes_room_for_the_right_word() -> None:
+    """Python 3.13 puts one behind the message, of the call's own names alone."""
+    known = ("top_n",)
+    for name, said in (("top_k", "top_k is called top_n"), ("topn", "did you mean top_n?")):
+        error = TypeError(f"f() got an unexpected keyword argument {name!r}. Did you mean 'top_n'?")
+        assert str(_worded(_raised(error), option_hint, known)) == (
+            f"f() got an unexpected keyword argument {name!r}: {said}"
+        )
+
+
+def _raised(error: TypeError) -> TypeError:
+    """*error* as a call raises it: caught in the frame that it comes from."""
+    try:
+        raise error
+    except TypeError as caught:
+        return caught
 
 
 def test_a_ranking_is_still_plain_data() -> None:

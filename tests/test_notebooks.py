@@ -354,7 +354,10 @@ def test_phases_says_what_it_measured() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_first_cell_says_what_to_install(path: Path) -> None:
-    """Every import comes with Python, rerank-adapters and its extra, or another named there."""
+    """Every import comes with Python, with the extras named there, or with another named there.
+
+    Never with `all`, which brings torch to those who need none; and a checkout has the same extras.
+    """
     notebook = read(path)
     said = re.search(r"pip install (.+)", notebook.cells[0].source)
     assert said, "no pip install in the first cell"
@@ -362,15 +365,43 @@ def test_the_first_cell_says_what_to_install(path: Path) -> None:
     code = "\n".join(cell.source for cell in code_cells(notebook))
     imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", code, re.MULTILINE)
     names = {name.partition(".")[0] for name in imported}
-    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = [it for extra in project["optional-dependencies"].values() for it in extra]
-    declared = {_canonical(it) for it in [*project["dependencies"], *extras]} | named
+    chosen = re.search(r"rerank-adapters\[([\w,-]+)\]", said[1])
+    assert chosen, "no extra is named"
+    declared = _brought(chosen[1].split(",")) | named
     brings = packages_distributions()
     for name in names - sys.stdlib_module_names - {"rerank_adapters", "IPython"}:  # runs it
         found = {_canonical(it) for it in brings.get(name, [name])}  # absent: a neighbour
         assert found & declared, f"{name} comes with {found}"
+    assert f"pip install '.[{chosen[1]}]'" in notebook.cells[0].source
+    needs_torch = "sentence-transformers" in declared
+    assert needs_torch == bool(re.search(r"backend=\"torch|\"torch\"|export_onnx", code))
+    assert needs_torch == ("torch==" in notebook.cells[0].source)
     retrievers = "llama_index.retrievers.bm25" in code
     assert retrievers == ("llama-index-retrievers-bm25" in named)
+
+
+def _brought(extras: Sequence[str]) -> set[str]:
+    """What pyproject.toml brings with the base install and *extras*, each extra's own included."""
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    brought = {_canonical(it) for it in project["dependencies"]}
+    for extra in extras:
+        for requirement in project["optional-dependencies"][extra]:
+            inner = re.match(r"rerank-adapters\[([\w,-]+)\]", requirement)
+            brought |= _brought(inner[1].split(",")) if inner else {_canonical(requirement)}
+    return brought
+
+
+def test_a_first_place_that_does_not_answer_is_explained() -> None:
+    """The third notebook's showcase: what stands second answers, and the next cell says so."""
+    question = next(row["text"] for row in QUESTIONS if "weak brown tea" in row["text"])
+    notebook = read(NOTEBOOKS[STORIES.index("llama_index")])
+    cells = [cell.source for cell in notebook.cells]
+    at = next(index for index, source in enumerate(cells) if "engine.query(question)" in source)
+    lines = notebook.cells[at].outputs[0].text.splitlines()
+    assert [grade(question, line.split()[0]) for line in lines[:2]] == [0, 2]
+    assert "the node in front does not answer" in cells[at + 1]
+    first_three = cells[:at].index(next(it for it in cells[:at] if "[:3]" in it))
+    assert lines[1].split()[0] not in notebook.cells[first_three].outputs[0].text
 
 
 def _canonical(requirement: str) -> str:

@@ -38,7 +38,7 @@ def configuration(value: Configuration, name: str) -> RerankerConfig:
         )
     for key in value:
         if key not in _FIELDS:
-            raise OptionError(f"{name} has no field {key!r:.80}{option_hint(str(key))}")
+            raise OptionError(f"{name} has no field {key!r:.80}{option_hint(str(key), _FIELDS)}")
     return RerankerConfig(**value)
 
 

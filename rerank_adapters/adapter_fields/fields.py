@@ -39,7 +39,7 @@ from ..config import (
 )
 from ..document_tokens import DocumentTokens
 from ..early_exit import EarlyExit
-from ..errors import ConfigError, RerankError
+from ..errors import ConfigError, OptionError, RerankError
 from ..passages import Windows
 from ..protocols import Ranker
 from ..ranking import Fuse, FuseMethod, OnEmptyText, Rest
@@ -156,20 +156,25 @@ class RerankerFields(BaseModel):
 
     if not TYPE_CHECKING:  # type checkers and editors see a keyword for each field
 
-        def __init__(self, **fields: Any) -> None:
-            with own_errors():
+        def __init__(self, *values: Any, **fields: Any) -> None:
+            if values:
+                raise OptionError(
+                    f"{type(self).__name__}() takes its options by name, model=... among them: got "
+                    f"{values[0]!r:.80}"
+                )
+            with own_errors(type(self).model_fields):
                 super().__init__(**fields)
 
         @classmethod
         def model_validate(cls, *arguments: Any, **options: Any) -> Self:
             """As pydantic's, whose options differ between versions; raises our own errors."""
-            with own_errors():
+            with own_errors(cls.model_fields):
                 return super().model_validate(*arguments, **options)
 
         @classmethod
         def model_validate_json(cls, *arguments: Any, **options: Any) -> Self:
             """`model_validate` of a JSON text."""
-            with own_errors():
+            with own_errors(cls.model_fields):
                 return super().model_validate_json(*arguments, **options)
 
     @classmethod
@@ -284,7 +289,7 @@ class RerankerFields(BaseModel):
         # pydantic checks fields against each other after it has set them: undo what does not fit.
         before = dict(self.__dict__)
         try:
-            with own_errors():
+            with own_errors(type(self).model_fields):
                 super().__setattr__(name, value)
         except ValueError:
             self.__dict__.update(before)

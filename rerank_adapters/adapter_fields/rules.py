@@ -1,14 +1,14 @@
 """One rule and one error class for each mistake, wherever it is made.
 
 A field that breaks a rule is a ConfigError, an argument of a call an InputError. pydantic carries
-the values; its own ValidationError is left for what it alone can judge, such as unknown fields.
+the values; its own ValidationError is left for what it alone can judge, such as absent fields.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, get_args, get_origin
 
@@ -20,8 +20,8 @@ from ..hints import option_hint
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
-    """Raise this library's errors as they are, and an unknown option as a TypeError."""
+def own_errors(fields: Iterable[str]) -> Iterator[None]:
+    """Raise this library's errors as they are, and what is none of *fields* as a TypeError."""
     try:
         yield
     except ValidationError as error:
@@ -33,7 +33,7 @@ def own_errors() -> Iterator[None]:
                 name = str(detail["loc"][-1])
                 raise OptionError(
                     f"{error.title}() got an unexpected keyword argument {name!r}"
-                    f"{option_hint(name)}"
+                    f"{option_hint(name, fields)}"
                 ) from None
         raise
 
@@ -69,7 +69,8 @@ def check_word(name: str, value: object, words: tuple[object, ...]) -> None:
 def plain_signature(kind: type) -> inspect.Signature:
     """The signature of a model's constructor as people read it: types without what judges them."""
     signature = inspect.signature(kind)
-    plain = [it.replace(annotation=_plain(it.annotation)) for it in signature.parameters.values()]
+    named = [it for it in signature.parameters.values() if it.kind is not it.VAR_POSITIONAL]
+    plain = [it.replace(annotation=_plain(it.annotation)) for it in named]
     return signature.replace(parameters=plain)
 
 

@@ -81,7 +81,8 @@ def as_runnable(compressor: object) -> Compressor:
         return PlainCompressor(compressor)
     raise ConfigError(
         "compressor must be a document compressor, or a Runnable from {query, documents} to "
-        f"documents: got {compressor!r:.80}; a model is given as model=, a ranker as reranker="
+        f"documents: got {compressor!r:.80}; a model is given as "
+        "CrossEncoderCompressor(model=...), a ranker as reranker="
     )
 
 

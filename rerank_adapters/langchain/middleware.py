@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -25,6 +26,7 @@ from ..adapter_fields import (
     warn_kept,
 )
 from ..errors import ConfigError, InputError, MissingDependencyError
+from ..hints import OPTIONS, hinted, option_hint
 from ..protocols import Ranker
 
 try:
@@ -47,6 +49,17 @@ Result = ToolMessage | Command[Any]
 
 RESERVED = ":|"
 """What LangGraph keeps for itself in the names of nodes."""
+
+DOCUMENTS = "[Document("
+"""How content begins that is the text form of a list of documents."""
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """What to say of an option that the middleware does not have: it may be the compressor's."""
+    ours = OPTIONS.get(name, name)
+    if ours in CrossEncoderCompressor.model_fields and ours not in known:
+        return f": it is the compressor's: RerankingMiddleware(CrossEncoderCompressor({ours}=...))"
+    return option_hint(name, known)
 
 
 class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -71,6 +84,7 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     'It is 70 m tall.'
     """
 
+    @partial(hinted, hint=_hint)
     def __init__(
         self,
         compressor: Compressor | BaseDocumentCompressor | None = None,
@@ -191,10 +205,14 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         return self._pools(own, _history(request.state))
 
     def _see(self, tool: BaseTool | None, message: ToolMessage) -> None:
-        """Warn, once for each, of retriever tools whose documents do not come with the message."""
-        if tool is None or not self._is_chosen(tool.name) or message.artifact is not None:
+        """Warn, once for each, of tools whose documents do not come with the message."""
+        if tool is None or not self._is_chosen(tool.name):
             return
-        if tool.args_schema is RetrieverInput:
+        if message.artifact is not None or message.status == "error":
+            return
+        # A retriever's, one that returned documents, or one that was named to be reranked.
+        found = isinstance(message.content, str) and message.content.startswith(DOCUMENTS)
+        if tool.args_schema is RetrieverInput or found or self.tool_names is not None:
             self._warn_of(
                 tool.name,
                 "returns text alone, which is not reranked: make it with "

@@ -198,12 +198,15 @@ Given = tuple[Document, float | None]
 
 
 def _checked(documents: Iterable[Document | tuple[Document, float]]) -> list[Given]:
-    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
-        raise InputError(f"documents must be an iterable of Document: got {documents!r:.80}")
+    no_list = isinstance(documents, str | bytes | Mapping | Document)  # which can be iterated too
+    if no_list or not isinstance(documents, Iterable):
+        cure = "; pass [document]" if isinstance(documents, Document) else ""
+        raise InputError(f"documents must be an iterable of Document: got {documents!r:.80}{cure}")
     given = [_pair(document, index) for index, document in enumerate(documents)]
     for index, (document, _) in enumerate(given):
         if not isinstance(document, Document):
-            raise InputError(f"documents[{index}] must be a Document: got {document!r:.80}")
+            cure = "; Document(text) makes one" if isinstance(document, str) else ""
+            raise InputError(f"documents[{index}] must be a Document: got {document!r:.80}{cure}")
         if not isinstance(document.metadata, dict):
             raise InputError(
                 f"documents[{index}].metadata must be a dict: got {document.metadata!r:.80}"

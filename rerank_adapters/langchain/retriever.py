@@ -11,10 +11,10 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
-from langchain_core.runnables import ConfigurableFieldSpec, RunnableConfig
+from langchain_core.runnables import ConfigurableFieldSpec, Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list, patch_config
 from langchain_core.runnables.utils import get_unique_config_specs
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from ..adapter_fields import Warmable, plain_count, plain_selection
@@ -68,6 +68,17 @@ class RerankingRetriever(RankingFields, BaseRetriever):
     None: all. "compressor": what that says, 3 unless it was told."""
 
     _compressor: Compressor = PrivateAttr()
+
+    @field_validator("base_retriever", mode="before")
+    @classmethod
+    def _check_base(cls, base: object) -> object:
+        if isinstance(base, Runnable):
+            return base
+        cure = "; RunnableLambda(function) makes one of a function" if callable(base) else ""
+        raise ConfigError(
+            f"base_retriever must be a retriever, or a Runnable from a query to documents: got "
+            f"{base!r:.80}{cure}"
+        )
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:

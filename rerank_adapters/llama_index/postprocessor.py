@@ -233,6 +233,13 @@ class CrossEncoderPostprocessor(FallbackFields, BaseNodePostprocessor):
         self.__dict__["top_n"], self.__dict__["score_threshold"] = selection
         return config
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        fields = type(self).model_fields
+        for name, value in super().__repr_args__():
+            # Only what was set; a callback manager there is always.
+            if name not in fields or (name != "callback_manager" and value != fields[name].default):
+                yield name, value
+
     @field_validator("callback_manager", mode="before")
     @classmethod
     def _manager(cls, value: CallbackManager | None) -> CallbackManager:

@@ -70,12 +70,17 @@ def known(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if unknown := sorted(set(given) - set(CALL_OPTIONS)):
         raise InputError(
             f"a call takes {', '.join(CALL_OPTIONS)}: got {', '.join(unknown)}"
-            f"{option_hint(unknown[0])}"
+            f"{_call_hint(unknown[0])}"
         )
     return given
 
 
 CALL_OPTIONS = tuple(Overrides.__annotations__)
+
+
+def _call_hint(name: str) -> str:
+    """What LlamaIndex or this library calls *name*, as the end of a message."""
+    return ": query is called query_str" if name == "query" else option_hint(name, CALL_OPTIONS)
 
 
 class NodeRequest:
@@ -276,10 +281,25 @@ def _checked_query(
 
 
 def _checked_nodes(nodes: Sequence[NodeWithScore], name: str) -> list[NodeWithScore]:
-    if isinstance(nodes, str) or not isinstance(nodes, Iterable):
-        raise InputError(f"{name} must be NodeWithScore objects: got {nodes!r:.80}")
+    one = isinstance(nodes, NodeWithScore | BaseNode)  # which can be iterated too
+    if one or isinstance(nodes, str) or not isinstance(nodes, Iterable):
+        cure = f"; pass [{_wrapped(nodes)}]" if one else ""
+        raise InputError(f"{name} must be NodeWithScore objects: got {nodes!r:.80}{cure}")
     checked = list(nodes)
     for index, node in enumerate(checked):
         if not isinstance(node, NodeWithScore):
-            raise InputError(f"{name}[{index}] must be a NodeWithScore: got {type(node).__name__}")
+            wrapped = _wrapped(node)
+            cure = f"; pass {wrapped}" if wrapped else ""
+            raise InputError(
+                f"{name}[{index}] must be a NodeWithScore: got {type(node).__name__}{cure}"
+            )
     return checked
+
+
+def _wrapped(value: object) -> str:
+    """How *value* becomes a NodeWithScore, in code; "" where it does not."""
+    if isinstance(value, NodeWithScore):
+        return "node"
+    if isinstance(value, BaseNode):
+        return "NodeWithScore(node=node)"
+    return "NodeWithScore(node=TextNode(text=text))" if isinstance(value, str) else ""

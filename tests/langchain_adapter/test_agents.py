@@ -374,6 +374,33 @@ def test_a_retriever_tool_without_artifact_is_named_once(
     assert 'response_format="content_and_artifact"' in warned.getMessage()
 
 
+@tool
+def listing(query: str) -> list[Document]:
+    """Searches, and forgets that documents travel in the artifact."""
+    return documents()
+
+
+@tool
+def words(query: str) -> str:
+    """Searches, and answers in words."""
+    return "two of them"
+
+
+def test_a_tool_that_cannot_be_reranked_is_named_once(
+    compressor: CrossEncoderCompressor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that returned documents as text, or that was chosen by name; any other is let be."""
+    for tools, named in ((None, ["listing"]), (["words"], ["words"]), (["listing"], ["listing"])):
+        caplog.clear()
+        middleware = RerankingMiddleware(compressor, tools=tools)
+        for _ in range(2):
+            agent, _ = agent_of(middleware, "listing", "words", tools=[listing, words])
+            agent.invoke(ASKED)
+        warned = [it.getMessage() for it in caplog.records if it.levelno == logging.WARNING]
+        assert [it.split("'")[1] for it in warned] == named
+        assert all('response_format="content_and_artifact"' in it for it in warned)
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_any_compressor(
     compressor: CrossEncoderCompressor, model: str, wanted: list[Document], asynchronous: bool

@@ -128,6 +128,14 @@ def test_drop_in_for_llama_indexs_own():
     assert postprocessor.trust_remote_code is False
 
 
+def test_repr_shows_what_was_set():
+    """Not sixty defaults and a callback manager's address; a token never."""
+    assert repr(CrossEncoderPostprocessor()) == "CrossEncoderPostprocessor()"
+    made = CrossEncoderPostprocessor(top_n=3, device="cpu", token="secret", max_length=9)
+    assert repr(made) == "CrossEncoderPostprocessor(max_length=9, device='cpu', top_n=3)"
+    assert str(CrossEncoderPostprocessor(top_n=3)) == "top_n=3"
+
+
 def test_class_name_is_unique():
     """§1: a saved configuration cannot be taken for one of LlamaIndex's rerankers."""
     classes = [getattr(upstream, name) for name in upstream.__all__]
