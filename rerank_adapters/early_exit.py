@@ -119,7 +119,7 @@ def _numbers(name: str, value: object) -> tuple[int, ...]:
 class ExitHead:
     """Reads an exit logit off the hidden states after `layer`: linear in what `pool` makes of them.
 
-    weight is float32 (2 · width,), bias one number. Two heads of equal numbers are equal, wherever
+    weight is float32 (3 · width,), bias one number. Two heads of equal numbers are equal, wherever
     they lie: `digest` is of these.
     """
 
@@ -133,7 +133,7 @@ class ExitHead:
         object.__setattr__(self, "digest", hashlib.sha256(numbers).hexdigest())
 
     def __call__(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32 (pairs,) of *pooled*, float32 (pairs, 2 · width).
+        """float32 (pairs,) of *pooled*, float32 (pairs, 3 · width).
 
         Each row is summed by itself, in float64: a product of matrices would group terms by how
         many rows there are, and an exit logit must not depend on its company.
@@ -149,6 +149,23 @@ class ExitHead:
         return hash(self.digest)
 
 
-def pool(states: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32 (2 · width,) of one pair's hidden states (tokens, width): the first row, the mean."""
-    return np.concatenate((states[0], states.mean(axis=0, dtype=np.float64).astype(np.float32)))
+def query_rows(ids: NDArray[np.int32]) -> slice:
+    """Which of a pair's tokens are its query: those between the first and the first separator.
+
+    The separator is the token that the pair ends with. Where there are none, the first token.
+
+    >>> query_rows(np.array([101, 7, 8, 102, 9, 102], np.int32))
+    slice(1, 3, None)
+    """
+    end = int(np.argmax(ids == ids[-1]))
+    return slice(1, end) if end > 1 else slice(0, 1)
+
+
+def pool(states: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """float32 (3 · width,) of one pair's hidden states (tokens, width), and the tokens' ids.
+
+    The first row, the mean of all, the mean of the query's: what a query's tokens have found of
+    themselves in the document shows layers earlier there than in the first row.
+    """
+    means = (rows.mean(axis=0, dtype=np.float64) for rows in (states, states[query_rows(ids)]))
+    return np.concatenate((states[0], *(mean.astype(np.float32) for mean in means)))

@@ -326,10 +326,11 @@ class StagedBackend(Backend, Protocol):
     def start(
         self, batch: TokenBatch, layer: int, states: list[Any] | None = None, *, after: int = 0
     ) -> tuple[NDArray[np.float32], list[Any]]:
-        """Run the layers up to *layer*: pooled states (pairs, 2 · width), and each pair's own.
+        """Run the layers up to *layer*: pooled states (pairs, 3 · width), and each pair's own.
 
         With *states* of an earlier `start` only those behind *after*, where that one stopped.
-        Pooled is the first row beside the mean of all, float32. What a pair's hidden states are is
+        Pooled are the first row, the mean of all and that of the query's, float32, as
+        `rerank_adapters.early_exit.pool` has them. What a pair's hidden states are is
         the backend's affair; they hold no memory of other pairs, and tell their `nbytes`.
         """
         ...

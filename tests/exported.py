@@ -50,7 +50,7 @@ def write_heads(file: Path, layers: tuple[int, ...], *, seed: int, bias: float) 
     generator = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
     for layer in layers:
-        tensors[f"layer_{layer}.weight"] = generator.normal(size=(1, 128)).astype(np.float32)
+        tensors[f"layer_{layer}.weight"] = generator.normal(size=(1, 192)).astype(np.float32)
         tensors[f"layer_{layer}.bias"] = np.array([bias], np.float32)
     write_tensors(file, tensors)
     return file
@@ -61,6 +61,7 @@ def _recipe() -> str:
     package = Path(export.__file__).parents[1]
     rooms = ("checkpoints", "export", "families", "parity")
     sources = sorted(file for room in rooms for file in (package / room).rglob("*.py"))
+    sources.append(Path(__file__))
     parts = [source.read_bytes() for source in sources]
     parts += [version(name).encode() for name in ("onnx", "onnxruntime", "onnxscript")]
     return hashlib.sha256(b"|".join(parts)).hexdigest()[:12]

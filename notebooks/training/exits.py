@@ -1,6 +1,6 @@
 """Early exits for the bundled model: its graphs cut after layers 2, 3 and 4, and heads for them.
 
-    python notebooks/training/exits.py DATA [--queries 20] [--candidates 25]
+    python notebooks/training/exits.py DATA [--queries 120] [--candidates 25]
 
 DATA holds the training sets that `data.py` reads; the measuring sets are never opened. Heads are
 fitted on the int8 graph that ships, frozen, from the same number of questions of each set with
@@ -26,8 +26,8 @@ from rerank_adapters.parity.comparison import BOUNDS
 
 LAYERS = (2, 3, 4)
 SETS = (nq_qed, squad, scifact, selqa)
-MOST_TOKENS = 128
-"""Pairs are cut to as many: heads read the first token's state and a mean, whatever the length."""
+MOST_TOKENS = 320
+"""Pairs are cut to as many: means over more tokens say little else."""
 
 
 def cut(folder: Path) -> None:
@@ -63,7 +63,7 @@ def _asked(data: Path, queries: int, candidates: int) -> Iterator[tuple[str, lis
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--queries", type=int, default=120)
     parser.add_argument("--candidates", type=int, default=25)
     arguments = parser.parse_args()
     target = bundled.folder()

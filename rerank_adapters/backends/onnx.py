@@ -120,14 +120,19 @@ class OnnxBackend:
     ) -> tuple[NDArray[np.float32], list[NDArray[Any]]]:
         """Run the parts up to *layer*, behind *after* on *states*: pooled states, and each pair's.
 
-        Pooled are (pairs, 2 · width).
+        Pooled are (pairs, 3 · width).
         """
         self._live_session()
         given = None if states is None else _side_by_side(batch, states)
         hidden = self._run_parts(batch, self._parts.between(after, layer), given)
         lengths = batch.lengths.tolist()
         states = [rows[:length].copy() for rows, length in zip(hidden, lengths, strict=True)]
-        return np.stack([pool(each.astype(np.float32, copy=False)) for each in states]), states
+        ids = np.split(batch.input_ids, batch.offsets[1:-1])
+        pooled = [
+            pool(each.astype(np.float32, copy=False), own)
+            for each, own in zip(states, ids, strict=True)
+        ]
+        return np.stack(pooled), states
 
     def resume(
         self, batch: TokenBatch, states: list[NDArray[Any]], layer: int

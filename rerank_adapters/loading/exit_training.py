@@ -23,7 +23,7 @@ from .exits import BIAS, WEIGHT
 from .finding import find
 from .meaning import read
 
-RIDGE = 1e-3
+RIDGE = 1e-2
 """What is added to the mean square of each number of the states: few pairs fit no noise then."""
 
 HELD_OUT = 5
@@ -157,10 +157,12 @@ def _states(
     for rows in iterate_batches(batch.lengths, max_batch_tokens=backend.traits.batch_tokens):
         part = batch.take(rows)
         order.append(rows)
-        for layer in layers:
-            each, states = backend.start(part, layer)
+        states, after = None, 0
+        for layer in layers:  # each layer of the network once
+            each, states = backend.start(part, layer, states, after=after)
             pooled[layer].append(each.astype(np.float64))
-        target.append(keys(backend.resume(part, states, layers[-1])).astype(np.float64))
+            after = layer
+        target.append(keys(backend.resume(part, states or [], after)).astype(np.float64))
     back = np.argsort(np.concatenate(order))
     whole = {layer: np.concatenate(parts)[back] for layer, parts in pooled.items()}
     return whole, np.concatenate(target)[back]

@@ -17,7 +17,7 @@ from ..protocols import BackendTraits
 from .finding import find
 
 WEIGHT, BIAS = "layer_{}.weight", "layer_{}.bias"
-"""How a head's tensors are called in a file of heads: float32 (1, 2 · width) and (1,)."""
+"""How a head's tensors are called in a file of heads: float32 (1, 3 · width) and (1,)."""
 
 CURE = (
     'rerank-adapters export --exits HEADS writes a graph in parts, for backend="onnx", of heads '

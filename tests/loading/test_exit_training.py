@@ -39,7 +39,9 @@ def test_heads_are_the_least_squares_of_transformers_hidden_states():
             with torch.inference_mode():
                 out = oracle.model(**encoded, output_hidden_states=True)
             states = out.hidden_states[1][0].double()
-            rows.append(np.concatenate((states[0].numpy(), states.mean(0).numpy(), [1.0])))
+            asked = [at for at, of in enumerate(encoded.sequence_ids(0)) if of == 0]
+            means = (states.mean(0).numpy(), states[asked].mean(0).numpy())
+            rows.append(np.concatenate((states[0].numpy(), *means, [1.0])))
             target.append(float(out.logits[0, 0]))
     count, width = len(rows), len(rows[0]) - 1
     ridge = np.sqrt(RIDGE * count) * np.eye(width, width + 1)

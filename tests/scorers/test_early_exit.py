@@ -78,7 +78,9 @@ def _by_hand(
         encoded = oracle.tokenizer([[QUERY, document]], return_tensors="pt", truncation=True)
         with torch.inference_mode():
             states = oracle.model(**encoded, output_hidden_states=True).hidden_states[layer][0]
-        pooled = torch.cat((states[0], states.mean(0))).double().numpy()
+        asked = [at for at, of in enumerate(encoded.sequence_ids(0)) if of == 0]
+        means = (states.mean(0), states[asked].mean(0))
+        pooled = torch.cat((states[0], *means)).double().numpy()
         found.append(float(pooled @ head[0].astype(np.float64)) + head[1])
     return np.array(found)
 
@@ -439,7 +441,7 @@ def test_heads_of_another_width_are_refused(exported, tmp_path):
         file,
         {"layer_1.weight": np.ones((1, 6), np.float32), "layer_1.bias": np.zeros(1, np.float32)},
     )
-    with pytest.raises(ConfigError, match="got 6 weights for 128"):
+    with pytest.raises(ConfigError, match="got 6 weights for 192"):
         Reranker(exported, backend="onnx", early_exit=EarlyExit(1, 5, str(file)))
     file.write_bytes(b"nothing")
     with pytest.raises(ModelError, match="narrow"):

@@ -92,12 +92,13 @@ def _by_transformers() -> dict[int, NDArray[np.float64]]:
     for query in QUERIES:
         for document in POOL:
             pair = tokenizer(query, document, return_tensors="pt")
+            asked = [at for at, of in enumerate(pair.sequence_ids(0)) if of == 0]
             with torch.inference_mode():
                 out = network(**pair, output_hidden_states=True)
             found[0].append(float(out.logits[0, 0]))
             for layer, (weight, bias) in _heads().items():
                 states = out.hidden_states[layer][0].double().numpy()
-                pooled = np.concatenate((states[0], states.mean(0)))
+                pooled = np.concatenate((states[0], states.mean(0), states[asked].mean(0)))
                 found[layer].append(float(pooled @ weight + bias))
     return {layer: np.array(it).reshape(len(QUERIES), -1) for layer, it in found.items()}
 

@@ -155,7 +155,7 @@ class TorchBackend:
     ) -> tuple[NDArray[np.float32], list[Tensor]]:
         """Run the layers up to *layer*, behind *after* on *states*: pooled states, and each pair's.
 
-        Pooled are (pairs, 2 · width).
+        Pooled are (pairs, 3 · width).
         """
         _live(self._loaded)
         parts, made = self._parts, list[Tensor]()

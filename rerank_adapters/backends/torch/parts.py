@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...early_exit import CUT_BY_TORCH
+from ...early_exit import CUT_BY_TORCH, query_rows
 from ...tokens import TokenBatch
 from .packing import Packed
 from .parity import Proven
@@ -32,15 +35,20 @@ class Parts:
     def start(
         self, batch: TokenBatch, layer: int, states: list[Tensor] | None, after: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """Pooled states, float32 (pairs, 2 · width), and the hidden states of each pair."""
+        """Pooled states, float32 (pairs, 3 · width), and the hidden states of each pair."""
         packed = self._whole.pack(batch)
         given = packed if states is None else _given(packed, states)
         hidden = self._whole.hidden(given, self._part(after, layer))
-        lengths = torch.from_numpy(batch.lengths).to(hidden.device)
-        mean = torch.segment_reduce(hidden.float(), "mean", lengths=lengths)
         first = hidden.index_select(0, packed.first).float()
+        mean = _means(hidden, batch.lengths)
+        rows = [
+            np.arange(start, stop)[query_rows(batch.input_ids[start:stop])]
+            for start, stop in itertools.pairwise(batch.offsets.tolist())
+        ]
+        query = hidden.index_select(0, torch.from_numpy(np.concatenate(rows)).to(hidden.device))
+        asked = _means(query, np.array([len(each) for each in rows]))
         each = [part.clone() for part in torch.split(hidden, batch.lengths.tolist())]
-        return torch.cat((first, mean), dim=1), each
+        return torch.cat((first, mean, asked), dim=1), each
 
     def resume(self, batch: TokenBatch, states: list[Tensor], layer: int) -> Tensor:
         """Logits on the device, from the hidden states after *layer*."""
@@ -53,6 +61,12 @@ class Parts:
         if key not in self._parts:
             self._parts[key] = _part(self._backbone, after, layer)
         return self._parts[key]
+
+
+def _means(states: Tensor, lengths: NDArray[np.int64]) -> Tensor:
+    """float32 (pairs, width): the mean of each pair's rows, of which there are *lengths*."""
+    counts = torch.from_numpy(lengths).to(states.device)
+    return torch.segment_reduce(states.float(), "mean", lengths=counts)
 
 
 def _given(packed: Packed, states: list[Tensor]) -> Packed:
