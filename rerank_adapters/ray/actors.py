@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 
 from ..config import LIVE, RerankerConfig
-from ..errors import ConfigError
+from ..errors import BackendError, ConfigError
 
 STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
@@ -56,15 +56,12 @@ def running(cpus: float, gpus: float) -> Iterator[None]:
     """Ray while inside: the one that runs, the cluster of RAY_ADDRESS, or one of our own here.
 
     Ours has at least *cpus* logical CPUs, however many the machine has, and ends with the block.
-    ConfigError where a cluster has fewer, for then Ray would wait for ever.
+    ConfigError where a cluster has fewer, for then Ray would wait for ever; BackendError where Ray
+    does not start.
     """
     ours = not ray.is_initialized()
     if ours:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init()
-        else:
-            logical = max(os.cpu_count() or 1, -int(-cpus // 1))
-            ray.init(address="local", num_cpus=logical, include_dashboard=False)
+        _start(max(os.cpu_count() or 1, -int(-cpus // 1)))
     try:
         has = ray.cluster_resources()
         why = ", two of them beside the actors to read and to resume"
@@ -77,3 +74,16 @@ def running(cpus: float, gpus: float) -> Iterator[None]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _start(logical: int) -> None:
+    """Join the cluster of RAY_ADDRESS, or begin one of so many logical CPUs. BackendError."""
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init()
+        else:
+            ray.init(address="local", num_cpus=logical, include_dashboard=False)
+    except Exception as error:  # Ray's are of any kind, a plain Exception among them
+        which = f"the cluster of RAY_ADDRESS={address}" if address else "a Ray of one's own"
+        raise BackendError(f"{which} must start: {error}") from error

@@ -22,6 +22,7 @@ from ..protocols import RerankRequest
 from ..ranking import RankedDocument, Ranking
 from ..sharing import acquire
 from .actors import running, travelling
+from .notes import go_on
 
 SPARE_CPUS = 2
 """CPUs beside the actors' own: one reads, one leaves out what was done. Without, Ray waits."""
@@ -166,7 +167,8 @@ def rerank_files(
     *ids* is a column that tells rows apart. Rows that are on disk are not ranked again, each is
     there once, in no order; Ray keeps account of them in the folder *target*.checkpoint, which may
     go when the job is done. On a cluster both folders must be everybody's. InputError: columns that
-    are not there, ids that repeat, a *target* that another job wrote.
+    are not there, ids that repeat, a *target* that another job wrote: of other options, of rows
+    that were others then. Rows may be added.
     """
     job = _checked(job)
     source, target = _whole(source), _whole(target)
@@ -174,9 +176,10 @@ def rerank_files(
     checkpoint = f"{target}.checkpoint"
     cpus = job.num_actors * job.cpus_per_actor + SPARE_CPUS
     with running(cpus, job.num_actors * job.gpus_per_actor), _noted(ids, checkpoint):
+        columns, cut = (ids, job.query, job.documents, job.error), (job.top_n, job.score_threshold)
+        go_on(source, target, checkpoint, repr((job.config, columns, cut)))
         read = ray.data.read_parquet(source)
         rows = rerank_dataset(read.repartition(target_num_rows_per_block=job.batch_size), job)
-        _check_target(target, checkpoint, _said(job, ids))
         rows.drop_columns([job.documents]).write_parquet(target, mode="append")
 
 
@@ -184,11 +187,6 @@ def _whole(path: str | Path) -> str:
     """The path from its root on, for Ray's processes have folders of their own; or a URL."""
     text = str(path)
     return text.rstrip("/") if "://" in text else str(Path(text).absolute())
-
-
-def _said(job: Job, ids: str) -> str:
-    """What makes the rows what they are: how many engines rank them does not."""
-    return repr((job.config, ids, job.query, job.documents, job.top_n, job.score_threshold))
 
 
 @contextmanager
@@ -202,24 +200,6 @@ def _noted(ids: str, folder: str) -> Iterator[None]:
         yield
     finally:
         context.checkpoint_config = before
-
-
-def _check_target(target: str, checkpoint: str, said: str) -> None:
-    """InputError where *target* holds what another job wrote: by other options, or who knows by.
-
-    The options stand beside it, in *target*.job. What a URL names is nobody's to look into.
-    """
-    if "://" in target:
-        return
-    folder, job = Path(target), Path(f"{target}.job")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not Path(checkpoint).is_dir():
-            raise InputError(
-                f"target must be a new folder, or have its .checkpoint: got {target!r}"
-            )
-        if job.exists() and job.read_text("utf-8") != said:
-            raise InputError(f"target must be a new folder where options differ: see {job}")
-    job.write_text(said, "utf-8")
 
 
 def _check_rows(source: str, job: Job, ids: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from rerank_adapters.cli.app import bulk  # noqa: E402
 from rerank_adapters.ray import Job, actors, rerank_dataset, rerank_files  # noqa: E402
+from rerank_adapters.ray.notes import go_on  # noqa: E402
 
 pytestmark = [
     pytest.mark.long("ray"),
@@ -186,9 +189,14 @@ def test_the_command_ranks_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         str(tmp_path / name) for name in ("in.run", "out.run", "corpus.jsonl", "queries.jsonl")
     ]
     command = ["bulk", *paths[:2], "--corpus", paths[2], "--queries", paths[3], "--json"]
-    with pytest.raises(SystemExit, match="0"):
-        main([*command, "--top-n", "4", "--candidates", "5", "--batch-size", "2"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 5
+    for _ in range(2):  # the second finds all done, and writes the run anew
+        (tmp_path / "out.run").unlink(missing_ok=True)
+        with pytest.raises(SystemExit, match="0"):
+            main([*command, "--top-n", "4", "--candidates", "5", "--batch-size", "2"])
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 5
+    with pytest.raises(SystemExit, match="2"):  # other lists: what is there is not taken for them
+        main([*command, "--top-n", "4", "--candidates", "6", "--batch-size", "2"])
+    assert "where rows or options differ" in capsys.readouterr().err
     lines = [line.split() for line in (tmp_path / "out.run").read_text().splitlines()]
     names = list(texts)[:5]
     with Reranker() as reranker:
@@ -253,9 +261,36 @@ def test_a_job_of_other_options_is_not_gone_on_with(
     monkeypatch.chdir(tmp_path)
     source, target = Path(parquet(tmp_path, rows(3)).name), "out/"
     rerank_files(source, target)
-    with pytest.raises(InputError, match="where options differ"):
+    with pytest.raises(InputError, match="where rows or options differ"):
         rerank_files(source, target, Job(config=RerankerConfig(max_length=64)))
     check(pq.read_table(target).to_pylist(), rows(3))
+    shutil.rmtree(target)
+    with pytest.raises(InputError, match=r"out.checkpoint says is done: remove that too"):
+        rerank_files(source, target)
+
+
+def test_rows_may_be_added_and_not_changed(tmp_path: Path) -> None:
+    """Files are told by what is in them, wherever they lie; where nothing is noted, go on."""
+    source, target, done = (tmp_path / name for name in ("in", "out", "out.checkpoint"))
+    for folder in (source, target, done):
+        folder.mkdir()
+    go_on_with = partial(go_on, target=str(target), checkpoint=str(done), options="these")
+    made = rows(6)
+    pq.write_table(pa.Table.from_pylist(made[:3]), source / "a.parquet")
+    (done / "0_1.pending.parquet").write_text("")  # of a driver that was killed early
+    go_on_with(str(source))
+    (target / "0_0.parquet").write_text("")
+    (source / "a.parquet").rename(source / "b.parquet")
+    pq.write_table(pa.Table.from_pylist(made[3:]), source / "c.parquet")
+    go_on_with(str(source))
+    made[4]["documents"] = [text.replace("tall", "high") for text in made[4]["documents"]]
+    pq.write_table(pa.Table.from_pylist(made[3:]), source / "c.parquet")
+    with pytest.raises(InputError, match="where rows or options differ"):
+        go_on_with(str(source))
+    (tmp_path / "out.job").unlink()
+    go_on_with(str(source))
+    with pytest.raises(InputError, match="where rows or options differ"):
+        go_on_with(str(source), options="others")
 
 
 def test_an_engine_takes_its_share_of_the_threads() -> None:
@@ -266,6 +301,32 @@ def test_an_engine_takes_its_share_of_the_threads() -> None:
     assert actors.travelling(RerankerConfig(num_threads=3), 2.0, 0).num_threads == 3
     assert actors.travelling(RerankerConfig(backend="torch"), 2.0, 0).num_threads is None
     assert actors.travelling(default, 2.0, 1).num_threads is None
+
+
+@pytest.mark.parametrize(
+    ("address", "words"), [("", "a Ray of one's"), ("auto", "RAY_ADDRESS=auto")]
+)
+def test_a_ray_that_does_not_start_is_told_in_a_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    address: str,
+    words: str,
+) -> None:
+    """On a machine that is busy Ray raises a plain Exception, without a cluster another kind."""
+
+    def init(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(SystemExit, match="2"):
+        main(["bulk", str(parquet(tmp_path, rows(2))), str(tmp_path / "out")])
+    told = capsys.readouterr().err.strip()
+    assert "\n" not in told
+    assert f"{words} " in told
+    assert "must start: The current node timed out" in told
 
 
 def test_who_imports_the_room_sends_no_statistics(tmp_path: Path) -> None:

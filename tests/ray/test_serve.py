@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -186,22 +187,46 @@ def test_who_hangs_up_is_cancelled(url: str) -> None:
     assert metric(url, "pairs_total") - passed < len(LONG) + len(TEXTS)
 
 
-def test_what_takes_too_long_is_given_up() -> None:
-    """A replica in this process, for a thousandth of a second; in either dialect's words."""
-    server = Server(RerankerConfig(), Limits(seconds=1e-3))
+def here(server: Server, method: str, path: str, **options: Any) -> httpx.Response:
+    """Ask a replica in this process."""
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
         await (await server(Request(scope, receive)))(scope, receive, send)
 
-    async def ask(path: str, body: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(asgi)
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            return await client.post(path, json=body)
+            return await client.request(method, path, **options)
 
-    named = asyncio.run(ask("/v1/rerank", {"query": QUERY, "documents": LONG}))
+    return asyncio.run(ask())
+
+
+def test_what_takes_too_long_is_given_up() -> None:
+    """After a thousandth of a second; in either dialect's words."""
+    server = Server(RerankerConfig(), Limits(seconds=1e-3))
+    named = here(server, "POST", "/v1/rerank", json={"query": QUERY, "documents": LONG})
     assert (named.status_code, "timeout" in named.json()["message"]) == (504, True)
-    texts = asyncio.run(ask("/rerank", {"query": QUERY, "texts": LONG}))
+    texts = here(server, "POST", "/rerank", json={"query": QUERY, "texts": LONG})
     assert (texts.status_code, texts.json()["error_type"]) == (504, "Backend")
+
+
+def test_the_guides_lines_run() -> None:
+    """Its options are taken, and each call of curl, with what curl sends beside, is answered."""
+    page = (Path(__file__).parents[2] / ".docs/ray.md").read_text("utf-8")
+    runs = re.findall(r"^serve run rerank_adapters.ray.serve:app([^#\n]*)", page, re.MULTILINE)
+    for words in runs:
+        app(dict(word.split("=") for word in words.split()))
+    calls = re.findall(r"^curl localhost:8000(/\S+)(?: -d '(.+)')?$", page, re.MULTILINE)
+    assert (len(runs), len(calls)) == (2, 4)
+    server = Server(RerankerConfig(), Limits())
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    for path, body in calls:
+        method, options = ("POST", {"content": body, "headers": form}) if body else ("GET", {})
+        answer = here(server, method, path, **options)
+        assert answer.status_code == 200
+        if body:
+            rows = answer.json()
+            assert (rows["results"] if path == "/v1/rerank" else rows)[0]["index"] == 1
 
 
 def test_health_and_info(url: str) -> None:
