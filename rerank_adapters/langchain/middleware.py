@@ -6,8 +6,7 @@ import dataclasses
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.messages import AnyMessage, ToolCall, ToolMessage
@@ -44,6 +43,9 @@ from .tool_results import Found, Pool, QueryOf, documents_of, last_round, query_
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 Mode = Literal["before_model", "wrap_tool_call"]
 Result = ToolMessage | Command[Any]
 
@@ -60,6 +62,11 @@ def _hint(name: str, known: Sequence[str]) -> str:
     if ours in CrossEncoderCompressor.model_fields and ours not in known:
         return f": it is the compressor's: RerankingMiddleware(CrossEncoderCompressor({ours}=...))"
     return option_hint(name, known)
+
+
+def _hinted(function: Callable[P, R]) -> Callable[P, R]:
+    """*function*, whose TypeError says so; pyright sees its options as they are."""
+    return hinted(function, _hint)
 
 
 class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -84,7 +91,7 @@ class RerankingMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     'It is 70 m tall.'
     """
 
-    @partial(hinted, hint=_hint)
+    @_hinted
     def __init__(
         self,
         compressor: Compressor | BaseDocumentCompressor | None = None,
