@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from langchain_text_splitters import Language
 from pypdf import PdfReader
 
 from ..errors import InputError
+
+# It logs what it stumbles over beside raising it; without a handler that goes to the terminal.
+logging.getLogger("pypdf").addHandler(logging.NullHandler())
 
 CODE = {
     ".py": Language.PYTHON,

@@ -14,7 +14,7 @@ from rerank_adapters.cli import search as searching
 from rerank_adapters.cli.console import panel
 from rerank_adapters.cli.corpus import Bm25, words
 from rerank_adapters.cli.search import Hit, show
-from tests.test_cli import command, run
+from tests.test_cli import command, pdf, run
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,18 @@ def test_no_bar_in_a_pipe_whatever_force_color_says() -> None:
     """Standard error is read by programs too."""
     done = command("rerank", "dogs", stdin=b"dogs\ncats", FORCE_COLOR="1", TTY_COMPATIBLE="1")
     assert done.stderr == b""
+
+
+def test_a_damaged_pdf_is_one_note(tmp_path: Path) -> None:
+    """Without the reader's own log on the terminal."""
+    (tmp_path / "dogs.txt").write_text("Dogs bark at night.")
+    (tmp_path / "broken.pdf").write_bytes(pdf("Dogs bark")[:-30])
+    (tmp_path / "none.pdf").write_bytes(b"not a pdf")
+    done = command("search", "what barks?", str(tmp_path))
+    assert done.returncode == 0
+    lines = done.stderr.decode().splitlines()
+    assert lines
+    assert all("passed over" in line or "note" in line.casefold() for line in lines), lines
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal of its own")
