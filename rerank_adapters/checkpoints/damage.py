@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ..errors import ModelError, RerankError
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise ModelError where *file* is what Git leaves in a large file's place without its LFS."""
+    with file.open("rb") as opened:
+        pointer = opened.read(len(_POINTER)) == _POINTER
+    if pointer:
+        raise ModelError(
+            f"{file} is a pointer of Git LFS and not the file itself: run git lfs pull in its "
+            "folder, or download the file"
+        )
 
 
 @contextmanager

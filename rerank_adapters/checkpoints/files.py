@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import ModelError
 from .json import NO_LIMIT, read_json
@@ -200,6 +201,29 @@ class Checkpoint:
         return int(padding) + 1
 
     @property
+    def rows(self) -> int:
+        """How many tokens the network has embeddings for; NO_LIMIT where config.json is silent."""
+        text = self.config.get("text_config") or {}
+        stated = self.config.get("vocab_size", text.get("vocab_size"))
+        return stated if _is_id(stated, NO_LIMIT) and stated else NO_LIMIT
+
+    def pad_id(self, ids: Callable[[str], int | None], padding: object = None) -> int:
+        """The token that pads, one that the network has a row for; *ids* tells that of a token.
+
+        *padding* is the id in tokenizer.json. Some checkpoints name a token that was added and
+        never trained, or -1: then it is what ends a text.
+        """
+        pad, end = (_content(self.tokenizer.get(f"{name}_token")) for name in ("pad", "eos"))
+        stated = (
+            None if pad is None else ids(pad),
+            padding,
+            self.config.get("pad_token_id"),
+            self.config.get("eos_token_id"),
+            None if end is None else ids(end),
+        )
+        return next((it for it in stated if _is_id(it, self.rows)), 0)
+
+    @property
     def labels(self) -> int:
         """How many numbers the model gives for a pair, before its activation."""
         if self.manifest.labels is not ABSENT:
@@ -212,6 +236,14 @@ class Checkpoint:
         if not self.modules and self.causal:
             return 1
         return _labels(self.config)
+
+
+def _is_id(value: object, rows: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < rows
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _labels(config: dict[str, Any]) -> int:

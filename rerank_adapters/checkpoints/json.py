@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ModelError
-from .damage import as_model_error
+from .damage import as_model_error, refuse_pointer
 
 Json = TypeVar("Json", dict[str, Any], list[Any])
 
@@ -25,6 +25,7 @@ def read_json(file: Path, empty: Json) -> Json:
     with as_model_error(str(file)):
         if file.stat().st_size > MOST_BYTES:
             raise ModelError(f"{file} must have at most {MOST_BYTES} bytes")
+        refuse_pointer(file)
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ModelError
+from .damage import refuse_pointer
 
 MOST_NODES = 1_000_000
 """Nodes that a graph may have with its local functions written out; a large decoder has 20,000."""
@@ -30,8 +31,9 @@ def check_bounded(file: Path) -> None:
 
     A runtime writes local functions out while it loads: thirty that call the next one twice would
     be a billion nodes. No network that scores pairs loops over nodes, and nothing bounds one that
-    does. Bytes that are no graph are for the runtime to refuse.
+    does. Bytes that are no graph are for the runtime to refuse, but for a pointer of Git LFS.
     """
+    refuse_pointer(file)
     with file.open("rb") as stream:
         if not file.stat().st_size:
             return

@@ -61,6 +61,10 @@ FUNCTIONS: Mapping[str, Callable[[Scores], Scores]] = {
     "gelu": _gelu,
     "silu": lambda x: x * sigmoid(x),
     "mish": lambda x: x * np.tanh(_softplus(x)),
+    "hardshrink": lambda x: np.where(np.abs(x) > 0.5, x, 0),
+    "softshrink": lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0),
+    "tanhshrink": lambda x: x - np.tanh(x),
+    "prelu": lambda x: np.where(x > 0, x, x * 0.25),
     "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
 }
 """What sentence-transformers may store for one label: torch's, made without arguments."""

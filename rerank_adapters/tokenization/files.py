@@ -11,15 +11,22 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 
-from ..checkpoints import NO_LIMIT, Checkpoint, as_model_error
+from ..checkpoints import NO_LIMIT, Checkpoint, as_model_error, refuse_pointer
 from ..errors import ModelError
 from .overrides import class_of, overruled
 from .truncation import Side
 
 Convert = Callable[[Path], Path]
 
-# Tokenizer classes of transformers that hand no token_type_ids to the model though their frames may
-# number them: `model_input_names` of the class, which a list in tokenizer_config.json replaces.
+# Tokenizer classes that hand token_type_ids to the model: `model_input_names` of the class, which a
+# list in tokenizer_config.json replaces. No other class that a file names does, not even
+# PreTrainedTokenizerFast.
+_WITH_TYPE_IDS = {
+    *("bert", "canine", "convbert", "deberta", "debertav2", "dprcontextencoder"),
+    *("dprquestionencoder", "electra", "fnet", "layoutlm", "layoutlmv2", "lxmert", "markuplm"),
+    *("mobilebert", "squeezebert", "tapas"),
+}
+# Where no file names a class it is the model's own: these hand none.
 _WITHOUT_TYPE_IDS = {
     *("albert", "barthez", "bigbird", "camembert", "cohere", "distilbert", "gpt2", "gptneox"),
     *("gemma", "herbert", "llama", "mpnet", "qwen2", "rembert", "roberta", "splinter", "t5"),
@@ -64,7 +71,7 @@ class Files:
             tokenizer,
             max_length=_stored_length(checkpoint),
             truncation_side=side,
-            pad_id=_pad_id(tokenizer, settings, padding, checkpoint.config),
+            pad_id=_pad_id(tokenizer, checkpoint, padding.get("pad_id")),
             types=_gives_types(checkpoint),
         )
 
@@ -81,6 +88,7 @@ def _load(folder: Path, convert: Convert | None) -> Tokenizer:
             # transformers would make a tokenizer of the special tokens alone, and score nonsense.
             raise ModelError(f"{file} is missing, and {folder} holds no older vocabulary either")
         file = convert(folder)
+    refuse_pointer(file)
     with as_model_error(f"{file} is no tokenizer that `tokenizers` can read: it"):
         tokenizer = Tokenizer.from_file(str(file))
         _check_growth(file, tokenizer)
@@ -135,21 +143,15 @@ def _is_length(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
 
 
-def _pad_id(
-    tokenizer: Tokenizer,
-    settings: dict[str, Any],
-    padding: dict[str, Any],
-    config: dict[str, Any],
-) -> int:
-    token = settings.get("pad_token")
-    name = token.get("content") if isinstance(token, dict) else token
-    known = None if name is None else tokenizer.token_to_id(name)
-    stated = (known, padding.get("pad_id"), config.get("pad_token_id"), config.get("eos_token_id"))
-    return next((value for value in stated if isinstance(value, int)), 0)
+def _pad_id(tokenizer: Tokenizer, checkpoint: Checkpoint, padding: object) -> int:
+    return checkpoint.pad_id(tokenizer.token_to_id, padding)
 
 
 def _gives_types(checkpoint: Checkpoint) -> bool:
-    names = checkpoint.tokenizer.get("model_input_names")
-    if names is not None:
+    settings, kind = checkpoint.tokenizer, class_of(checkpoint)
+    if (names := settings.get("model_input_names")) is not None:
         return "token_type_ids" in names
-    return class_of(checkpoint) not in _WITHOUT_TYPE_IDS
+    stated = settings.get("tokenizer_class") or checkpoint.config.get("tokenizer_class")
+    if stated and not checkpoint.tokenizer_code:
+        return kind in _WITH_TYPE_IDS
+    return kind not in _WITHOUT_TYPE_IDS

@@ -274,3 +274,67 @@ def test_a_language_model_without_the_words_is_refused(
     folder = tmp_path / "model"
     save_decoder(folder, tokenizer=Qwen2Tokenizer(vocab=vocab, merges=[]), chat=chat)
     refused(load, folder, r"'yes' and 'no' .*pass answers=")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 90868376\n"
+
+
+def sharded(folder: Path) -> Path:
+    """The tiny BERT in two files of weights and an index."""
+    copy_of("bert", folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, index = sorted(weights), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        name = f"model-{number:05}-of-00002.safetensors"
+        save_file({key: weights[key] for key in part}, folder / name, {"format": "pt"})
+        index |= dict.fromkeys(part, name)
+    edit_json(folder / "model.safetensors.index.json", metadata={}, weight_map=index)
+    return folder
+
+
+def test_shards_are_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    """In loading and in export, before anything is read."""
+    folder = sharded(tmp_path / "model")
+    np.testing.assert_allclose(
+        scores_on("torch", folder), oracle(build("bert"), SOME), rtol=0, atol=1e-4
+    )
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    for load in (by_torch, by_export):
+        refused(load, folder, r"index\.json names files that are not there: model-00002-of-00002")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_told_from_damage(tmp_path: Path, name: str) -> None:
+    """What a clone without LFS leaves: the error says what to run."""
+    folder = copy_of("bert", tmp_path / "model")
+    (folder / name).write_text(POINTER)
+    for load in (by_torch, by_export):
+        refused(load, folder, rf"{name} is a pointer of Git LFS .*run git lfs pull")
+
+
+def test_a_graph_that_is_a_pointer_is_told_from_damage(tmp_path: Path) -> None:
+    copy_of("bert", tmp_path / "model")
+    (tmp_path / "model" / "model.onnx").write_text(POINTER)
+    with pytest.raises(ModelError, match=r"model\.onnx is a pointer of Git LFS .*git lfs pull"):
+        Reranker(tmp_path / "model", backend="onnx")
+
+
+@pytest.mark.parametrize("name", ["model-Q4_K_M.gguf", "tf_model.h5", "model.fp16.safetensors"])
+def test_weights_that_torch_does_not_read_are_named(tmp_path: Path, name: str) -> None:
+    """What lies there instead is told."""
+    folder = copy_of("bert", tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / name)
+    for load in (by_torch, by_export):
+        refused(load, folder, rf"holds no weights that torch reads.*found: {name}")
+
+
+def test_weights_for_another_library_say_what_would_help(tmp_path: Path) -> None:
+    """An adapter, and a quantised checkpoint whose library is not here."""
+    folder = copy_of("bert", tmp_path / "adapter")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    edit_json(folder / "adapter_config.json", peft_type="LORA", base_model_name_or_path="org/base")
+    refused(by_torch, folder, r"an adapter over org/base: merge it")
+    quantised = {"quant_method": "gptq", "bits": 4}
+    folder = copy_of("bert", tmp_path / "gptq", quantization_config=quantised)
+    refused(by_torch, folder, r"quantised by gptq.*take the checkpoint they were made of")

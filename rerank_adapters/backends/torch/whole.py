@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from transformers import PreTrainedModel
 
-from ...checkpoints import Checkpoint, check_files
+from ...checkpoints import Checkpoint, check_files, check_stored, why_unreadable
 from ...errors import ModelError
 from .arithmetic import check_arithmetic
 
@@ -67,6 +67,7 @@ def load_whole(
         raise checkpoint.no_reranker()
     check_files(folder, trust_remote_code=trust_remote_code)
     check_arithmetic(checkpoint)
+    check_stored(folder)
     with _LOADING, _reports() as reports:
         cross_encoder = _load(
             checkpoint,
@@ -81,7 +82,8 @@ def load_whole(
         _check_weights(checkpoint, report, trust_remote_code)
     if answers is None or checkpoint.modules:
         _check_answers(checkpoint, cross_encoder)
-    _give_pad_token(cross_encoder)
+    _check_vocabulary(checkpoint, cross_encoder)
+    _give_pad_token(checkpoint, cross_encoder)
     cross_encoder.eval()
     return cross_encoder
 
@@ -108,7 +110,8 @@ def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
         raise
     except Exception as error:  # a library that runs other people's code raises anything
         said = f"{type(error).__name__}: {error}"
-        raise ModelError(f"sentence-transformers cannot load {folder}: {said}") from error
+        cure = why_unreadable(folder)
+        raise ModelError(f"sentence-transformers cannot load {folder}: {said}{cure}") from error
     if answers is not None:
         last: Any = list(cross_encoder.children())[-1]
         last.true_token_id, last.false_token_id = answers
@@ -258,16 +261,38 @@ def _check_answers(checkpoint: Checkpoint, cross_encoder: CrossEncoder) -> None:
             )
 
 
-def _give_pad_token(cross_encoder: CrossEncoder) -> None:
-    """Let a decoder whose config.json names no pad token take its tokenizer's."""
+def _check_vocabulary(checkpoint: Checkpoint, cross_encoder: CrossEncoder) -> None:
+    """Refuse a tokenizer whose words the network has no rows for.
+
+    Added tokens beyond them are left alone: many checkpoints have some, and no text writes them.
+    """
+    inner = getattr(cross_encoder.tokenizer, "_tokenizer", None)
+    words = {} if inner is None else inner.get_vocab(with_added_tokens=False)
+    most = max(words.values(), default=0)
+    if most >= checkpoint.rows:
+        raise ModelError(
+            f"the tokenizer of {checkpoint.folder} writes token ids up to {most}, and its weights "
+            f"have {checkpoint.rows} rows (vocab_size): the two are not of one checkpoint; get the "
+            "whole checkpoint"
+        )
+
+
+def _give_pad_token(checkpoint: Checkpoint, cross_encoder: CrossEncoder) -> None:
+    """Let tokenizer and network pad with one token that there is.
+
+    A decoder's config.json may name none, -1 or one beyond its embeddings, and its tokenizer too.
+    """
     tokenizer: Any = cross_encoder.tokenizer
     if tokenizer is None:
         return
-    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
+    rows = checkpoint.rows
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        found = checkpoint.pad_id(tokenizer.get_vocab().get)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(found)
     first: Any = cross_encoder[0] if hasattr(cross_encoder, "preprocess") else cross_encoder
     config: Any = first.model.config.get_text_config()
-    if getattr(config, "pad_token_id", None) is None:
+    stated = getattr(config, "pad_token_id", None)
+    if stated is None or not 0 <= stated < rows:
         config.pad_token_id = tokenizer.pad_token_id
 
 
