@@ -30,19 +30,26 @@ def _export(checkpoint: Path, folder: Path, dtype: GraphDType) -> None:
 
 
 @functools.cache
-def exported_with_exits() -> Path:
-    """The tiny BERT in float32 and int8, whole and cut after layer 1, with a random head for it.
+def exported_with_exits(
+    kind: str = "bert",
+    layers: tuple[int, ...] = (1,),
+    dtypes: tuple[GraphDType, ...] = ("float32", "int8"),
+) -> Path:
+    """The tiny *kind* in *dtypes*, whole and cut after *layers*, with a random head for each.
 
     Read-only. Each export traces, rewrites and checks a graph, which takes many times as long as
     all that is asked of it.
     """
-    return made_once(f"bert-exits-{_recipe()}", _export_with_exits)
+    name = "-".join((kind, "exits", *map(str, layers), *dtypes, _recipe()))
+    return made_once(name, lambda folder: _export_with_exits(kind, folder, layers, dtypes))
 
 
-def _export_with_exits(folder: Path) -> None:
-    file = write_heads(folder / HEADS, (1,), seed=21, bias=0.0)
-    for dtype in ("float32", "int8"):
-        export_onnx(build("bert"), folder, dtype, exits=file)
+def _export_with_exits(
+    kind: str, folder: Path, layers: tuple[int, ...], dtypes: tuple[GraphDType, ...]
+) -> None:
+    file = write_heads(folder / HEADS, layers, seed=21, bias=0.0)
+    for dtype in dtypes:
+        export_onnx(build(kind), folder, dtype, exits=file)
 
 
 def write_heads(file: Path, layers: tuple[int, ...], *, seed: int, bias: float) -> Path:

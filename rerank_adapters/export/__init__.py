@@ -196,11 +196,10 @@ def _write(
         cache_folder=config.cache_folder,
     )
     files.copy_configuration(checkpoint, folder)
-    manifest, layers = describe(oracle, checkpoint, framing), tuple[int, ...]()
-    manifest = replace(manifest, weights=weights_name(checkpoint))
+    manifest = replace(describe(oracle, checkpoint, framing), weights=weights_name(checkpoint))
+    exits = {} if heads is None else read_heads(heads)
     if heads is not None:
-        layers = tuple(sorted(read_heads(heads)))
-        manifest = replace(manifest, exits=ExitFiles(layers))
+        manifest = replace(manifest, exits=ExitFiles(tuple(sorted(exits))))
         shutil.copyfile(heads, folder / HEADS)
     manifest.write(folder)
     if not (folder / "tokenizer.json").exists():
@@ -209,10 +208,10 @@ def _write(
     probes = gate.probe(oracle, framing)
     file = folder / FILE_NAMES[dtype]
     whole = network.build(oracle)
-    states = parts.hidden_states(whole, probes[0], layers) if layers else {}
-    files.write_graph(_rewrite(graph.trace(whole), dtype, probes), file, apart=bool(layers))
+    states = parts.hidden_states(whole, probes[0], exits) if exits else {}
+    files.write_graph(_rewrite(graph.trace(whole), dtype, probes), file, apart=bool(exits))
     gate.check(file, probes, dtype)
-    if layers:
+    if exits:
         written = parts.write(file, parts.boundaries(file, probes[0], states))
         parts.check(written, file, probes, BOUNDS[dtype].batch_drift)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ..checkpoints import part_name
-from ..early_exit import HIDDEN
+from ..early_exit import HIDDEN, ExitHead
 from ..errors import ModelError
 from ..parity.comparison import drift
 from .gate import Probe, open_session, run
@@ -27,8 +27,12 @@ States = dict[int, NDArray[np.float32]]
 """Hidden states, (batch, sequence, width), after each layer."""
 
 
-def hidden_states(network: Network, probe: Probe, layers: Sequence[int]) -> States:
-    """What torch has after each of *layers* of what *probe* feeds. Raises ModelError."""
+def hidden_states(network: Network, probe: Probe, heads: Mapping[int, ExitHead]) -> States:
+    """What torch has after each layer of *heads* of what *probe* feeds.
+
+    Raises ModelError where the network has no such layer, or one of another width.
+    """
+    layers = sorted(heads)
     model = network.model
     feed = {name: torch.from_numpy(probe.feed[name]) for name in network.inputs}
     with torch.inference_mode():
@@ -37,10 +41,17 @@ def hidden_states(network: Network, probe: Probe, layers: Sequence[int]) -> Stat
     if found is None:
         raise ModelError(f"exits must be left out: a {kind} network shows no states of its layers")
     most = len(found) - 2
-    if not layers or max(layers) > most:
+    if not 1 <= layers[0] <= layers[-1] <= most:
         raise ModelError(
-            f"exits must be after layers 1 to {most} of this {kind} network: got {list(layers)}"
+            f"exits must be after layers 1 to {most} of this {kind} network: got {layers}"
         )
+    pooled = 2 * int(found[0].shape[-1])
+    for layer, head in heads.items():
+        if len(head.weight) != pooled:
+            raise ModelError(
+                f"exits must have heads for this {kind} network, of {pooled} weights: got "
+                f"{len(head.weight)} for layer {layer}"
+            )
     return {layer: found[layer].numpy() for layer in layers}
 
 

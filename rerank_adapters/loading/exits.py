@@ -95,6 +95,11 @@ def read_heads(file: Path) -> dict[int, ExitHead]:
             raise ModelError(f"{file} holds no exit heads: {name} has no layer or no bias")
         weight = np.array(values, np.float32).reshape(-1)
         heads[int(layer)] = ExitHead(int(layer), weight, float(bias.reshape(-1)[0]))
+    if not heads:
+        raise ModelError(
+            f"{file} holds no exit heads: none of its tensors is called {WEIGHT.format('N')}; "
+            "rerank-adapters exits train makes such a file"
+        )
     return heads
 
 
