@@ -208,7 +208,8 @@ def _write(
     probes = gate.probe(oracle, framing)
     file = folder / FILE_NAMES[dtype]
     whole = network.build(oracle)
-    states = parts.hidden_states(whole, probes[0], exits) if exits else {}
+    states = parts.hidden_states(whole, probes[0], sorted(exits)) if exits else {}
+    parts.check_heads(exits, states)
     files.write_graph(_rewrite(graph.trace(whole), dtype, probes), file, apart=bool(exits))
     gate.check(file, probes, dtype)
     if exits:

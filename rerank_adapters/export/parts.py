@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ..checkpoints import part_name
-from ..early_exit import HIDDEN, ExitHead
+from ..early_exit import HIDDEN, ExitHead, pool
 from ..errors import ModelError
 from ..parity.comparison import drift
 from .gate import Probe, open_session, run
@@ -27,12 +27,8 @@ States = dict[int, NDArray[np.float32]]
 """Hidden states, (batch, sequence, width), after each layer."""
 
 
-def hidden_states(network: Network, probe: Probe, heads: Mapping[int, ExitHead]) -> States:
-    """What torch has after each layer of *heads* of what *probe* feeds.
-
-    Raises ModelError where the network has no such layer, or one of another width.
-    """
-    layers = sorted(heads)
+def hidden_states(network: Network, probe: Probe, layers: Sequence[int]) -> States:
+    """What torch has after each of *layers*, ascending, fed by *probe*. Raises ModelError."""
     model = network.model
     feed = {name: torch.from_numpy(probe.feed[name]) for name in network.inputs}
     with torch.inference_mode():
@@ -43,16 +39,20 @@ def hidden_states(network: Network, probe: Probe, heads: Mapping[int, ExitHead])
     most = len(found) - 2
     if not 1 <= layers[0] <= layers[-1] <= most:
         raise ModelError(
-            f"exits must be after layers 1 to {most} of this {kind} network: got {layers}"
+            f"exits must be after layers 1 to {most} of this {kind} network: got {list(layers)}"
         )
-    pooled = 2 * int(found[0].shape[-1])
+    return {layer: found[layer].numpy() for layer in layers}
+
+
+def check_heads(heads: Mapping[int, ExitHead], states: States) -> None:
+    """Raise ModelError where a head reads states of another width than its layer's *states*."""
     for layer, head in heads.items():
+        pooled = len(pool(states[layer][0], np.zeros(states[layer].shape[1], np.int32)))
         if len(head.weight) != pooled:
             raise ModelError(
-                f"exits must have heads for this {kind} network, of {pooled} weights: got "
+                f"exits must have heads for this network, of {pooled} weights: got "
                 f"{len(head.weight)} for layer {layer}"
             )
-    return {layer: found[layer].numpy() for layer in layers}
 
 
 def boundaries(file: Path, probe: Probe, states: States) -> dict[int, str]:

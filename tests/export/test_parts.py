@@ -19,7 +19,6 @@ from onnx import numpy_helper
 from rerank_adapters import EarlyExit, ModelError, Reranker
 from rerank_adapters.checkpoints.tensors import read_tensors, write_tensors
 from rerank_adapters.export import export_onnx, gate, network, parts
-from rerank_adapters.loading.exits import read_heads
 from tests.checkpoints import TRAINING_TEXT, build, encoder_for, oracle
 from tests.exported import exported, exported_with_exits, write_heads
 from tests.replicas import copy_of
@@ -43,7 +42,9 @@ def _exit_scores(kind: str, folder: Path, layer: int) -> NDArray[np.float64]:
         encoded = encoder.tokenizer([list(pair)], return_tensors="pt", truncation=True)
         with torch.inference_mode():
             states = encoder.model(**encoded, output_hidden_states=True).hidden_states[layer][0]
-        pooled = torch.cat((states[0], states.mean(0))).double().numpy()
+        asked = [at for at, of in enumerate(encoded.sequence_ids(0)) if of == 0]
+        means = (states.mean(0), states[asked].mean(0))
+        pooled = torch.cat((states[0], *means)).double().numpy()
         logits.append(pooled @ weight + tensors[f"layer_{layer}.bias"][0])
     return 1 / (1 + np.exp(-np.array(logits)))
 
@@ -90,7 +91,7 @@ def test_parts_in_int8_are_the_whole_graph_bit_for_bit(kind: str, layers: tuple[
     ("layers", "width", "match"),
     [
         ((2,), 64, r"exits must be after layers 1 to 1 of this bert network: got \[2\]"),
-        ((1,), 48, r"heads for this bert network, of 128 weights: got 96 for layer 1"),
+        ((1,), 48, r"heads for this network, of 192 weights: got 144 for layer 1"),
         ((), 64, r"heads\.safetensors holds no exit heads: none .* layer_N\.weight"),
     ],
 )
@@ -103,7 +104,7 @@ def test_heads_for_another_network_are_refused(
     if layers:
         tensors: dict[str, np.ndarray] = {}
         for layer in layers:
-            tensors[f"layer_{layer}.weight"] = np.ones((1, 2 * width), np.float32)
+            tensors[f"layer_{layer}.weight"] = np.ones((1, 3 * width), np.float32)
             tensors[f"layer_{layer}.bias"] = np.zeros(1, np.float32)
         write_tensors(heads, tensors)
     with pytest.raises(ModelError, match=match):
@@ -186,13 +187,12 @@ def _whole(kind: str) -> tuple[network.Network, list[gate.Probe]]:
 def test_states_of_other_weights_are_found_in_no_tensor():
     """Numbers tell where a graph is to be cut: those of another checkpoint are nowhere in it."""
     module, probes = _whole("bert")
-    heads = read_heads(exported_with_exits() / "exit_heads.safetensors")
     file = exported("bert") / "model.onnx"
-    found = parts.boundaries(file, probes[0], parts.hidden_states(module, probes[0], heads))
+    found = parts.boundaries(file, probes[0], parts.hidden_states(module, probes[0], [1]))
     assert list(found) == [1]
     with torch.no_grad():
         module.model.base_model.encoder.layer[0].output.LayerNorm.weight.mul_(1.5)
-    other = parts.hidden_states(module, probes[0], heads)
+    other = parts.hidden_states(module, probes[0], [1])
     with pytest.raises(ModelError, match="no tensor of the graph holds the hidden states after l"):
         parts.boundaries(file, probes[0], other)
     assert not list(file.parent.glob("asking-*"))

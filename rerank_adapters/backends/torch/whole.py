@@ -103,6 +103,7 @@ def _load(checkpoint: Checkpoint, **options: Any) -> CrossEncoder:
             # Without a class in config.json one label would be assumed; the files say how many.
             num_labels=None if stated else checkpoint.labels,
             model_kwargs={"dtype": options["dtype"]},
+            config_kwargs=_padding(checkpoint),
             cache_folder=options["cache_folder"],
             **shared,
         )
@@ -259,6 +260,14 @@ def _check_answers(checkpoint: Checkpoint, cross_encoder: CrossEncoder) -> None:
                 f"a language model answers with a token, and {' and '.join(map(repr, lacking))} "
                 f"is none of {checkpoint.folder}: pass answers= with tokens of its vocabulary"
             )
+
+
+def _padding(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """What must stand in place of a pad token beyond the embeddings, which torch does not load."""
+    pad = checkpoint.config.get("pad_token_id")
+    if not isinstance(pad, int) or pad < checkpoint.rows:
+        return None
+    return {"pad_token_id": checkpoint.pad_id(lambda _: None)}
 
 
 def _check_vocabulary(checkpoint: Checkpoint, cross_encoder: CrossEncoder) -> None:
