@@ -16,6 +16,8 @@ import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    ConvBertConfig,
+    ConvBertForSequenceClassification,
     Qwen3ForSequenceClassification,
 )
 
@@ -34,7 +36,7 @@ def alone(folder: Path, pairs: list[tuple[str, str]] = SOME) -> np.ndarray:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
         logits = [
-            model(**tokenizer(*pair, truncation=True, return_tensors="pt")).logits[0, 0]
+            model(**tokenizer([[*pair]], truncation=True, return_tensors="pt")).logits[0, 0]
             for pair in pairs
         ]
     return torch.stack(logits).sigmoid().numpy()
@@ -126,6 +128,33 @@ def test_an_encoder_is_padded_on_the_right_whatever_its_files_state(
         (folder / "model.onnx").write_bytes((exported(kind) / "model.onnx").read_bytes())
     with Reranker(folder, backend=backend, device="cpu") as reranker:
         close(reranker.score_pairs(PAIRS[:12]), oracle(build(kind), PAIRS[:12]))
+
+
+def test_a_network_that_reads_its_pads_runs_pair_by_pair(tmp_path: Path) -> None:
+    """ConvBERT's convolutions reach over a text's end: in company its score was another."""
+    tokenizer = AutoTokenizer.from_pretrained(build("bert"))
+    config = ConvBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        embedding_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        initializer_range=0.25,
+        num_labels=1,
+    )
+    torch.manual_seed(7)
+    ConvBertForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = alone(tmp_path)
+    assert np.abs(oracle(tmp_path, SOME) - expected).max() > 1e-3  # the oracle's company counts
+    with Reranker(tmp_path, backend="torch", device="cpu") as reranker:
+        close(reranker.score_pairs(SOME), expected)
+        close([reranker.score_pairs([pair])[0] for pair in SOME], expected)
+        told = reranker.info()
+    assert told.details["layout"] == "one pair a pass"
+    assert "depend on padding" in told.fallback
 
 
 def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path) -> None:

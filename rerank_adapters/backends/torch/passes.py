@@ -53,14 +53,28 @@ class PaddedPass:
         self._pad_side = pad_side
         self._type_ids = takes_type_ids(loaded)
         self.constants: Mapping[str, Any] = {}
+        self.one_by_one = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self._loaded.network.dtype
 
     @property
     def details(self) -> dict[str, str]:
         """What `info` says of this pass."""
-        return {"layout": "padded"}
+        return {"layout": "one pair a pass" if self.one_by_one else "padded"}
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """Return logits on the device, by one forward of sentence-transformers."""
+        """Return logits on the device, by one forward of sentence-transformers.
+
+        Where `one_by_one` is set each pair has its own, so that none is padded.
+        """
+        if self.one_by_one:
+            return torch.cat([self._forward(batch.take([row])) for row in range(len(batch))])
+        return self._forward(batch)
+
+    def _forward(self, batch: TokenBatch) -> Tensor:
         device = self._loaded.network.device
         names = ("input_ids", "attention_mask", "token_type_ids")
         arrays = batch.padded(self._pad_id, self._pad_side)
