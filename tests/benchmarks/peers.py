@@ -14,8 +14,8 @@ else into a folder that goes. Neighbours that are not installed are named as abs
 --target FOLDER --no-deps fastembed==0.9.1 FlashRank rerankers loguru mmh3 py_rust_stemmers
 langchain-community`, and PYTHONPATH=FOLDER; openvino and nanotoken likewise. Prints markdown:
 medians, so read the ratios. Drift is the largest difference from sentence-transformers' logits; of
-those that return sigmoids it is taken of the logit that the sigmoid means. With an early exit all
-but 15 documents stop after three of six layers, with that layer's own score: no drift is told.
+those that return sigmoids it is taken of the logit that the sigmoid means. With an early exit most
+stop after two, three or four of six layers, with that layer's own score: no drift is told.
 """
 
 from __future__ import annotations
@@ -190,8 +190,11 @@ COMPETITORS: dict[str, Callable[[Path], Score]] = {
     "sentence-transformers, bfloat16": _sentence_transformers(32, "bfloat16"),
     "rerank-adapters, onnx float32": _ours(backend="onnx", dtype="float32"),
     "rerank-adapters, onnx int8": _ours(backend="onnx", dtype="int8"),
-    "rerank-adapters, onnx int8, early exit": _ours(
-        "default", backend="onnx", dtype="int8", early_exit=EarlyExit(3, keep=15)
+    "rerank-adapters, onnx int8, early exit 30+20+5": _ours(
+        "default", backend="onnx", dtype="int8", early_exit=EarlyExit((2, 3, 4), (30, 20, 5))
+    ),
+    "rerank-adapters, onnx int8, early exit 25+10+4": _ours(
+        "default", backend="onnx", dtype="int8", early_exit=EarlyExit((2, 3, 4), (25, 10, 4))
     ),
     "rerank-adapters, torch": _ours(backend="torch"),
     "rerank-adapters, openvino": _ours(backend="openvino"),
