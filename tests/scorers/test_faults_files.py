@@ -136,7 +136,7 @@ def test_20_damaged_checkpoints_name_the_file(backend, damage, tmp_path):
     before = threading.active_count()
     with pytest.raises(ModelError, match=words):
         Reranker.from_pretrained(str(folder), backend=backend, device="cpu")
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # threads of tests before may end meanwhile
     if damage == "weights cut in half":
         with tapped(backend)[0] as good:
             assert_serves(good)
