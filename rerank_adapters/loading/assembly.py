@@ -275,8 +275,6 @@ def _tried(backend: Backend, heads: Sequence[ExitHead], pad_id: int) -> int:
     staged = cast("StagedBackend", backend)
     states, after, most = None, 0, 0
     for head in heads:
-        if after:
-            staged.start(batch, head.layer)  # a query of few candidates begins with any of them
         pooled, states = staged.start(batch, head.layer, states, after=after)
         after, most = head.layer, max(most, int(states[0].nbytes) // 2)
         if pooled.shape[1] != len(head.weight):

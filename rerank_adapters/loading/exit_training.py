@@ -123,7 +123,7 @@ def train_heads(
             pairs = [(query, document) for document in documents if document.strip()]
             if pairs:
                 batch = meaning.tokenizer.encode(pairs, Call().prompts, None).batch
-                pooled, target = _states(backend, batch, list(known), meaning.family.keys)
+                pooled, target = run_through(backend, batch, list(known), meaning.family.keys)
                 _take(known, pooled, target, left_out=number % HELD_OUT == HELD_OUT - 1)
             on_query()
     finally:
@@ -145,7 +145,7 @@ def _check(layers: Sequence[int], traits: BackendTraits, backend: str) -> None:
         )
 
 
-def _states(
+def run_through(
     backend: StagedBackend,
     batch: TokenBatch,
     layers: Sequence[int],

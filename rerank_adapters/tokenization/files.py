@@ -71,7 +71,7 @@ class Files:
             tokenizer,
             max_length=_stored_length(checkpoint),
             truncation_side=side,
-            pad_id=_pad_id(tokenizer, checkpoint, padding.get("pad_id")),
+            pad_id=checkpoint.pad_id(tokenizer.token_to_id, padding.get("pad_id")),
             types=_gives_types(checkpoint),
         )
 
@@ -141,10 +141,6 @@ def _stored_length(checkpoint: Checkpoint) -> int:
 def _is_length(value: object) -> bool:
     """Whether it bounds anything: -1, 0, null, NaN, true and words do not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
-
-
-def _pad_id(tokenizer: Tokenizer, checkpoint: Checkpoint, padding: object) -> int:
-    return checkpoint.pad_id(tokenizer.token_to_id, padding)
 
 
 def _gives_types(checkpoint: Checkpoint) -> bool:

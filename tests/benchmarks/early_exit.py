@@ -43,10 +43,10 @@ from rerank_adapters import EarlyExit, Reranker, RerankerConfig
 from rerank_adapters.checkpoints import HEADS
 from rerank_adapters.cli.collection import read_collection
 from rerank_adapters.cli.evaluate import bm25_run
-from rerank_adapters.early_exit import ExitHead, pool
-from rerank_adapters.engine.batching import iterate_batches
+from rerank_adapters.early_exit import ExitHead
 from rerank_adapters.loading import bundled, find
 from rerank_adapters.loading.assembly import start
+from rerank_adapters.loading.exit_training import run_through
 from rerank_adapters.loading.exits import read_heads
 from rerank_adapters.loading.meaning import read
 from rerank_adapters.protocols import Call
@@ -58,7 +58,6 @@ KEEPS = {2: (10, 15, 20, 25, 30, 40), 3: (4, 6, 8, 10, 12, 15, 20), 4: (2, 3, 4,
 SAVES, LOSES, AT_MOST = 1.8, 0.002, 0.01
 CHOSEN_SAVES = 1.85
 DISCOUNTS = 1 / np.log2(np.arange(10) + 2)
-WIDTH = 384
 CHOICE, MEASURED = ("nq_qed train", "selqa dev"), ("selqa test", "nq_qed dev", "scifact test")
 COLUMNS = (
     *("set", "queries", "early_exit", "fewer layer-tokens", "nDCG@10", "with exit", "loss", "95 %"),
@@ -127,21 +126,9 @@ class Network:
     def _run(self, query: str, text: str, documents: dict[str, str]) -> Seen:
         pairs = [(text, document) for document in documents.values()]
         batch = self._meaning.tokenizer.encode(pairs, Call().prompts, None).batch
-        whole = np.zeros(len(pairs), np.float32)
-        pooled = {layer: np.zeros((len(pairs), 3 * WIDTH), np.float32) for layer in STOPS}
-        for rows in iterate_batches(
-            batch.lengths, max_batch_tokens=self._backend.traits.batch_tokens
-        ):
-            part, hidden = batch.take(rows), None
-            parts = self._backend._parts.between(0, STOPS[-1])
-            for layer, session in zip(STOPS, parts, strict=True):  # each layer once
-                hidden = self._backend._run_parts(part, [session], hidden)
-                ids = np.split(part.input_ids, part.offsets[1:-1])
-                each = zip(hidden, ids, strict=True)
-                pooled[layer][rows] = np.stack([pool(row[: len(own)], own) for row, own in each])
-            rest = self._backend._parts.between(STOPS[-1], None)
-            whole[rows] = self._backend._run_parts(part, rest, hidden)[:, 0]
-        return Seen(query, [*documents], batch.lengths, whole, pooled)
+        states, whole = run_through(self._backend, batch, STOPS, self._meaning.family.keys)
+        pooled = {layer: each.astype(np.float32) for layer, each in states.items()}
+        return Seen(query, [*documents], batch.lengths, whole.astype(np.float32), pooled)
 
 
 class Asked:

@@ -75,18 +75,16 @@ def prove(
         reason = f"it wants more than token ids, masks and types ({flaw})"
         return Proven(None, labels, "", reason, {**details, "layout": "features"})
     packed, why_padded = _packed(loaded, ragged(features), oracle)
-    if packed is None and _depends_on_padding(padded, ragged(features), oracle):
+    if packed is None:
+        # Where a pair alone scores otherwise than beside others, as where a convolution reads pads.
         padded.one_by_one = True
-        why_padded += "; its scores depend on padding, so each pair has a pass of its own"
+        padded.one_by_one = bool(
+            _flaw(lambda: padded(ragged(features)), oracle, loaded.network.dtype)
+        )
+        if padded.one_by_one:
+            why_padded += "; its scores depend on padding, so each pair has a pass of its own"
     run = packed or padded
     return Proven(run, labels, why_padded, why_texts, {**details, **run.details})
-
-
-def _depends_on_padding(padded: PaddedPass, batch: TokenBatch, oracle: Logits) -> bool:
-    """Whether a pair alone has another score than in company, as where a convolution reads pads."""
-    alone = [_host(padded(batch.take([row]))) for row in range(len(batch))]
-    dtype = str(padded.dtype).removeprefix("torch.")
-    return bool(disagreement(np.concatenate(alone), oracle, dtype))
 
 
 def _packed(

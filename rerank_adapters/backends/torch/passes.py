@@ -56,11 +56,6 @@ class PaddedPass:
         self.one_by_one = False
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the network computes in."""
-        return self._loaded.network.dtype
-
-    @property
     def details(self) -> dict[str, str]:
         """What `info` says of this pass."""
         return {"layout": "one pair a pass" if self.one_by_one else "padded"}
