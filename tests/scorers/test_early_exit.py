@@ -26,7 +26,7 @@ from rerank_adapters.backends.torch.backend import TorchBackend
 from rerank_adapters.checkpoints.tensors import write_tensors
 from rerank_adapters.cli.options import mapping
 from rerank_adapters.early_exit import ExitHead
-from rerank_adapters.engine.held import Contest, HeldStates
+from rerank_adapters.engine.held import HeldStates
 from rerank_adapters.errors import ClosedError, ModelError
 from rerank_adapters.langchain import CrossEncoderCompressor
 from rerank_adapters.llama_index import CrossEncoderPostprocessor
@@ -338,33 +338,6 @@ def test_progress_counts_each_pair_once():
     with reranker_over(StagedFake(), exits=BACKWARDS) as early:
         early.rerank_many([(QUERY, DOCUMENTS), ("short", DOCUMENTS[:3])], on_progress=found.append)
     assert sum(found) == len(DOCUMENTS) + 3
-
-
-class _States:
-    nbytes = 10
-
-
-def test_a_contest_keeps_no_more_states_than_go_on_whatever_the_order():
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        room, complete = HeldStates(), []
-        logits = generator.integers(0, 6, 30).astype(float)  # ties
-        contest = Contest(range(30), [4], room=room, size=40, on_complete=complete.append)
-        assert room.enter(40, lambda: None)
-        assert contest.open()
-        most = 0
-        for row in generator.permutation(30).tolist():
-            contest.entries[row].offer(logits[row], _States())
-            most = max(most, room.bytes)
-        assert complete == [contest]
-        assert most == 40
-        expected = sorted(np.argsort(-logits, kind="stable")[:4].tolist())
-        going = contest.next_round()
-        assert [entry.row for entry in going] == expected
-        for entry in going:
-            entry.leave()
-        assert room.bytes == 0
-        assert room.enter(room.most, lambda: None)  # all of it is free again
 
 
 def test_queries_wait_for_room_first_come_first_served():

@@ -202,28 +202,32 @@ class _States:
     nbytes = 10
 
 
-def test_a_contest_keeps_no_more_states_in_any_round():
-    """Ten, then four of them, then one: never the bytes of more than ten."""
+@pytest.mark.parametrize("keeps", [(4,), (10, 4, 1)])
+def test_a_contest_keeps_no_more_states_than_go_on_whatever_the_order(keeps: tuple[int, ...]):
+    """In any round, of logits with ties: never more bytes than of those who pass the first."""
     generator = np.random.default_rng(0)
     for _ in range(20):
         room, complete = HeldStates(), []
-        contest = Contest(range(30), [10, 4, 1], room=room, size=100, on_complete=complete.append)
-        assert room.enter(100, lambda: None)
+        size = 10 * keeps[0]
+        contest = Contest(range(30), keeps, room=room, size=size, on_complete=complete.append)
+        assert room.enter(size, lambda: None)
         assert contest.open()
         entries, most, sizes = list(contest.entries), 0, []
-        for number in range(3):
-            logits = dict(zip([it.row for it in entries], generator.normal(size=30), strict=False))
+        for number, keep in enumerate(keeps):
+            logits = generator.integers(0, 6, len(entries)).astype(float)  # ties
+            rows = np.array([it.row for it in entries])
             for at in generator.permutation(len(entries)).tolist():
-                entries[at].offer(logits[entries[at].row], _States())
+                entries[at].offer(logits[at], _States())
                 entries[at].offer(1e9, _States())  # a batch that is run again changes nothing
                 most = max(most, room.bytes)
-            assert len(complete) == number + 1
-            best = sorted(sorted(logits, key=lambda it: -logits[it])[: (10, 4, 1)[number]])
+            assert complete == [contest] * (number + 1)
+            expected = sorted(rows[np.argsort(-logits, kind="stable")[:keep]].tolist())
             entries = contest.next_round()
-            assert [it.row for it in entries] == best
+            assert [it.row for it in entries] == expected
             sizes.append(room.bytes)
-        assert (most, sizes) == (100, [100, 40, 10])
-        entries[0].leave()
+        assert (most, sizes) == (size, [10 * keep for keep in keeps])
+        for entry in entries:
+            entry.leave()
         assert room.bytes == 0
         assert room.enter(room.most, lambda: None)  # all of it is free again
 
